@@ -1,0 +1,162 @@
+"""`python -m kaggle_utils`: phantom, notebooks, score, validate. Arguments in, one call, a few printed lines out.
+
+Exit status: 0 for success, 1 for a submission that breaks the rules, 2 for anything else that a person must put right.
+"""
+
+import argparse
+import json
+import os
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from kaggle_utils.notebooks import NotebookError, run_notebooks
+from kaggle_utils.recipes import RECIPE_NAMES, SCALES
+
+# Modules that read zarr, pandas or torch are imported by the command that needs them, so that `--help` does not wait.
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command and return its exit status; what a person can put right is told without a traceback."""
+    options = vars(_parser().parse_args(arguments))
+    command = options.pop("command")
+    try:
+        return command(**options)
+    except (ValueError, OSError, ImportError, NotebookError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def phantom(out: Path, **settings) -> int:
+    """Write synthetic runs; settings that are not given are those of `write_phantom`."""
+    from kaggle_utils.phantom import write_phantom
+
+    write_phantom(out, **settings)
+    print(f"phantom: {out}")
+    return 0
+
+
+def notebooks(
+    data: Path | None = None,
+    work: Path | None = None,
+    recipe: str | None = None,
+    scale: str | None = None,
+    only: tuple[str, ...] = (),
+    refresh: bool = False,
+) -> int:
+    """Run the notebooks, then say where the submission and the pages are and, where the truth is known, how good it is.
+
+    Each option stands for an environment variable, so that `detect` decides about the rest; --work takes the submission
+    along.
+    """
+    from kaggle_utils.environment import detect
+
+    given = {"CZII_DATA": data, "CZII_WORK": work, "CZII_RECIPE": recipe, "CZII_SCALE": scale}
+    given = {name: str(value) for name, value in given.items() if value is not None}
+    inherited = {name: value for name, value in os.environ.items() if work is None or name != "CZII_SUBMISSION"}
+    env = detect(inherited | given)
+    print(env, flush=True)
+    before = _changed(env.submission)
+    pages = run_notebooks(env, only, refresh)
+    print("\nnotebooks with their figures:")
+    for page in pages:
+        print(f"  {page}")
+    if _changed(env.submission) == before:
+        if only:
+            return 0  # none of the chosen notebooks writes one
+        raise FileNotFoundError(f"all notebooks ran, but none of them wrote {env.submission}")
+    print(f"submission: {env.submission}")
+    truth = (env.data or env.work / "phantom") / "test_truth" / "overlay" / "ExperimentRuns"
+    if truth.is_dir():
+        print(f"score against {truth}:")
+        return score(env.submission, truth)
+    return 0
+
+
+def score(submission: Path, truth: Path, as_json: bool = False) -> int:
+    """Print the competition's F-beta, in all and for each particle."""
+    from kaggle_utils.metrics import score_submission
+    from kaggle_utils.picks import read_truth
+    from kaggle_utils.submission import read_submission
+
+    result = score_submission(read_submission(submission), read_truth(truth))
+    if as_json:
+        print(json.dumps(result.to_dict(), indent=1))
+        return 0
+    decimals = dict.fromkeys(["precision", "recall", "f_beta"], "{:.4f}".format)
+    print(result.particles.rename_axis(None).to_string(formatters=decimals))
+    print(f"F-beta (beta = 4), weighted mean: {result.score:.4f}")
+    return 0
+
+
+def validate(submission: Path, data: Path, split: str) -> int:
+    """Print a line for each violation of the format."""
+    from kaggle_utils.submission import read_submission, validate_submission
+
+    violations = validate_submission(submission, data, split)
+    if violations:
+        print("\n".join(violations))
+        return 1
+    table = read_submission(submission)
+    print(f"valid: {len(table)} picks in {table['experiment'].nunique()} runs")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    # Options that are not given are not passed on, so that each default has one home.
+    settings = {"argument_default": argparse.SUPPRESS, "formatter_class": argparse.ArgumentDefaultsHelpFormatter}
+    parser = argparse.ArgumentParser("kaggle_utils", description="From a tomogram to submission.csv.")
+    parser.add_argument("--version", action="version", version=_version())
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    command = commands.add_parser("phantom", help="write synthetic tomograms in the competition's layout", **settings)
+    command.set_defaults(command=phantom)
+    command.add_argument("out", type=Path, help="folder for train/, test/ and test_truth/")
+    command.add_argument("--runs", type=int, metavar="N", help="training runs")
+    command.add_argument("--test-runs", type=int, metavar="N", help="test runs")
+    command.add_argument("--shape", type=int, nargs=3, metavar=("Z", "Y", "X"), help="in voxels")
+    command.add_argument("--seed", type=int, metavar="S", help="the same seed gives the same data")
+
+    command = commands.add_parser("notebooks", help="run the notebooks in order and keep their figures", **settings)
+    command.set_defaults(command=notebooks)
+    command.add_argument(
+        "--data", type=Path, metavar="DIR", help="folder with train/ and test/; else what is found, else a phantom"
+    )
+    command.add_argument(
+        "--work", type=Path, metavar="DIR", help="for models, pages and submission.csv; else work/ and submissions/"
+    )
+    command.add_argument("--recipe", choices=RECIPE_NAMES, help="what is trained, and how")
+    command.add_argument(
+        "--scale", choices=SCALES, help="demo: minutes on a CPU; full: hours on a GPU; else what the machine has"
+    )
+    command.add_argument("--only", nargs="+", metavar="03", help="these alone, by the numbers in their names")
+    command.add_argument("--refresh", action="store_true", help="write them back with their outputs, to be committed")
+
+    command = commands.add_parser("score", help="the competition's F-beta of a submission", **settings)
+    command.set_defaults(command=score)
+    command.add_argument("submission", type=Path)
+    command.add_argument(
+        "--truth", type=Path, required=True, metavar="DIR", help="an overlay's ExperimentRuns, or a CSV of picks"
+    )
+    command.add_argument("--json", dest="as_json", action="store_true", help="print JSON instead of a table")
+
+    command = commands.add_parser("validate", help="check a submission against every rule of the format", **settings)
+    command.set_defaults(command=validate)
+    command.add_argument("submission", type=Path)
+    command.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with the runs that it is for")
+    command.add_argument("--split", choices=("train", "test"), default="test", help="part of the data")
+    return parser
+
+
+def _version() -> str:
+    try:
+        return version("czii-kaggle-utils")
+    except PackageNotFoundError:  # used from a source folder
+        return "unknown (not installed)"
+
+
+def _changed(path: Path) -> int | None:
+    return path.stat().st_mtime_ns if path.is_file() else None

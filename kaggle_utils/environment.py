@@ -1,0 +1,145 @@
+"""Where the kit runs, and where its data, its work folder, its submission and its devices are."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+# How Kaggle mounts inputs: the old convention, then the new ones (competitions, datasets and notebooks by owner).
+_KAGGLE_INPUTS = ("*", "competitions/*", "datasets/*/*", "notebooks/*/*")
+# What the package needs and the images of Kaggle and Colab lack: module -> distribution.
+_NOT_IN_IMAGES = {"zarr": "zarr", "cc3d": "connected-components-3d"}
+_REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What a notebook needs to know of its surroundings.
+
+    `data` is the folder that holds `train/` and `test/`, or None when there is none; `devices` are torch device names,
+    one for each worker."""
+
+    platform: str
+    data: Path | None
+    work: Path
+    submission: Path
+    recipe: str
+    scale: str
+    devices: tuple[str, ...]
+
+    def __str__(self) -> str:
+        data = self.data.name if self.data else "none found, so synthetic tomograms (phantom)"
+        return (
+            f"{self.platform} on {', '.join(self.devices)} | {self.recipe} recipe at {self.scale} scale | data: {data}"
+        )
+
+    @property
+    def models(self) -> Path:
+        """The folder below which each trained model has its own."""
+        return self.work / "models"
+
+
+def detect(environ: Mapping[str, str] = os.environ, root: Path = Path("/")) -> Environment:
+    """Find out where we are.
+
+    The variables CZII_DATA, CZII_WORK, CZII_SUBMISSION, CZII_RECIPE and CZII_SCALE win over what is found. `root` is
+    the file system's root (another one in tests). Raises FileNotFoundError when CZII_DATA is not a folder in the
+    competition's layout."""
+    platform = find_platform(environ)
+    work = {
+        "kaggle": root / "kaggle/working",
+        "colab": _colab_work(root),
+        "local": _REPOSITORY / "work",
+    }[platform]
+    work = Path(environ.get("CZII_WORK") or work).absolute()
+    if platform == "local" and not environ.get("CZII_WORK"):
+        submission = _REPOSITORY / "submissions" / "submission.csv"
+    else:
+        submission = work / "submission.csv"
+    data = find_data(platform, environ, root)
+    devices = find_devices()
+    return Environment(
+        platform=platform,
+        data=data,
+        work=work,
+        submission=Path(environ.get("CZII_SUBMISSION") or submission).absolute(),
+        recipe=environ.get("CZII_RECIPE") or "report",
+        # The full recipes take hours even on a GPU, and are wasted on a phantom.
+        scale=environ.get("CZII_SCALE") or ("full" if data and devices[0] != "cpu" else "demo"),
+        devices=devices,
+    )
+
+
+def find_platform(environ: Mapping[str, str] = os.environ) -> str:
+    """Return "kaggle", "colab" or "local"."""
+    if "KAGGLE_KERNEL_RUN_TYPE" in environ:
+        return "kaggle"
+    return "colab" if "COLAB_RELEASE_TAG" in environ else "local"
+
+
+def find_data(platform: str, environ: Mapping[str, str] = os.environ, root: Path = Path("/")) -> Path | None:
+    """Return the first folder that has the competition's layout, or None.
+
+    Raises FileNotFoundError when CZII_DATA names a folder without it: a typing error must not end in synthetic data.
+    """
+    if environ.get("CZII_DATA"):
+        data = Path(environ["CZII_DATA"]).absolute()
+        if not has_layout(data):
+            raise FileNotFoundError(
+                f"CZII_DATA={data} has neither train/static/ExperimentRuns nor test/static/ExperimentRuns; "
+                "give the folder that holds train/ and test/"
+            )
+        return data
+    return next((place for place in _places(platform, root) if has_layout(place)), None)
+
+
+def has_layout(data: Path) -> bool:
+    """Whether `data` holds runs in the competition's layout."""
+    return any((data / split / "static" / "ExperimentRuns").is_dir() for split in ("train", "test"))
+
+
+def _places(platform: str, root: Path) -> Iterator[Path]:
+    if platform == "kaggle":
+        for pattern in _KAGGLE_INPUTS:
+            yield from sorted((root / "kaggle/input").glob(pattern))
+    elif platform == "colab":
+        yield from (root / "content/drive/MyDrive/czii/data", root / "content/data")
+    else:
+        yield from (_REPOSITORY / "data", Path.cwd() / "data")
+
+
+def _colab_work(root: Path) -> Path:
+    drive = root / "content/drive/MyDrive"
+    return drive / "czii/work" if drive.is_dir() else root / "content/work"
+
+
+def find_devices() -> tuple[str, ...]:
+    """Return every CUDA device by its torch name, or ("cpu",)."""
+    import torch
+
+    return tuple(f"cuda:{index}" for index in range(torch.cuda.device_count())) or ("cpu",)
+
+
+def install_missing(root: Path = Path("/")) -> None:
+    """Install what the images of Kaggle and Colab lack, from wheels in a mounted Kaggle dataset where there are any,
+    else with pip.
+
+    Raises ModuleNotFoundError saying what to do on a machine of one's own, where nothing is installed unasked, and when
+    pip fails."""
+    missing = [name for module, name in _NOT_IN_IMAGES.items() if importlib.util.find_spec(module) is None]
+    if not missing:
+        return
+    if find_platform() == "local":
+        raise ModuleNotFoundError(f"{' and '.join(missing)} not installed: pip install -r requirements.txt")
+    folders = [folder for pattern in _KAGGLE_INPUTS for folder in sorted((root / "kaggle/input").glob(pattern))]
+    wheels = next((str(folder) for folder in folders if any(folder.glob("zarr-*.whl"))), None)
+    source = ["--no-index", "--find-links", wheels] if wheels else []
+    if subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *source, *missing], check=False).returncode:
+        raise ModuleNotFoundError(
+            f"pip could not install {' and '.join(missing)}: turn the notebook's internet on, "
+            "or add a dataset that holds their wheels"
+        )
+    importlib.invalidate_caches()

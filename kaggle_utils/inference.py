@@ -1,0 +1,132 @@
+"""A whole tomogram through trained models, block by block. Arrays are (z, y, x) in voxels, normalised by
+`subvolumes.normalise`."""
+
+import math
+from collections.abc import Sequence
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from kaggle_utils.models import TrainedModel
+
+Box = tuple[slice, slice, slice]
+
+# What a network reads at once, in voxels: with the report's U-Net (986 bytes a voxel in float32) about 4 GB.
+_MAX_VOXELS = 2**22
+_WINDOW_BATCH = 4
+
+
+def plan_blocks(shape: Sequence[int], models: Sequence[TrainedModel], max_voxels: int = _MAX_VOXELS) -> list[Box]:
+    """Cut a volume into blocks that, with the models' halo, have at most `max_voxels`, so that the fewest voxels are
+    read in all.
+
+    Blocks begin at multiples of every model's pooling grid and window step, so a model's output does not depend on how
+    the volume is cut. Returns boxes that cover the volume without overlap, in reading order; where not even the
+    smallest block fits, the smallest."""
+    halo = max(model.config["halo"] for model in models)
+    grid = math.lcm(*(_grid(model) for model in models))
+    plans = [_cut_axis(size, grid, halo) for size in shape]
+    fitting = [plan for plan in product(*plans) if math.prod(axis.largest for axis in plan) <= max_voxels]
+    smallest = tuple(min(axis, key=lambda cut: cut.largest) for axis in plans)
+    chosen = min(fitting, key=lambda plan: math.prod(axis.read for axis in plan), default=smallest)
+    return list(product(*(axis.sides for axis in chosen)))
+
+
+class _Cut(NamedTuple):
+    """One way to cut an axis: its sides, the voxels read for the largest one, and those read for all."""
+
+    sides: list[slice]
+    largest: int
+    read: int
+
+
+def _cut_axis(size: int, grid: int, halo: int) -> list[_Cut]:
+    edges = {-(-size // (count * grid)) * grid for count in range(1, -(-size // grid) + 1)}
+    cuts = []
+    for edge in sorted(edges, reverse=True):
+        sides = [slice(start, min(start + edge, size)) for start in range(0, size, edge)]
+        lengths = [min(side.stop + halo, size) - max(side.start - halo, 0) for side in sides]
+        cuts.append(_Cut(sides, max(lengths), sum(lengths)))
+    return cuts
+
+
+def predict_block(model: TrainedModel, volume: np.ndarray, box: Box, device: str = "cpu", run: str = "") -> np.ndarray:
+    """Return a model's probabilities in one box of a volume, float32 of the box's shape.
+
+    A network whose layers look only at a neighbourhood (`window` None in its config) reads the box with a halo wider
+    than its receptive field: inside, the result is what one pass over the whole volume would give. One with statistics
+    over all that it sees (group norm) reads windows of its training size, of which the outer `halo` voxels are cut off.
+
+    Raises FloatingPointError, naming model and run, when an output is not finite.
+    """
+    if model.config["window"] is None:
+        probabilities = _predict_with_halo(model, volume, box, device)
+    else:
+        probabilities = _predict_in_windows(model, volume, box, device)
+    if not np.isfinite(probabilities).all():
+        raise FloatingPointError(f"model {model.name} gives outputs that are not finite in run {run}; train it again")
+    return probabilities
+
+
+def predict_volume(model: TrainedModel, volume: np.ndarray, device: str = "cpu", run: str = "") -> np.ndarray:
+    """Return a model's probabilities for a volume that is small enough to be one block; raises as `predict_block`."""
+    return predict_block(model, volume, tuple(slice(0, size) for size in volume.shape), device, run)
+
+
+def _grid(model: TrainedModel) -> int:
+    """The spacing of places where a block may begin."""
+    window = model.config["window"]
+    return model.network.divisor if window is None else window - 2 * model.config["halo"]
+
+
+def _predict_with_halo(model: TrainedModel, volume: np.ndarray, box: Box, device: str) -> np.ndarray:
+    divisor = model.network.divisor
+    halo = -(-model.config["halo"] // divisor) * divisor  # the tile must lie on the pooling grid
+    low = [max(side.start - halo, 0) for side in box]
+    high = [min(side.stop + halo, size) for side, size in zip(box, volume.shape, strict=True)]
+    tile = volume[tuple(map(slice, low, high))]
+    tile = _pad(tile, [-(-size // divisor) * divisor for size in tile.shape])
+    core = tuple(slice(side.start - a, side.stop - a) for side, a in zip(box, low, strict=True))
+    return _run_network(model, tile[None], device)[(0, *core)]
+
+
+def _predict_in_windows(model: TrainedModel, volume: np.ndarray, box: Box, device: str) -> np.ndarray:
+    window, halo = model.config["window"], model.config["halo"]
+    step = _grid(model)
+    probabilities = np.empty([side.stop - side.start for side in box], np.float32)
+    # Windows stand on one grid for the whole volume; at its faces they are moved inside, where nothing needs to be cut
+    # off.
+    cores = list(product(*(range(side.start // step * step, side.stop, step) for side in box)))
+    for first in range(0, len(cores), _WINDOW_BATCH):
+        batch = cores[first : first + _WINDOW_BATCH]
+        starts = [
+            [max(0, min(a - halo, size - window)) for a, size in zip(core, volume.shape, strict=True)] for core in batch
+        ]
+        windows = np.stack([_pad(volume[tuple(slice(a, a + window) for a in start)], [window] * 3) for start in starts])
+        for output, core, start in zip(_run_network(model, windows, device), batch, starts, strict=True):
+            wanted = [slice(max(a, s.start), min(a + step, s.stop)) for a, s in zip(core, box, strict=True)]
+            source = tuple(slice(w.start - a, w.stop - a) for w, a in zip(wanted, start, strict=True))
+            target = tuple(slice(w.start - s.start, w.stop - s.start) for w, s in zip(wanted, box, strict=True))
+            probabilities[target] = output[source]
+    return probabilities
+
+
+@torch.inference_mode()
+def _run_network(model: TrainedModel, volumes: np.ndarray, device: str) -> np.ndarray:
+    """Probabilities of volumes (n, z, y, x)."""
+    inputs = torch.from_numpy(np.ascontiguousarray(volumes))[:, None].to(device, memory_format=torch.channels_last_3d)
+    with torch.autocast("cuda", dtype=torch.float16, enabled=inputs.is_cuda):
+        logits = model.network(inputs)
+    return torch.sigmoid(logits.float())[:, 0].cpu().numpy()
+
+
+def _pad(volume: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Repeat the last voxels of each axis up to `shape`."""
+    missing = [wanted - size for wanted, size in zip(shape, volume.shape, strict=True)]
+    if not any(missing):
+        return volume
+    inputs = torch.from_numpy(np.ascontiguousarray(volume))[None, None]
+    return functional.pad(inputs, [0, missing[2], 0, missing[1], 0, missing[0]], mode="replicate")[0, 0].numpy()

@@ -1,0 +1,182 @@
+"""How good is it: the voxel scores of the report and the competition's F-beta, computed here and nowhere else."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.spatial import cKDTree
+
+from kaggle_utils.particles import PARTICLES, get_particle
+
+# A candidate counts within this share of the particle's radius (`distance_multiplier` of the competition's metric).
+MATCH_FRACTION = 0.5
+
+
+def confusion_matrix(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Count voxels by truth and prediction; matrices of several batches or runs may simply be added.
+
+    Parameters
+    ----------
+    truth, predicted : array of bool or of integers 0 and 1, of the same shape
+        True or 1 where a voxel belongs to the particle.
+
+    Returns
+    -------
+    array of int64, shape (2, 2)
+        [[true negatives, false positives], [false negatives, true positives]]: rows are the truth.
+
+    Raises
+    ------
+    ValueError
+        For different shapes, and for values that are not a mask (probabilities, annotated masks).
+    """
+    truth, predicted = _mask(truth, "truth"), _mask(predicted, "predicted")
+    if truth.shape != predicted.shape:
+        raise ValueError(f"truth has shape {truth.shape} but predicted has shape {predicted.shape}")
+    both, true, claimed = (int(np.count_nonzero(mask)) for mask in (truth & predicted, truth, predicted))
+    neither = truth.size - true - claimed + both
+    return np.array([[neither, claimed - both], [true - both, both]], dtype=np.int64)
+
+
+def voxel_scores(confusion: np.ndarray) -> dict[str, float]:
+    """Return accuracy, precision, recall and F1 (report, section 3) of a (2, 2) confusion matrix; 0 where undefined."""
+    confusion = np.asarray(confusion)
+    if confusion.shape != (2, 2):
+        raise ValueError(f"a confusion matrix has shape (2, 2), not {confusion.shape}")
+    (tn, fp), (fn, tp) = confusion.tolist()
+    return {
+        "accuracy": _ratio(tp + tn, tp + tn + fp + fn),
+        "precision": _ratio(tp, tp + fp),
+        "recall": _ratio(tp, tp + fn),
+        "f1": _ratio(2 * tp, 2 * tp + fp + fn),  # 2PR / (P + R), multiplied out
+    }
+
+
+@dataclass(frozen=True)
+class Score:
+    """The competition's score and what it is made of.
+
+    `particles` has one row per particle name, in the order of the table, and the columns tp, fp, fn, precision, recall,
+    f_beta, weight. A particle that the truth lacks everywhere has zeros: the official metric does not look at it.
+    """
+
+    score: float
+    particles: pd.DataFrame
+
+    def to_dict(self) -> dict:
+        """Return `{"score": ..., "particles": {name: {"tp": ..., ..., "f_beta": ...}}}` in plain numbers, for JSON."""
+        return {"score": self.score, "particles": self.particles.drop(columns="weight").to_dict("index")}
+
+
+def score_submission(submission: pd.DataFrame, truth: pd.DataFrame, beta: float = 4.0) -> Score:
+    """Score picks as the competition does: F-beta of each particle over all runs together, then their weighted mean.
+
+    Matching is the official one with its quirks. Rows of runs that the truth lacks are dropped silently. True positives
+    are the distinct true particles with a candidate within half the particle's radius, that distance included; false
+    positives are candidates minus true positives. So a second candidate on a particle is a false positive, and one
+    candidate between two particles finds both and makes minus one false positive (precision, and even F-beta, may then
+    exceed 1). A run without a particle's truth makes all its candidates false positives, but only if another run has
+    some: a particle that the truth lacks everywhere is not looked at, and scores 0.
+
+    Parameters
+    ----------
+    submission, truth : DataFrame
+        Columns experiment, particle_type and x, y, z in Angstrom; further columns and the index are ignored.
+    beta : float
+        Recall counts beta squared times as much as precision.
+
+    Raises
+    ------
+    ValueError
+        For an unknown particle or a coordinate that is not finite, in the truth or in rows that count; for two true
+        particles at the same place of the same run, which the official metric refuses too; for a missing column.
+    """
+    for name, table in ("submission", submission), ("truth", truth):
+        missing = {"experiment", "particle_type", "x", "y", "z"} - set(table.columns)
+        if missing:
+            raise ValueError(f"the {name} has no column {', '.join(sorted(missing))}")
+
+    true_run, runs = pd.factorize(truth["experiment"])
+    if (true_run < 0).any():
+        raise ValueError("the truth has rows without an experiment")
+    found_run = pd.Index(runs).get_indexer(submission["experiment"])
+    submission, found_run = submission[found_run >= 0], found_run[found_run >= 0]
+
+    found_type, true_type = _particle_numbers(submission, "submission"), _particle_numbers(truth, "truth")
+    found_xyz, true_xyz = _coordinates(submission, "submission"), _coordinates(truth, "truth")
+    repeated = pd.DataFrame(true_xyz).assign(run=true_run).duplicated()
+    if repeated.any():
+        row = int(np.argmax(repeated))
+        place = ", ".join(f"{value:g}" for value in true_xyz[row])
+        raise ValueError(f"the truth has two particles at ({place}) A in run {runs[true_run[row]]}")
+
+    rows = []
+    for number, particle in enumerate(PARTICLES):
+        true, found = true_type == number, found_type == number
+        tp = fp = fn = 0
+        if true.any():
+            radius = particle.radius * MATCH_FRACTION
+            tp = _count_found(true_xyz[true], true_run[true], found_xyz[found], found_run[found], radius)
+            fp, fn = int(found.sum()) - tp, int(true.sum()) - tp
+        precision, recall = _ratio(tp, tp + fp), _ratio(tp, tp + fn)
+        f_beta = _ratio((1 + beta**2) * (precision * recall), beta**2 * precision + recall)
+        rows.append((tp, fp, fn, precision, recall, f_beta, particle.weight))
+
+    columns = ["tp", "fp", "fn", "precision", "recall", "f_beta", "weight"]
+    index = pd.Index([particle.name for particle in PARTICLES], name="particle_type")
+    particles = pd.DataFrame(rows, index=index, columns=columns)
+    # All six weights count, so a particle that the truth lacks costs its share of the score.
+    score = float((particles["f_beta"] * particles["weight"]).sum() / particles["weight"].sum())
+    return Score(score, particles)
+
+
+def _count_found(true_xyz, true_run, found_xyz, found_run, radius: float) -> int:
+    """Count true particles, (N, 3) with run numbers (N,), that have a candidate of the same run within `radius`."""
+    if len(found_xyz) == 0:
+        return 0
+    # One tree for all runs, told apart by a fourth coordinate in steps beyond reach. Within a run it adds exactly 0 to
+    # the squared distance, so a distance equal to the radius counts just as it does in a tree of that run alone.
+    tree = cKDTree(np.column_stack([found_xyz, found_run * (4 * radius)]), balanced_tree=False, compact_nodes=False)
+    # In the order of the runs, queries walk the same branches one after the other: on shuffled rows twice as fast.
+    places = np.column_stack([true_xyz, true_run * (4 * radius)])[np.argsort(true_run, kind="stable")]
+    return int(np.count_nonzero(tree.query_ball_point(places, radius, return_length=True)))
+
+
+def _particle_numbers(table: pd.DataFrame, name: str) -> np.ndarray:
+    """Return each row's place in the particle table, (N,); raises ValueError for an unknown particle."""
+    numbers = pd.Index([particle.name for particle in PARTICLES]).get_indexer(table["particle_type"])
+    if (numbers < 0).any():
+        try:
+            value = table["particle_type"].iloc[int(np.argmin(numbers))]
+            get_particle(value if isinstance(value, str) else repr(value))
+        except ValueError as error:
+            raise ValueError(f"the {name} has an {error}") from None
+    return numbers
+
+
+def _coordinates(table: pd.DataFrame, name: str) -> np.ndarray:
+    """Return x, y, z, (N, 3) in Angstrom; raises ValueError where one is not a finite number."""
+    try:
+        xyz = table[["x", "y", "z"]].to_numpy(dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the {name} has a coordinate that is not a number: {error}") from None
+    wrong = ~np.isfinite(xyz).all(axis=1)
+    if wrong.any():
+        rows = f"{int(wrong.sum())} rows, the first with index {table.index[int(np.argmax(wrong))]}"
+        raise ValueError(f"the {name} has NaN or infinite coordinates in {rows}")
+    return xyz
+
+
+def _mask(values: np.ndarray, name: str) -> np.ndarray:
+    """Return `values` as bool; raises ValueError unless they are bool or integers 0 and 1."""
+    values = np.asarray(values)
+    if values.dtype == bool:
+        return values
+    if values.dtype.kind not in "iu" or (values.size and (values.min() < 0 or values.max() > 1)):
+        raise ValueError(f"{name} must hold only 0 and 1 (got {values.dtype}); threshold it first")
+    return values.astype(bool)
+
+
+def _ratio(numerator: float, denominator: float) -> float:
+    """Divide; 0 where there is nothing to divide by."""
+    return numerator / denominator if denominator else 0.0

@@ -1,0 +1,106 @@
+"""Networks by name, and the model folder: everything that is needed to run a trained model again.
+
+A model folder holds `config.json` (architecture, particle, inference window, scores), `weights.pt` (the best epoch's),
+`thresholds.json` ({particle: threshold}) and `history.csv`; while it is trained, `last.pt` too. Every network takes (n,
+1, z, y, x) and returns logits."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from kaggle_utils.files import replacing, write_text
+from kaggle_utils.models.baseline import Baseline3D
+from kaggle_utils.models.unet import UNet3D
+from kaggle_utils.models.vnet import VNet3D
+
+ARCHITECTURES = {"baseline": Baseline3D, "unet": UNet3D, "vnet": VNet3D}
+
+# The report's names for its models (tables 1 and 2).
+_PREFIXES = {"baseline": "baseline_model", "unet": "3d_unet_model", "vnet": "vnet_model"}
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A network ready for inference, with its folder's name and the contents of `config.json` and `thresholds.json`."""
+
+    name: str
+    network: nn.Module
+    config: dict
+    thresholds: dict[str, float]
+
+    @property
+    def particle(self) -> str:
+        """The particle that the model finds."""
+        return self.config["particle"]
+
+    @property
+    def threshold(self) -> float:
+        """The probability from which a voxel is claimed."""
+        return self.thresholds[self.particle]
+
+
+def name_model(architecture: str, particle: str) -> str:
+    """Return the name of one particle's model as the report writes it, e.g. "3d_unet_model_apo_ferritin"."""
+    return f"{_PREFIXES[architecture]}_{particle.replace('-', '_')}"
+
+
+def build_model(architecture: str, width: int) -> nn.Module:
+    """Return a new network; raises ValueError for an unknown architecture."""
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"unknown architecture {architecture!r}; choose from {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[architecture](width)
+
+
+def save_weights(folder: str | Path, network: nn.Module) -> None:
+    """Write the network's weights into a model folder, atomically."""
+    with replacing(Path(folder) / "weights.pt") as temporary:
+        torch.save(network.state_dict(), temporary)
+
+
+def save_config(folder: str | Path, config: dict, thresholds: dict[str, float]) -> None:
+    """Write `thresholds.json`, then `config.json`, which makes a model folder complete."""
+    write_text(Path(folder) / "thresholds.json", json.dumps(thresholds, indent=1))
+    write_text(Path(folder) / "config.json", json.dumps(config, indent=1))
+
+
+def read_config(folder: str | Path) -> dict:
+    """Return a finished model folder's `config.json`; raises FileNotFoundError or ValueError naming the file
+    otherwise."""
+    return _read_json(Path(folder) / "config.json")
+
+
+def load_model(folder: str | Path, device: str = "cpu") -> TrainedModel:
+    """Rebuild a trained model from its folder alone, in evaluation mode.
+
+    Nothing is unpickled: weights are read as tensors, everything else is JSON. Raises FileNotFoundError for an
+    unfinished folder and ValueError for files that do not fit together."""
+    folder = Path(folder)
+    config, thresholds = read_config(folder), _read_json(folder / "thresholds.json")
+    try:
+        network = build_model(config["architecture"], config["width"])
+        network.load_state_dict(torch.load(folder / "weights.pt", map_location="cpu", weights_only=True))
+        model = TrainedModel(folder.name, network, config, thresholds)
+        _ = model.threshold, config["window"], config["halo"]
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # torch names a dozen ways in which weights can be broken
+        raise ValueError(f"model folder {folder} cannot be loaded: {error}; train the model again") from error
+    network.eval().to(device, memory_format=torch.channels_last_3d)
+    return model
+
+
+def _read_json(path: Path) -> dict:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: {path.parent} is no finished model folder; run the training notebook"
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); train the model again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object; train the model again")
+    return content

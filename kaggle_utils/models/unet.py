@@ -1,0 +1,42 @@
+"""The report's 3D U-Net (section 4.2), layer by layer under the report's names."""
+
+import torch
+from torch import nn
+
+
+def double_convolution(inputs: int, outputs: int) -> nn.Sequential:
+    """Two 3x3x3 convolutions, each with batch normalisation and ReLU. Edges keep their length."""
+    layers = []
+    for channels in (inputs, outputs):
+        layers += [nn.Conv3d(channels, outputs, 3, padding=1), nn.BatchNorm3d(outputs), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
+
+
+class UNet3D(nn.Module):
+    """Two levels down, a bottleneck, two levels up with concatenated skip connections; `width` is 32 in the report.
+
+    Takes (n, 1, z, y, x), edges divisible by `divisor`, and returns logits of the same shape.
+    """
+
+    divisor = 4
+
+    def __init__(self, width: int = 32):
+        super().__init__()
+        self.enc1 = double_convolution(1, width)
+        self.pool1 = nn.MaxPool3d(2)
+        self.enc2 = double_convolution(width, 2 * width)
+        self.pool2 = nn.MaxPool3d(2)
+        self.bottleneck = double_convolution(2 * width, 4 * width)
+        self.upconv2 = nn.ConvTranspose3d(4 * width, 2 * width, kernel_size=2, stride=2)
+        self.dec2 = double_convolution(4 * width, 2 * width)
+        self.upconv1 = nn.ConvTranspose3d(2 * width, width, kernel_size=2, stride=2)
+        self.dec1 = double_convolution(2 * width, width)
+        self.final = nn.Conv3d(width, 1, kernel_size=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        fine = self.enc1(x)
+        coarse = self.enc2(self.pool1(fine))
+        deep = self.bottleneck(self.pool2(coarse))
+        coarse = self.dec2(torch.cat([self.upconv2(deep), coarse], dim=1))
+        fine = self.dec1(torch.cat([self.upconv1(coarse), fine], dim=1))
+        return self.final(fine)

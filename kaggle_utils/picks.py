@@ -1,0 +1,196 @@
+"""Picks: tables of particle centres, x, y, z in Angstrom, their files, and the only conversion to voxels in the kit.
+
+A picks table is a pandas DataFrame with the columns `experiment`, `particle_type`, `x`, `y`, `z`; predictions may add
+others."""
+
+import importlib.util
+import json
+import math
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from kaggle_utils.files import write_text
+from kaggle_utils.particles import PARTICLES, get_particle
+from kaggle_utils.tomograms import default_data
+
+PICK_COLUMNS = ("experiment", "particle_type", "x", "y", "z")
+
+# The index, in voxels, of a voxel's centre at coordinate 0. Measured on ribosomes of TS_5_4, index = coordinate /
+# spacing is within a quarter of a voxel of the densities' centres, and counting from the voxels' corners (0.5) is
+# worse.
+VOXEL_OFFSET = 0.0
+
+# The author of predictions in copick files. Not kaggle_utils: copick parts its file names at underscores.
+PREDICTION_USER = "kaggle-utils"
+
+
+def angstrom_to_voxel(xyz: np.ndarray, voxel_spacing: float) -> np.ndarray:
+    """Turn coordinates (n, 3), x y z in Angstrom, into fractional array indices (n, 3), z y x in voxels."""
+    return np.asarray(xyz, dtype=float).reshape(-1, 3)[:, ::-1] / voxel_spacing + VOXEL_OFFSET
+
+
+def voxel_to_angstrom(zyx: np.ndarray, voxel_spacing: float) -> np.ndarray:
+    """Turn fractional array indices (n, 3), z y x in voxels, into coordinates (n, 3), x y z in Angstrom."""
+    return (np.asarray(zyx, dtype=float).reshape(-1, 3)[:, ::-1] - VOXEL_OFFSET) * voxel_spacing
+
+
+def read_run(run: str, data: str | Path | None = None, split: str = "train") -> pd.DataFrame:
+    """Return all annotated points of a run in one table, in Angstrom.
+
+    Every JSON file in DATA/<split>/overlay/ExperimentRuns/<run>/Picks is read (copick's `<user>_<session>_` before the
+    particle may be there or not). An unknown particle's file, or an empty one, is left out with a warning.
+
+    Raises FileNotFoundError when the run has no overlay, ValueError for a malformed file.
+    """
+    data = default_data() if data is None else Path(data)
+    return _read_picks_folder(data / split / "overlay" / "ExperimentRuns" / run)
+
+
+def read_overlay(experiment_runs: str | Path) -> pd.DataFrame:
+    """Return the points of all runs below an overlay's ExperimentRuns folder; raises as `read_run` does."""
+    folder = Path(experiment_runs)
+    runs = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    if not runs:
+        raise FileNotFoundError(f"no runs in {folder}; expected folders <run>/Picks/<particle>.json")
+    return pd.concat([_read_picks_folder(run) for run in runs], ignore_index=True)
+
+
+def read_truth(path: str | Path) -> pd.DataFrame:
+    """Return true picks from an overlay's ExperimentRuns folder, or from a CSV with the columns of a picks table.
+
+    Raises FileNotFoundError for a missing path, ValueError for a CSV without those columns or with coordinates that are
+    no numbers."""
+    path = Path(path)
+    if path.is_dir():
+        return read_overlay(path)
+    try:
+        table = pd.read_csv(path, dtype={"experiment": str, "particle_type": str})
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a CSV of picks: {error}") from error
+    missing = [column for column in PICK_COLUMNS if column not in table]
+    if missing:
+        raise ValueError(f"{path} lacks the columns {', '.join(missing)}")
+    coordinates = table[["x", "y", "z"]].apply(pd.to_numeric, errors="coerce")
+    if not np.isfinite(coordinates.to_numpy()).all():
+        raise ValueError(f"{path} has coordinates that are no finite numbers")
+    return table[list(PICK_COLUMNS)].assign(**coordinates.astype(float))
+
+
+def write_picks(
+    points: pd.DataFrame, folder: str | Path, user_id: str = "curation", session_id: str = "0", prefix: bool = True
+) -> list[Path]:
+    """Write a picks table as copick files FOLDER/<run>/Picks/[<user>_<session>_]<particle>.json and return their paths.
+
+    Where copick is installed its own model validates and writes them; `prefix=False` gives the competition's bare
+    names. Raises ValueError for an unknown particle, or a user or session with an underscore, at which copick parts
+    file names."""
+    if prefix and "_" in user_id + session_id:
+        raise ValueError(
+            f"copick allows no underscore in the user {user_id!r} or the session {session_id!r}; use a hyphen"
+        )
+    written = []
+    for (run, name), group in points.groupby(["experiment", "particle_type"], sort=True):
+        get_particle(name)
+        record = {
+            "pickable_object_name": name,
+            "user_id": user_id,
+            "session_id": session_id,
+            "run_name": run,
+            "voxel_spacing": None,
+            "unit": "angstrom",
+            "trust_orientation": False,
+            "points": [
+                {
+                    "location": {axis: float(row[axis]) for axis in "xyz"},
+                    "transformation_": np.eye(4).tolist(),
+                    "instance_id": 0,
+                    "score": float(row.get("score", 1.0)),
+                }
+                for row in group.to_dict("records")
+            ],
+        }
+        stem = f"{user_id}_{session_id}_{name}" if prefix else name
+        path = Path(folder) / run / "Picks" / f"{stem}.json"
+        write_text(path, _to_copick_json(record))
+        written.append(path)
+    return written
+
+
+def open_copick_project(data: str | Path, overlay: str | Path, split: str = "train"):
+    """Open the competition's tree as a copick project and return its root.
+
+    Tomograms come from DATA/<split>/static, read-only; `overlay` is a folder of copick picks, such as `write_picks`
+    made (its parent of ExperimentRuns). The competition's own overlay cannot serve: its files lack the prefix that
+    copick demands. Raises ImportError when copick is not installed."""
+    try:
+        import copick
+    except ImportError as error:
+        raise ImportError("copick is not installed: pip install 'copick>=1.20,<2' (it needs zarr below 3)") from error
+    static = (Path(data) / split / "static").absolute()
+    return copick.from_string(
+        json.dumps(
+            {
+                "name": "czii",
+                "description": "CZII - CryoET Object Identification",
+                "version": "1.0.0",
+                "pickable_objects": [
+                    {"name": p.name, "is_particle": True, "label": p.label, "radius": p.radius} for p in PARTICLES
+                ],
+                "overlay_root": f"local://{Path(overlay).absolute()}",
+                "overlay_fs_args": {"auto_mkdir": True},
+                "static_root": f"local://{static}",
+                "static_fs_args": {},
+                "config_type": "filesystem",
+            }
+        )
+    )
+
+
+def _to_copick_json(record: dict) -> str:
+    if importlib.util.find_spec("copick") is None:  # as inside an offline Kaggle notebook
+        return json.dumps(record, indent=1)
+    from copick.models import CopickPicksFile
+
+    return CopickPicksFile.model_validate(record).model_dump_json(indent=1)
+
+
+def _read_picks_folder(run_folder: Path) -> pd.DataFrame:
+    files = sorted((run_folder / "Picks").glob("*.json"))
+    if not files:
+        raise FileNotFoundError(
+            f"run {run_folder.name}: no picks in {run_folder / 'Picks'}; expected <particle>.json files"
+        )
+    tables = [_read_picks_file(path, run_folder.name) for path in files]
+    return pd.concat(
+        [table for table in tables if table is not None] or [_table(run_folder.name, "", [])], ignore_index=True
+    )
+
+
+def _read_picks_file(path: Path, run: str) -> pd.DataFrame | None:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        name = record.get("pickable_object_name") or path.stem.rsplit("_", 1)[-1]
+        locations = [point["location"] for point in record["points"]]
+        points = [[float(location[axis]) for axis in "xyz"] for location in locations]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"run {run}: {path} is not a copick picks file ({error!r}); download it again") from error
+    if not all(math.isfinite(value) for point in points for value in point):
+        raise ValueError(f"run {run}: {path} has coordinates that are no finite numbers")
+    try:
+        get_particle(name)
+    except ValueError as error:
+        warnings.warn(f"run {run}: {path} is left out: {error}", stacklevel=4)
+        return None
+    if not points:
+        warnings.warn(f"run {run}: {path} holds no points", stacklevel=4)
+    return _table(run, name, points)
+
+
+def _table(run: str, name: str, points: list[list[float]]) -> pd.DataFrame:
+    table = pd.DataFrame(np.asarray(points, dtype=float).reshape(-1, 3), columns=list("xyz"))
+    table.insert(0, "particle_type", name)
+    table.insert(0, "experiment", run)
+    return table.astype({"experiment": object, "particle_type": object})

@@ -1,0 +1,150 @@
+"""Frozen settings: what is trained, how, and at which size.
+
+The `report` recipe at `full` scale is the project report to the letter. The report trained for hours on a GPU; at
+`demo` scale the same code runs in minutes on two CPU cores, and `smoke` only proves that nothing breaks. Everything in
+which the scales differ stands in `_SCALES`."""
+
+from dataclasses import asdict, dataclass, replace
+
+
+@dataclass(frozen=True)
+class ModelRecipe:
+    """How one network is built, trained and run over a tomogram.
+
+    `width` counts the channels of the first block. `validate_every` is in epochs. `window` is the edge in voxels of the
+    cubes that the network sees at inference (None: any size, because its layers only look at a neighbourhood) and
+    `halo` the margin that is cut off their predictions."""
+
+    architecture: str
+    width: int
+    loss: str
+    optimiser: str
+    learning_rate: float
+    epochs: int
+    batch_size: int = 2
+    validate_every: int = 1
+    patience: int | None = None
+    window: int | None = None
+    halo: int = 24
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole way of working, from tomogram type to threshold.
+
+    `subvolume_size` is in voxels; `background_ratio` is the number of background sub-volumes kept for each positive
+    one; `split` is either "subvolumes" (at random, the report's way) or "runs" (whole runs apart); `ratios` are the
+    shares of training, validation and test; `radius_fraction` scales the labels' spheres; components smaller than
+    `min_size_fraction` of a particle's sphere are no picks."""
+
+    name: str
+    scale: str
+    unet: ModelRecipe
+    vnet: ModelRecipe
+    baseline: ModelRecipe
+    tomogram: str = "denoised"
+    subvolume_size: int = 64
+    background_ratio: float = 0.5
+    split: str = "subvolumes"
+    ratios: tuple[float, float, float] = (0.7, 0.15, 0.15)
+    radius_fraction: float = 1.0
+    threshold: float = 0.5
+    min_size_fraction: float = 0.15
+    seed: int = 0
+
+
+RECIPE_NAMES = ("report",)
+SCALES = ("demo", "full", "smoke")
+
+# Sections 4.1, 4.4 and 5.2 of the report. It does not give the edge of its sub-volumes, the share of background, the
+# split ratios, nor the learning rate and epochs of the baseline: those here are ours. The V-Net's group norm computes
+# statistics over all that it sees, so at inference it sees cubes of its training size.
+_REPORT = Recipe(
+    name="report",
+    scale="full",
+    baseline=ModelRecipe("baseline", 32, loss="bce", optimiser="adam", learning_rate=1e-3, epochs=50, halo=8),
+    unet=ModelRecipe("unet", 32, loss="dice", optimiser="adamw", learning_rate=1e-4, epochs=400),
+    vnet=ModelRecipe(
+        "vnet",
+        8,
+        loss="weighted_bce",
+        optimiser="adam",
+        learning_rate=1e-5,
+        epochs=100,
+        validate_every=10,
+        window=64,
+        halo=16,
+    ),
+)
+
+# The report's results: its section 4.1 and its tables 1 and 2, as (accuracy, precision, recall, F1) in percent.
+PUBLISHED = {
+    "baseline": {"ribosome": (None, 58.94, 21.31, 31.31)},
+    "unet": {
+        "ribosome": (98.22, 58.51, 35.63, 44.29),
+        "virus-like-particle": (99.41, 80.61, 65.62, 72.35),
+        "apo-ferritin": (99.74, 63.51, 57.61, 60.42),
+        "thyroglobulin": (99.07, 50.10, 33.74, 40.32),
+        "beta-galactosidase": (99.45, 55.41, 26.13, 35.51),
+    },
+    "vnet": {
+        "ribosome": (None, 50.62, 58.02, 54.07),
+        "virus-like-particle": (None, 56.99, 49.77, 53.14),
+        "apo-ferritin": (None, 41.40, 38.07, 39.66),
+        "thyroglobulin": (None, 51.64, 42.60, 46.69),
+        "beta-galactosidase": (None, 30.28, 30.51, 30.39),
+    },
+}
+
+# What changes with the scale, and nothing else does. Each entry: sub-volume edge, then (width, learning rate, epochs,
+# validate every) of a network.
+_SCALES = {
+    "full": None,
+    "demo": {"subvolume_size": 48, "baseline": (8, 3e-3, 4, 1), "unet": (8, 4e-3, 8, 1), "vnet": (8, 3e-3, 8, 2)},
+    "smoke": {"subvolume_size": 24, "baseline": (2, 1e-2, 1, 1), "unet": (2, 1e-2, 2, 1), "vnet": (2, 1e-2, 2, 1)},
+}
+
+
+def get_recipe(name: str = "report", scale: str = "demo") -> Recipe:
+    """Return the settings of recipe `name` at `scale`; raises ValueError naming the choices otherwise."""
+    if name not in RECIPE_NAMES:
+        raise ValueError(f"unknown recipe {name!r}; choose from {', '.join(RECIPE_NAMES)}")
+    if scale not in SCALES:
+        raise ValueError(f"unknown scale {scale!r}; choose from {', '.join(SCALES)}")
+    sizes = _SCALES[scale]
+    if sizes is None:
+        return _REPORT
+    edge = sizes["subvolume_size"]
+    networks = {}
+    for key in ("baseline", "unet", "vnet"):
+        width, rate, epochs, validate_every = sizes[key]
+        network = getattr(_REPORT, key)
+        window = None if network.window is None else edge
+        halo = network.halo if window is None else edge // 6
+        networks[key] = replace(
+            network,
+            width=width,
+            learning_rate=rate,
+            epochs=epochs,
+            validate_every=validate_every,
+            window=window,
+            halo=halo,
+        )
+    return replace(_REPORT, scale=scale, subvolume_size=edge, **networks)
+
+
+def compare_scales(name: str = "report") -> dict[str, dict[str, object]]:
+    """Return every setting that differs between the full and the demo scale: {setting: {scale: value}}."""
+    tables = {scale: _flatten(asdict(get_recipe(name, scale))) for scale in ("full", "demo")}
+    return {
+        setting: {scale: table[setting] for scale, table in tables.items()}
+        for setting in tables["full"]
+        if tables["full"][setting] != tables["demo"][setting]
+    }
+
+
+def _flatten(settings: dict) -> dict[str, object]:
+    flat = {}
+    for key, value in settings.items():
+        flat.update({f"{key}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {key: value})
+    return flat

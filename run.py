@@ -1,0 +1,175 @@
+#!/usr/bin/env python3
+"""Everything from a clean clone, with nothing but Python 3.11 or newer:
+
+    python3 run.py demo [options of `python -m kaggle_utils notebooks`]
+        runs the six notebooks, on synthetic tomograms unless there are others, and scores their submission.csv
+    python3 run.py test [arguments of pytest]
+        lints the code and runs its tests
+
+Both work in .venv, which they make the first time and again whenever the requirements change.
+"""
+
+# Python 3.6 must be able to read this file, or it could not say what it lacks: plain annotations, no newer syntax.
+import hashlib
+import importlib.util
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+VENV = ROOT / ".venv"
+BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
+PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
+STAMP = VENV / "stamp.txt"
+INPUTS = ("requirements.txt", "constraints.txt")
+
+# copick holds .venv at zarr 2, but Kaggle gets zarr 3: this one lies aside, and shadows the other in one run of the
+# tests that read and write tomograms.
+ZARR3 = VENV / "zarr3"
+ZARR3_PACKAGES = (
+    "zarr==3.1.6",
+    "numcodecs==0.16.6",
+    "donfig==0.8.1.post1",
+    "google-crc32c==1.9.0",
+    "typing_extensions==4.16.0",
+)
+ZARR3_TESTS = ("tests/test_tomograms.py", "tests/test_picks.py")
+
+
+class Stop(Exception):
+    """What a person must do before this can work."""
+
+
+def main(arguments: list) -> int:
+    """Run one of the two commands and return its exit status."""
+    if sys.version_info < (3, 11):
+        print(
+            f"This needs Python 3.11 or newer, but is {version()} ({sys.executable}).",
+            file=sys.stderr,
+        )
+        return 2
+    commands = {"demo": demo, "test": test}
+    if not arguments or arguments[0] not in commands:
+        wants_help = arguments[:1] in (["-h"], ["--help"])
+        print(__doc__, file=sys.stdout if wants_help else sys.stderr)
+        return 0 if wants_help else 2
+    start = time.monotonic()
+    try:
+        prepare()
+        ready = time.monotonic()
+        status = commands[arguments[0]](arguments[1:])
+    except Stop as stop:
+        print(f"\n{stop}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        return 130
+    times = f"{time.monotonic() - ready:.0f} s, and {ready - start:.0f} s to prepare .venv"
+    print(f"\n{arguments[0]}: {'done' if status == 0 else f'FAILED with exit status {status}'} ({times})", flush=True)
+    return status
+
+
+def demo(arguments: list) -> int:
+    """Run the notebooks at demo scale; they print where everything is, and its score."""
+    return call(PYTHON, "-m", "kaggle_utils", "notebooks", "--scale", "demo", *arguments)
+
+
+def test(arguments: list) -> int:
+    """Lint, then test; all of it runs even if a part fails, and the first failure's status is returned.
+
+    Arguments go to pytest, and leave out the run against zarr 3.
+    """
+    pytest = (PYTHON, "-m", "pytest")
+    statuses = [
+        call(PYTHON, "-m", "ruff", "check", "."),
+        call(PYTHON, "-m", "ruff", "format", "--check", "."),
+    ]
+    if not arguments:
+        print("\nAgainst zarr 3:", flush=True)
+        path = os.pathsep.join(filter(None, (str(ZARR3), os.environ.get("PYTHONPATH"))))
+        statuses.append(call(*pytest, *ZARR3_TESTS, PYTHONPATH=path))
+        print("\nEverything:", flush=True)
+    statuses.append(call(*pytest, *arguments))
+    return next(filter(None, statuses), 0)
+
+
+def prepare() -> None:
+    """Make .venv unless the one there is finished, works and fits."""
+    wanted = fingerprint()
+    if STAMP.is_file() and STAMP.read_text(encoding="utf-8") == wanted and works():
+        return
+    if Path(sys.prefix).resolve() == VENV:
+        raise Stop("This .venv is out of date and cannot replace itself: start run.py with the Python outside it.")
+    for module in ("venv", "ensurepip"):
+        if importlib.util.find_spec(module) is None:
+            raise Stop(
+                f"This Python lacks its {module} module. On Debian or Ubuntu: sudo apt install python{version()}-venv; "
+                "elsewhere install Python from https://www.python.org/downloads/."
+            )
+    print(f"Preparing {VENV}: some minutes, once.", flush=True)
+    STAMP.unlink(missing_ok=True)
+    pip = (PYTHON, "-m", "pip", "install", "--disable-pip-version-check", "--no-input")
+    steps = (
+        (sys.executable, "-m", "venv", "--clear", VENV),
+        (*pip, "-r", ROOT / "requirements.txt", "-c", ROOT / "constraints.txt"),
+        # The requirements brought setuptools, so that this step needs no network.
+        (*pip, "--quiet", "--no-deps", "--no-build-isolation", "--editable", ROOT),
+        (*pip, "--quiet", "--no-deps", "--target", ZARR3, *ZARR3_PACKAGES),
+    )
+    for step in steps:
+        status = call(*step)
+        if status:
+            raise Stop(
+                f"Preparing .venv failed (exit status {status}); the reason stands above. The next run starts afresh.\n"
+                "It needs https://pypi.org and 2 GB of disk. On Linux torch brings several GB of CUDA along, unless\n"
+                "PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu is set."
+            )
+    STAMP.write_text(wanted, encoding="utf-8")  # last: its presence says that all the rest is there
+
+
+def fingerprint() -> str:
+    """Return a hash of all that .venv depends on: requirements, the package's metadata, this Python and this place."""
+    import tomllib  # unknown to the Pythons that must get as far as being refused
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    metadata = [project["build-system"], project["project"], project["tool"]["setuptools"]]  # and no settings of tools
+    parts = [sys.version, sys.base_prefix, str(ROOT), *ZARR3_PACKAGES, *map(repr, metadata)]
+    parts += [(ROOT / name).read_text(encoding="utf-8") for name in INPUTS]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def works() -> bool:
+    """Whether .venv's Python still starts; it does not once the Python that made it is gone."""
+    try:
+        return subprocess.run([str(PYTHON), "-c", ""], check=False).returncode == 0
+    except OSError:
+        return False
+
+
+def version() -> str:
+    """Return this Python's version as in "3.11"."""
+    return f"{sys.version_info[0]}.{sys.version_info[1]}"
+
+
+def call(*command, **variables) -> int:
+    """Run a command in the repository with these environment variables added, and return its exit status."""
+    process = subprocess.Popen([str(part) for part in command], cwd=str(ROOT), env={**os.environ, **variables})
+    try:
+        status = process.wait()
+    except BaseException:
+        # Ctrl-C reaches the child as well, which may have kernels of its own to stop.
+        try:
+            process.wait(timeout=15)
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            process.kill()
+            process.wait()
+        raise
+    if status == 130:  # the child saw the Ctrl-C first
+        raise KeyboardInterrupt
+    return status if status >= 0 else 128 - status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,209 @@
+"""The command line: what each command prints, its exit status, and which settings reach the code behind it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kaggle_utils import cli, environment, phantom
+from kaggle_utils.cli import main
+from kaggle_utils.notebooks import NotebookError
+from kaggle_utils.tomograms import write_ome_zarr
+
+
+@pytest.fixture
+def submission(tmp_path):
+    """One ribosome found within half its radius (75 A), one too far from the other, one apo-ferritin out of nothing."""
+    path = tmp_path / "submission.csv"
+    path.write_text(
+        "id,experiment,particle_type,x,y,z\n"
+        "0,TS_1,ribosome,100,100,174\n1,TS_1,ribosome,300,300,376\n2,TS_1,apo-ferritin,10,10,10\n",
+        encoding="utf-8",
+    )
+    return path
+
+
+@pytest.fixture
+def truth(tmp_path):
+    path = tmp_path / "truth.csv"
+    path.write_text(
+        "experiment,particle_type,x,y,z\nTS_1,ribosome,100,100,100\nTS_1,ribosome,300,300,300\n", encoding="utf-8"
+    )
+    return path
+
+
+@pytest.fixture
+def data(tmp_path):
+    volume = np.zeros((40, 50, 60), dtype=np.float32)
+    write_ome_zarr(
+        tmp_path / "data/test/static/ExperimentRuns/TS_1/VoxelSpacing10.000/denoised.zarr", volume, 10.0, levels=1
+    )
+    return tmp_path / "data"
+
+
+# By hand: of two ribosomes one is found, by one of two picks: P = R = F = 1/2, with one of the seven weights.
+SCORE = 0.5 / 7
+
+
+def test_score_prints_a_table_and_the_score(submission, truth, capsys):
+    assert main(["score", str(submission), "--truth", str(truth)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["tp", "fp", "fn", "precision", "recall", "f_beta", "weight"]
+    rows = {line.split()[0]: line.split()[1:] for line in lines[1:-1]}
+    assert rows["ribosome"] == ["1", "1", "1", "0.5000", "0.5000", "0.5000", "1"]
+    assert len(rows) == 6
+    assert lines[-1] == f"F-beta (beta = 4), weighted mean: {SCORE:.4f}"
+
+
+def test_score_as_json_has_exactly_the_promised_form(submission, truth, capsys):
+    assert main(["score", str(submission), "--truth", str(truth), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert set(result) == {"score", "particles"} and result["score"] == pytest.approx(SCORE)
+    assert result["particles"]["ribosome"] == {
+        "tp": 1, "fp": 1, "fn": 1, "precision": 0.5, "recall": 0.5, "f_beta": 0.5
+    }  # fmt: skip
+    assert len(result["particles"]) == 6
+
+
+def test_validate_says_valid_or_one_line_for_each_violation(submission, data, capsys):
+    arguments = ["validate", str(submission), "--data", str(data)]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == "valid: 3 picks in 1 runs\n"
+    submission.write_text(submission.read_text().replace("1,TS_1,ribosome", "0,TS_9,ribosom"), encoding="utf-8")
+    assert main(arguments) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3  # the id, the run and the particle
+    assert main([*arguments, "--split", "train"]) == 2  # no such runs: the data's fault, not the submission's
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["score", "nowhere.csv", "--truth", "{truth}"],
+        ["score", "{submission}", "--truth", "nowhere"],
+        ["score", "{truth}", "--truth", "{truth}"],
+        ["validate", "{submission}", "--data", "nowhere"],
+        ["notebooks", "--data", "nowhere"],
+        ["phantom", "{submission}"],
+        ["phantom", "new", "--shape", "2", "2", "2"],
+    ],
+    ids=" ".join,
+)
+def test_a_users_mistake_is_one_message_and_status_2(arguments, submission, truth, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "run_notebooks", lambda *arguments: pytest.fail("ran on"))
+    assert main([argument.format(submission=submission, truth=truth) for argument in arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["score", "x.csv"], ["notebooks", "--recipe", "my own"], ["phantom", "x", "--shape", "9", "9"]]
+)
+def test_wrong_usage_is_refused(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2 and "usage:" in capsys.readouterr().err
+
+
+def test_phantom_passes_on_what_was_given_and_nothing_else(monkeypatch, tmp_path, capsys):
+    calls = []
+    monkeypatch.setattr(phantom, "write_phantom", lambda out, **settings: calls.append((out, settings)))
+    main(["phantom", str(tmp_path)])
+    main(["phantom", "x", "--runs", "6", "--test-runs", "0", "--shape", "64", "96", "128", "--seed", "7"])
+    assert calls == [
+        (tmp_path, {}),
+        (Path("x"), {"runs": 6, "test_runs": 0, "shape": [64, 96, 128], "seed": 7}),
+    ]
+
+
+@pytest.fixture
+def runner(monkeypatch):
+    """Stands in for the notebooks: notes what it is called with and writes what `runner.writes` says."""
+
+    class Runner:
+        writes = True
+
+        def __call__(self, env, only, refresh):
+            self.env, self.only, self.refresh = env, only, refresh
+            if self.writes:
+                env.submission.parent.mkdir(parents=True, exist_ok=True)
+                env.submission.write_text("id,experiment,particle_type,x,y,z\n0,TS_1,ribosome,100,100,174\n")
+            return [env.work / "notebooks" / "06_submission.html"]
+
+    for name in ("DATA", "WORK", "SUBMISSION", "RECIPE", "SCALE"):
+        monkeypatch.delenv(f"CZII_{name}", raising=False)
+    monkeypatch.setattr(environment, "find_devices", lambda: ("cpu",))
+    fake = Runner()
+    monkeypatch.setattr(cli, "run_notebooks", fake)
+    return fake
+
+
+def test_notebooks_prints_where_everything_is_and_its_score(runner, data, truth, tmp_path, capsys):
+    picks = data / "test_truth/overlay/ExperimentRuns/TS_1/Picks"
+    picks.mkdir(parents=True)
+    points = [{"location": {"x": x, "y": x, "z": x}} for x in (100, 300)]
+    (picks / "ribosome.json").write_text(json.dumps({"pickable_object_name": "ribosome", "points": points}))
+    work = tmp_path / "work"
+    assert main(["notebooks", "--data", str(data), "--work", str(work)]) == 0
+    out = capsys.readouterr().out
+    assert str(work / "notebooks" / "06_submission.html") in out
+    assert f"submission: {work / 'submission.csv'}" in out
+    assert "ribosome" in out and f"weighted mean: {17 / 33 / 7:.4f}" in out  # P = 1, R = 1/2: F = 17/33
+
+
+def test_notebooks_finds_the_truth_of_a_phantom_that_they_wrote_themselves(runner, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(environment, "find_data", lambda *arguments: None)
+    phantom.write_phantom(tmp_path / "phantom", runs=1, test_runs=1, shape=(32, 32, 32))
+    assert main(["notebooks", "--work", str(tmp_path)]) == 0
+    assert "weighted mean: 0.0000" in capsys.readouterr().out
+
+
+def test_notebooks_options_win_over_the_environment(runner, data, tmp_path, monkeypatch):
+    for name, value in {"WORK": "a", "SUBMISSION": tmp_path / "b.csv", "SCALE": "full"}.items():
+        monkeypatch.setenv(f"CZII_{name}", str(tmp_path / value))
+    monkeypatch.setenv("CZII_SCALE", "full")
+    main(["notebooks", "--data", str(data)])
+    assert (runner.env.work, runner.env.submission) == (tmp_path / "a", tmp_path / "b.csv")
+    assert (runner.env.scale, runner.only, runner.refresh) == ("full", (), False)
+    main(["notebooks", "--data", str(data), "--work", str(tmp_path / "w"), "--scale", "smoke", "--only", "03", "05"])
+    assert (runner.env.work, runner.env.submission) == (tmp_path / "w", tmp_path / "w" / "submission.csv")
+    assert (runner.env.scale, runner.only, runner.env.data) == ("smoke", ["03", "05"], data)
+
+
+def test_notebooks_without_a_submission_fail_unless_only_some_ran(runner, data, tmp_path, capsys):
+    runner.writes = False
+    arguments = ["notebooks", "--data", str(data), "--work", str(tmp_path)]
+    assert main(arguments) == 2
+    assert "none of them wrote" in capsys.readouterr().err
+    assert main([*arguments, "--only", "01"]) == 0
+    assert "submission:" not in capsys.readouterr().out
+
+
+def test_a_failing_cell_is_told_with_its_traceback(runner, data, tmp_path, monkeypatch, capsys):
+    def fail(*arguments):
+        raise NotebookError("03_unet.ipynb", 4, "train()", "ValueError: nan loss", tmp_path / "03_unet.ipynb")
+
+    monkeypatch.setattr(cli, "run_notebooks", fail)
+    assert main(["notebooks", "--data", str(data), "--work", str(tmp_path)]) == 2
+    err = capsys.readouterr().err
+    assert "03_unet.ipynb: code cell 4" in err and "train()" in err and "ValueError: nan loss" in err
+
+
+def test_starting_is_fast_because_nothing_large_is_imported():
+    code = (
+        "import sys, kaggle_utils.cli; print([n for n in ('torch', 'zarr', 'pandas', 'nbclient') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_python_m_kaggle_utils_returns_the_status(submission, truth):
+    command = [sys.executable, "-m", "kaggle_utils", "score", str(submission), "--truth"]
+    done = subprocess.run([*command, str(truth)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and f"{SCORE:.4f}" in done.stdout
+    failed = subprocess.run([*command, "nowhere"], capture_output=True, text=True)
+    assert failed.returncode == 2 and "nowhere" in failed.stderr
