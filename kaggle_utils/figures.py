@@ -204,7 +204,7 @@ def draw_picks_and_truth(
     figure, (axes,) = _make_panels(1, volume.shape)
     _show_slice(axes, volume[z], voxel_spacing)
     shown = []
-    for table in (truth, picks):
+    for table, is_truth in ((truth, True), (picks, False)):
         centres, radii = _place(table, voxel_spacing)
         distances = np.abs(centres[:, 0] - z * voxel_spacing / 10) - depth / 10
         for name, (_, y, x), radius, distance in zip(table["particle_type"], centres, radii, distances, strict=True):
@@ -212,7 +212,7 @@ def draw_picks_and_truth(
                 continue
             shown.append(name)
             alpha = 1 if distance <= 0 else 0.4
-            if table is truth:
+            if is_truth:
                 _draw_circle(axes, x, y, radius, name, alpha)
             else:
                 colour = get_particle(name).colour

@@ -51,7 +51,8 @@ def expand_labels_with_blobs(grid: np.ndarray, radius: float) -> np.ndarray:
     steps = np.arange(-reach, reach + 1)
     ball = (steps[:, None, None] ** 2 + steps[:, None] ** 2 + steps**2 <= radius**2).astype(grid.dtype)
     mask = np.zeros_like(grid)
-    for centre in np.argwhere(grid):
+    # np.argwhere takes longer than all the stamping: it walks a volume voxel by voxel.
+    for centre in np.transpose(np.unravel_index(np.flatnonzero(grid != 0), grid.shape)):
         low = np.maximum(centre - reach, 0)
         high = np.minimum(centre + reach + 1, grid.shape)
         box = tuple(map(slice, low, high))

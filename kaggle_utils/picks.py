@@ -14,7 +14,7 @@ import pandas as pd
 
 from kaggle_utils.files import write_text
 from kaggle_utils.particles import PARTICLES, get_particle
-from kaggle_utils.tomograms import default_data
+from kaggle_utils.tomograms import default_data, is_plain_name
 
 PICK_COLUMNS = ("experiment", "particle_type", "x", "y", "z")
 
@@ -46,7 +46,10 @@ def read_run(run: str, data: str | Path | None = None, split: str = "train") -> 
     Raises FileNotFoundError when the run has no overlay, ValueError for a malformed file.
     """
     data = default_data() if data is None else Path(data)
-    return _read_picks_folder(data / split / "overlay" / "ExperimentRuns" / run)
+    folder = data / split / "overlay" / "ExperimentRuns"
+    if not is_plain_name(run):
+        raise FileNotFoundError(f"run {run!r} is not in {folder}")
+    return _read_picks_folder(folder / run)
 
 
 def read_overlay(experiment_runs: str | Path) -> pd.DataFrame:
@@ -76,6 +79,8 @@ def read_truth(path: str | Path) -> pd.DataFrame:
     coordinates = table[["x", "y", "z"]].apply(pd.to_numeric, errors="coerce")
     if not np.isfinite(coordinates.to_numpy()).all():
         raise ValueError(f"{path} has coordinates that are no finite numbers")
+    if table[["experiment", "particle_type"]].isna().any(axis=None):
+        raise ValueError(f"{path} has rows without a run or a particle")
     return table[list(PICK_COLUMNS)].assign(**coordinates.astype(float))
 
 
@@ -85,15 +90,24 @@ def write_picks(
     """Write a picks table as copick files FOLDER/<run>/Picks/[<user>_<session>_]<particle>.json and return their paths.
 
     Where copick is installed its own model validates and writes them; `prefix=False` gives the competition's bare
-    names. Raises ValueError for an unknown particle, or a user or session with an underscore, at which copick parts
-    file names."""
-    if prefix and "_" in user_id + session_id:
+    names. Raises ValueError, before anything is written, for an unknown particle, a missing or infinite value, a run
+    whose name would leave FOLDER, or a user or session with a separator or an underscore, at which copick parts file
+    names."""
+    if prefix and ("_" in user_id + session_id or not is_plain_name(user_id + session_id)):
         raise ValueError(
-            f"copick allows no underscore in the user {user_id!r} or the session {session_id!r}; use a hyphen"
+            f"copick allows no underscore or separator in the user {user_id!r} or the session {session_id!r}; "
+            "use a hyphen"
         )
+    columns = points[list(PICK_COLUMNS)]
+    if columns.isna().any(axis=None) or not np.isfinite(columns[["x", "y", "z"]].to_numpy(dtype=float)).all():
+        raise ValueError("picks without a run, a particle type or finite coordinates cannot be written")
+    for name in columns["particle_type"].unique():
+        get_particle(name)
+    for run in columns["experiment"].unique():
+        if not is_plain_name(run):
+            raise ValueError(f"{run!r} cannot be a run's name: its picks would be written outside {folder}")
     written = []
     for (run, name), group in points.groupby(["experiment", "particle_type"], sort=True):
-        get_particle(name)
         record = {
             "pickable_object_name": name,
             "user_id": user_id,

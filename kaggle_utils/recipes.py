@@ -100,7 +100,7 @@ PUBLISHED = {
 # validate every) of a network.
 _SCALES = {
     "full": None,
-    "demo": {"subvolume_size": 48, "baseline": (8, 3e-3, 4, 1), "unet": (8, 4e-3, 8, 1), "vnet": (8, 3e-3, 8, 2)},
+    "demo": {"subvolume_size": 40, "baseline": (8, 3e-3, 4, 1), "unet": (8, 5e-3, 7, 1), "vnet": (8, 5e-3, 8, 2)},
     "smoke": {"subvolume_size": 24, "baseline": (2, 1e-2, 1, 1), "unet": (2, 1e-2, 2, 1), "vnet": (2, 1e-2, 2, 1)},
 }
 

@@ -41,8 +41,9 @@ def normalise(volume: np.ndarray) -> np.ndarray:
     # the whole volume.
     low, high = np.percentile(volume.reshape(-1)[::7], (0.1, 99.9))
     clipped = np.clip(volume, low, high, dtype=np.float32)
-    mean, std = clipped.mean(dtype=np.float64), clipped.std(dtype=np.float64)
-    clipped -= np.float32(mean)
+    clipped -= np.float32(clipped.mean(dtype=np.float64))
+    # Slice by slice: numpy's std would hold a double precision copy of the whole volume.
+    std = np.sqrt(sum(np.square(part, dtype=np.float64).sum() for part in clipped) / clipped.size)
     if std > 0:
         clipped /= np.float32(std)
     return clipped
@@ -99,10 +100,10 @@ def _deal(count: int, ratios: tuple[float, ...], generator: np.random.Generator)
     """Return for each of `count` items, in random order, the index of its share; every share gets one item where there
     are enough."""
     bounds = np.rint(np.cumsum(ratios) / np.sum(ratios) * count).astype(int)
-    for share in range(
-        len(bounds) - 1
-    ):  # from the left: at least one each; from the right: at least one left for each that follows
-        bounds[share] = max(min(bounds[share], count - len(bounds) + 1 + share), share + 1)
+    least = 1  # from the left: at least one each; from the right: at least one left for each that follows
+    for share in range(len(bounds) - 1):
+        bounds[share] = max(min(bounds[share], count - len(bounds) + 1 + share), least)
+        least = bounds[share] + 1
     return generator.permutation(np.searchsorted(bounds, np.arange(count), side="right"))
 
 

@@ -45,6 +45,11 @@ def default_data() -> Path:
     return data
 
 
+def is_plain_name(name: str) -> bool:
+    """Whether `name` stays inside the folder that it is looked up in: no separator, not the folder above."""
+    return Path(name).name == name and name not in ("", "..")
+
+
 def find_runs(data: str | Path, split: str = "train") -> list[str]:
     """Return the names of the runs of a split, sorted; raises FileNotFoundError when it has none."""
     folder = _experiments(data, split)
@@ -174,7 +179,9 @@ def write_ome_zarr(
     """
     path = Path(path)
     shutil.rmtree(path, ignore_errors=True)
-    version = {"zarr_format": 2} if int(zarr.__version__.split(".")[0]) >= 3 else {}
+    version, keep_empty = {}, {}
+    if int(zarr.__version__.split(".")[0]) >= 3:  # which leaves chunks of zeros out unless told
+        version, keep_empty = {"zarr_format": 2}, {"config": {"write_empty_chunks": True}}
     spacing = np.broadcast_to(np.asarray(voxel_spacing, dtype=float), 3)
     group, datasets = zarr.open_group(str(path), mode="w", **version), []
     volume = np.asarray(volume, dtype="<f4")
@@ -188,6 +195,7 @@ def write_ome_zarr(
             store=str(path / str(level)),
             dimension_separator="/",
             **version,
+            **keep_empty,
         )
         array[...] = volume
         scale = {"type": "scale", "scale": (spacing * 2**level).tolist()}
@@ -203,20 +211,24 @@ def _experiments(data: str | Path, split: str) -> Path:
 
 def _run_folder(run: str, data: str | Path | None, split: str) -> Path:
     data = default_data() if data is None else Path(data)
-    folder = _experiments(data, split) / run
-    if not run or Path(run).name != run or not folder.is_dir():
-        raise FileNotFoundError(f"run {run!r} is not in {folder.parent}; its runs: {', '.join(find_runs(data, split))}")
-    return folder
+    folder = _experiments(data, split)
+    if not is_plain_name(run) or not (folder / run).is_dir():
+        raise FileNotFoundError(f"run {run!r} is not in {folder}; its runs: {', '.join(find_runs(data, split))}")
+    return folder / run
 
 
 def _open_level(group: zarr.Group, level: int, run: str) -> zarr.Array:
-    if str(level) not in group:
-        raise FileNotFoundError(f"run {run}: {_location(group)} has no level {level}; download it again")
-    array = group[str(level)]
-    if len(array.shape) != 3 or 0 in array.shape:
+    try:
+        array = group[str(level)]
+        shape = tuple(array.shape)
+    except KeyError as error:
+        raise FileNotFoundError(f"run {run}: {_location(group)} has no level {level}; download it again") from error
+    except Exception as error:
         raise ValueError(
-            f"run {run}: level {level} of {_location(group)} has shape {tuple(array.shape)}, not (z, y, x)"
-        )
+            f"run {run}: level {level} of {_location(group)} has no readable metadata ({error!r}); download it again"
+        ) from error
+    if len(shape) != 3 or 0 in shape:
+        raise ValueError(f"run {run}: level {level} of {_location(group)} has shape {shape}, not (z, y, x)")
     return array
 
 

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from kaggle_utils.files import replacing
 from kaggle_utils.losses import LOSSES
 from kaggle_utils.metrics import confusion_matrix, voxel_scores
-from kaggle_utils.models import build_model, name_model, read_config, save_config, save_weights
+from kaggle_utils.models import build_model, explain, name_model, read_config, save_config, save_weights
 from kaggle_utils.recipes import PUBLISHED, ModelRecipe, Recipe
 from kaggle_utils.subvolumes import SPLITS, build_datasets, load_runs
 
@@ -40,9 +40,10 @@ def train_models(
 ) -> list[Path]:
     """Train one model of `architecture` for each particle and return their model folders, below `folder`.
 
-    With several devices the particles are shared out among them, one process each; a model's weights do not depend on
-    how many there are. A finished model is left as it is, a started one is resumed. Raises as `load_runs`,
-    `build_datasets` and `fit` do."""
+    With several devices the particles are shared out among them, one process each, and the CPU's threads with them.
+    Nothing else in a model's training depends on how many there are: processes with as many threads give the same
+    weights on the CPU, to the last bit; another number of threads rounds sums otherwise. A finished model is left as it
+    is, a started one is resumed. Raises as `load_runs`, `build_datasets` and `fit` do."""
     jobs = [(data, tuple(runs), architecture, particle, recipe, Path(folder)) for particle in particles]
     if len(devices) == 1:
         loaded = load_runs(data, runs, recipe)
@@ -105,7 +106,7 @@ def train_model(
         "tomogram": recipe.tomogram,
         "seed": recipe.seed,
         "runs": [run.name for run in runs],
-        "data_checksum": _checksum(datasets["train"]),
+        "data_checksum": _checksum(datasets),
     }
     if (folder / "config.json").is_file():
         finished = read_config(folder)
@@ -154,8 +155,9 @@ def fit(
     position : line of the progress bar, for several at once.
 
     Raises
-    ------ ValueError when `folder` holds a checkpoint of other settings or data, FloatingPointError when the loss is
-    not finite."""
+    ------
+    ValueError when `folder` holds a checkpoint of other settings or data, or one that cannot be read;
+    FloatingPointError, naming the model, when the loss is not finite."""
     folder = Path(folder)
     on_gpu = torch.device(device).type == "cuda"
     network.to(device, memory_format=torch.channels_last_3d)
@@ -196,9 +198,10 @@ def fit(
                     best = row["validation_dice"]
                     save_weights(folder, network)
             history.append({**row, "seconds": time.perf_counter() - started})
-            _save_last(folder / _LAST, network, optimiser, scaler, config, history, best)
             with replacing(folder / "history.csv") as temporary:
                 pd.DataFrame(history).to_csv(temporary, index=False)
+            # Last, for it says that the epoch is done: what a kill leaves unwritten is written when it is done again.
+            _save_last(folder / _LAST, network, optimiser, scaler, config, history, best)
             bar.set_postfix(_postfix(row["train_loss"], history))
     return pd.DataFrame(history)
 
@@ -262,7 +265,7 @@ def _postfix(loss: float, history: list[dict]) -> dict[str, str]:
 
 
 def _stopped_improving(history: list[dict], patience: int | None) -> bool:
-    """Whether the best validation Dice lies more than `patience` validations back."""
+    """Whether none of the last `patience` validations has a better Dice than those before."""
     dice = [row["validation_dice"] for row in history if "validation_dice" in row]
     return patience is not None and len(dice) > patience and max(dice[-patience:]) <= max(dice[:-patience])
 
@@ -281,14 +284,15 @@ def _resume(path: Path, network, optimiser, scaler, config: dict) -> tuple[list[
         _require_same(json.loads(json.dumps(config)), json.loads(state["config"]), path)
         network.load_state_dict(state["network"])
         optimiser.load_state_dict(state["optimiser"])
-        scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty when the training began on a CPU
+            scaler.load_state_dict(state["scaler"])
+        return state["history"], state["best"]
     except _OtherSettings:
         raise
     except Exception as error:
         raise ValueError(
-            f"checkpoint {path} cannot be read ({error}); delete it to start the training again"
+            f"checkpoint {path} cannot be read ({explain(error)}); delete it to start the training again"
         ) from error
-    return state["history"], state["best"]
 
 
 class _OtherSettings(ValueError):
@@ -305,8 +309,9 @@ def _require_same(wanted: dict, found: dict, place: Path) -> None:
         )
 
 
-def _checksum(dataset: TensorDataset) -> int:
+def _checksum(datasets: dict[str, TensorDataset]) -> int:
     checksum = 0
-    for tensor in dataset.tensors:
-        checksum = zlib.crc32(tensor.numpy().data, checksum)
+    for split in SPLITS:
+        for tensor in datasets[split].tensors:
+            checksum = zlib.crc32(tensor.numpy().data, checksum)
     return checksum

@@ -178,9 +178,8 @@ def test_call_returns_what_became_of_the_command(run):
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT to a process group")
 def test_ctrl_c_waits_for_the_command_to_tidy_up(tmp_path):
     child = (
-        "import sys, time\nprint('started', flush=True)\n"
-        "try:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    time.sleep(0.3)\n    print('tidy', flush=True)\n"
-        "    sys.exit(130)"
+        "import sys, time\ntry:\n    print('started', flush=True)\n    time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    time.sleep(0.3)\n    print('tidy', flush=True)\n    sys.exit(130)"
     )
     parent = (
         "import sys, run\nrun.prepare = lambda: None\n"

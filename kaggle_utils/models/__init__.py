@@ -5,6 +5,8 @@ A model folder holds `config.json` (architecture, particle, inference window, sc
 1, z, y, x) and returns logits."""
 
 import json
+import pickle
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,8 +58,8 @@ def build_model(architecture: str, width: int) -> nn.Module:
 
 def save_weights(folder: str | Path, network: nn.Module) -> None:
     """Write the network's weights into a model folder, atomically."""
-    with replacing(Path(folder) / "weights.pt") as temporary:
-        torch.save(network.state_dict(), temporary)
+    with replacing(Path(folder) / "weights.pt") as temporary, open(temporary, "wb") as file:
+        torch.save(network.state_dict(), file)  # given a name, torch puts it into the file: no two would be the same
 
 
 def save_config(folder: str | Path, config: dict, thresholds: dict[str, float]) -> None:
@@ -87,9 +89,17 @@ def load_model(folder: str | Path, device: str = "cpu") -> TrainedModel:
     except FileNotFoundError:
         raise
     except Exception as error:  # torch names a dozen ways in which weights can be broken
-        raise ValueError(f"model folder {folder} cannot be loaded: {error}; train the model again") from error
+        raise ValueError(f"model folder {folder} cannot be loaded ({explain(error)}); train the model again") from error
     network.eval().to(device, memory_format=torch.channels_last_3d)
     return model
+
+
+def explain(error: Exception) -> str:
+    """Return one line for an error in reading weights: torch lists each layer that does not fit, and tells how to
+    unpickle what it has just refused."""
+    if isinstance(error, pickle.UnpicklingError):
+        return "it holds something other than tensors"
+    return textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" ...")
 
 
 def _read_json(path: Path) -> dict:

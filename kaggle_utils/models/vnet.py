@@ -1,5 +1,7 @@
 """The report's V-Net (section 5.1), layer by layer under the report's names."""
 
+import math
+
 import torch
 from torch import nn
 
@@ -11,7 +13,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
-        groups = min(_GROUPS, outputs)
+        groups = math.gcd(_GROUPS, outputs)
         self.conv1 = nn.Conv3d(inputs, outputs, 3, padding=1)
         self.norm1 = nn.GroupNorm(groups, outputs)
         self.act1 = nn.PReLU(outputs)

@@ -1,0 +1,257 @@
+"""Where the kit runs: data are found on every platform, a typing error is told, nothing is installed unasked."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kaggle_utils import environment
+from kaggle_utils.environment import detect, find_data, find_devices, find_platform, has_layout, install_missing
+
+KAGGLE = {"KAGGLE_KERNEL_RUN_TYPE": "Interactive"}
+COLAB = {"COLAB_RELEASE_TAG": "release-colab_20250101"}
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def cpu(monkeypatch):
+    """One CPU, whatever the machine has; `monkeypatch.setattr` again for another."""
+    monkeypatch.setattr(environment, "find_devices", lambda: ("cpu",))
+
+
+def make_data(folder: Path, split: str = "train") -> Path:
+    (folder / split / "static" / "ExperimentRuns").mkdir(parents=True)
+    return folder
+
+
+# ---- platform and data
+
+
+def test_platforms_are_told_by_their_variables():
+    assert find_platform(KAGGLE) == "kaggle"
+    assert find_platform(KAGGLE | COLAB) == "kaggle"
+    assert find_platform(COLAB) == "colab"
+    assert find_platform({}) == find_platform({"CZII_DATA": "x"}) == "local"
+
+
+@pytest.mark.parametrize(
+    "mount",
+    [
+        "czii-cryo-et-object-identification",
+        "competitions/czii-cryo-et-object-identification",
+        "datasets/someone/my-data",
+        "notebooks/someone/my-output",
+    ],
+)
+def test_kaggles_inputs_are_found_under_each_convention(tmp_path, mount):
+    """DESIGN: the old mounts directly below input, the new ones below competitions, datasets and notebooks."""
+    (tmp_path / "kaggle/input/a-dataset-of-models/unet").mkdir(parents=True)
+    data = make_data(tmp_path / "kaggle/input" / mount)
+    found = detect(KAGGLE, tmp_path)
+    assert found.platform == "kaggle" and found.data == data
+    assert found.work == tmp_path / "kaggle/working"
+    assert found.submission == tmp_path / "kaggle/working/submission.csv"  # where Kaggle expects it
+    assert found.models == tmp_path / "kaggle/working/models"
+
+
+def test_the_scoring_run_holds_test_data_alone(tmp_path):
+    data = make_data(tmp_path / "kaggle/input/czii", "test")
+    assert find_data("kaggle", {}, tmp_path) == data
+
+
+def test_kaggle_without_data_has_none(tmp_path):
+    assert detect(KAGGLE, tmp_path).data is None
+    (tmp_path / "kaggle/input/other/train").mkdir(parents=True)
+    assert detect(KAGGLE, tmp_path).data is None
+
+
+def test_colab_works_on_the_drive_where_it_is_mounted(tmp_path):
+    """What lies outside the Drive is lost with the session."""
+    drive = tmp_path / "content/drive/MyDrive"
+    make_data(tmp_path / "content/data")
+    without = detect(COLAB, tmp_path)
+    assert (without.data, without.work) == (tmp_path / "content/data", tmp_path / "content/work")
+    drive.mkdir(parents=True)
+    mounted = detect(COLAB, tmp_path)
+    assert (mounted.data, mounted.work) == (tmp_path / "content/data", drive / "czii/work")
+    data = make_data(drive / "czii/data")
+    assert detect(COLAB, tmp_path).data == data
+    assert mounted.submission == drive / "czii/work/submission.csv"
+
+
+def test_a_machine_of_ones_own_uses_the_repository(tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "_REPOSITORY", tmp_path / "repository")
+    monkeypatch.chdir(tmp_path)
+    found = detect({}, tmp_path)
+    assert (found.platform, found.data) == ("local", None)
+    assert found.work == tmp_path / "repository/work"
+    assert found.submission == tmp_path / "repository/submissions/submission.csv"
+    here = make_data(tmp_path / "data")
+    assert detect({}, tmp_path).data == here
+    data = make_data(tmp_path / "repository/data")
+    assert detect({}, tmp_path).data == data
+
+
+def test_the_repository_is_this_one():
+    assert environment._REPOSITORY == REPOSITORY
+
+
+@pytest.mark.parametrize("platform", [{}, KAGGLE, COLAB])
+def test_variables_win_over_what_is_found(tmp_path, platform):
+    make_data(tmp_path / "kaggle/input/czii"), make_data(tmp_path / "content/data")
+    data = make_data(tmp_path / "mine")
+    variables = {"DATA": data, "WORK": tmp_path / "w", "SUBMISSION": tmp_path / "s.csv", "RECIPE": "x", "SCALE": "full"}
+    found = detect(platform | {f"CZII_{name}": str(value) for name, value in variables.items()}, tmp_path)
+    assert (found.data, found.work, found.submission) == (data, tmp_path / "w", tmp_path / "s.csv")
+    assert (found.recipe, found.scale) == ("x", "full")
+
+
+def test_the_submission_follows_a_chosen_work_folder(tmp_path):
+    found = detect({"CZII_WORK": str(tmp_path / "w")}, tmp_path)
+    assert found.submission == tmp_path / "w" / "submission.csv"
+
+
+def test_relative_folders_stay_where_they_were_when_notebooks_change_directory(tmp_path, monkeypatch):
+    make_data(tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    found = detect({"CZII_DATA": "mine", "CZII_WORK": "w", "CZII_SUBMISSION": "s.csv"}, tmp_path)
+    assert (found.data, found.work, found.submission) == (tmp_path / "mine", tmp_path / "w", tmp_path / "s.csv")
+
+
+@pytest.mark.parametrize("platform", [{}, KAGGLE, COLAB])
+@pytest.mark.parametrize("name", ["nowhere", "kaggle/input/czii/train"])
+def test_a_wrong_data_folder_is_an_error_not_a_phantom(tmp_path, platform, name):
+    make_data(tmp_path / "kaggle/input/czii")
+    with pytest.raises(FileNotFoundError, match=f"CZII_DATA={tmp_path / name} has neither"):
+        detect(platform | {"CZII_DATA": str(tmp_path / name)}, tmp_path)
+
+
+def test_empty_variables_are_no_choice(tmp_path):
+    names = ("DATA", "WORK", "SUBMISSION", "RECIPE", "SCALE")
+    assert detect(KAGGLE | {f"CZII_{name}": "" for name in names}, tmp_path) == detect(KAGGLE, tmp_path)
+
+
+def test_layout_needs_runs_not_only_folders(tmp_path):
+    (tmp_path / "train").mkdir()
+    assert not has_layout(tmp_path) and not has_layout(tmp_path / "nowhere")
+    assert has_layout(make_data(tmp_path, "test"))
+
+
+# ---- recipe, scale, devices
+
+
+@pytest.mark.parametrize(
+    ("devices", "with_data", "scale"),
+    [
+        (("cpu",), True, "demo"),
+        (("cuda:0", "cuda:1"), True, "full"),
+        (("cuda:0",), False, "demo"),  # hours of training would be wasted on a phantom
+    ],
+)
+def test_scale_follows_the_gpu_and_the_data(tmp_path, monkeypatch, devices, with_data, scale):
+    monkeypatch.setattr(environment, "find_devices", lambda: devices)
+    if with_data:
+        make_data(tmp_path / "kaggle/input/czii")
+    found = detect(KAGGLE, tmp_path)
+    assert (found.scale, found.recipe, found.devices) == (scale, "report", devices)
+
+
+@pytest.mark.parametrize(("count", "devices"), [(0, ("cpu",)), (2, ("cuda:0", "cuda:1"))])
+def test_every_gpu_is_a_device(monkeypatch, count, devices):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    assert find_devices() == devices
+
+
+def test_the_notebooks_first_line_names_no_path_of_the_machine(tmp_path):
+    """It is committed with the notebooks."""
+    data = make_data(tmp_path / "kaggle/input/czii")
+    line = str(detect(KAGGLE, tmp_path))
+    assert line == "kaggle on cpu | report recipe at demo scale | data: czii" and str(data.parent) not in line
+    assert "synthetic" in str(detect(COLAB, tmp_path))
+
+
+# ---- installing
+
+
+@pytest.fixture
+def pip(monkeypatch):
+    """Stands in for pip: notes its command, and `pip.status` is what it returns. zarr and cc3d are missing."""
+
+    class Pip:
+        status, command, missing = 0, None, {"zarr", "cc3d"}
+
+        def __call__(self, command, check):
+            self.command = command
+            return subprocess.CompletedProcess(command, self.status)
+
+    fake, find_spec = Pip(), importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in fake.missing else find_spec(name))
+    monkeypatch.setattr(environment.subprocess, "run", fake)
+    for name in KAGGLE | COLAB:
+        monkeypatch.delenv(name, raising=False)
+    return fake
+
+
+def be_on(monkeypatch, platform: dict[str, str]) -> None:
+    for name, value in platform.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize("mount", ["czii-wheels", "datasets/someone/czii-wheels"])
+def test_wheels_of_a_dataset_are_installed_offline(tmp_path, monkeypatch, pip, mount):
+    wheels = tmp_path / "kaggle/input" / mount
+    wheels.mkdir(parents=True)
+    (wheels / "zarr-3.1.6-py3-none-any.whl").touch()
+    be_on(monkeypatch, KAGGLE)
+    install_missing(tmp_path)
+    assert pip.command[:4] == [sys.executable, "-m", "pip", "install"]
+    assert pip.command[pip.command.index("--find-links") + 1] == str(wheels) and "--no-index" in pip.command
+    assert pip.command[-2:] == ["zarr", "connected-components-3d"]
+
+
+@pytest.mark.parametrize("platform", [KAGGLE, COLAB])
+def test_without_wheels_the_internet_is_used(tmp_path, monkeypatch, pip, platform):
+    be_on(monkeypatch, platform)
+    install_missing(tmp_path)
+    assert "--no-index" not in pip.command and pip.command[-2:] == ["zarr", "connected-components-3d"]
+
+
+def test_only_what_is_missing_is_installed(tmp_path, monkeypatch, pip):
+    be_on(monkeypatch, KAGGLE)
+    pip.missing = {"cc3d"}
+    install_missing(tmp_path)
+    assert "zarr" not in pip.command and pip.command[-1] == "connected-components-3d"
+
+
+@pytest.mark.parametrize("platform", [{}, KAGGLE, COLAB])
+def test_nothing_missing_nothing_done(tmp_path, monkeypatch, pip, platform):
+    pip.missing = set()
+    be_on(monkeypatch, platform)
+    install_missing(tmp_path)
+    assert pip.command is None
+
+
+def test_on_ones_own_machine_nothing_is_installed_unasked(tmp_path, pip):
+    with pytest.raises(ModuleNotFoundError, match=r"zarr and connected-components-3d not installed: pip install -r"):
+        install_missing(tmp_path)
+    assert pip.command is None
+
+
+def test_a_failing_pip_says_what_to_do(tmp_path, monkeypatch, pip):
+    be_on(monkeypatch, KAGGLE)
+    pip.status = 1
+    with pytest.raises(ModuleNotFoundError, match="turn the notebook's internet on, or add a dataset"):
+        install_missing(tmp_path)
+
+
+def test_importing_needs_nothing_that_may_be_missing():
+    """A notebook's first cell imports this module to install the rest; and it must be quick."""
+    code = (
+        "import sys, kaggle_utils.environment as e; e.find_platform(); "
+        "print([name for name in ('torch', 'zarr', 'cc3d', 'numpy', 'pandas', 'copick') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)
+    assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr
