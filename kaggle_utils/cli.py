@@ -69,7 +69,7 @@ def notebooks(
             return 0  # none of the chosen notebooks writes one
         raise FileNotFoundError(f"all notebooks ran, but none of them wrote {env.submission}")
     print(f"submission: {env.submission}")
-    truth = (env.data or env.work / "phantom") / "test_truth" / "overlay" / "ExperimentRuns"
+    truth = (env.data or env.phantom) / "test_truth" / "overlay" / "ExperimentRuns"
     if truth.is_dir():
         print(f"score against {truth}:")
         return score(env.submission, truth)

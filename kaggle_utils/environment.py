@@ -41,6 +41,11 @@ class Environment:
         """The folder below which each trained model has its own."""
         return self.work / "models"
 
+    @property
+    def phantom(self) -> Path:
+        """Where notebooks write synthetic runs when there are no data."""
+        return self.work / "phantom"
+
 
 def detect(environ: Mapping[str, str] = os.environ, root: Path = Path("/")) -> Environment:
     """Find out where we are.

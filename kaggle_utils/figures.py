@@ -273,7 +273,8 @@ def _outline(axes: Axes, mask: np.ndarray, voxel_spacing: float, colour: str, li
         # A border of background closes the outlines of spheres that the volume's faces cut.
         y, x = (np.arange(-1, size + 1) * voxel_spacing / 10 for size in mask.shape)
         border = np.pad(mask > 0, 1).astype(float)
-        axes.contour(x, y, border, [0.5], colors=colour, linewidths=1.6, linestyles=linestyle, path_effects=HALO)
+        contours = axes.contour(x, y, border, [0.5], colors=colour, linewidths=1.6, linestyles=linestyle)
+        contours.set_path_effects(HALO)
 
 
 def _draw_circle(axes: Axes, x: float, y: float, radius: float, particle: str, alpha: float = 1.0) -> None:

@@ -83,9 +83,8 @@ def _grid(model: TrainedModel) -> int:
 
 
 def _predict_with_halo(model: TrainedModel, volume: np.ndarray, box: Box, device: str) -> np.ndarray:
-    divisor = model.network.divisor
-    halo = -(-model.config["halo"] // divisor) * divisor  # the tile must lie on the pooling grid
-    low = [max(side.start - halo, 0) for side in box]
+    halo, divisor = model.config["halo"], model.network.divisor
+    low = [max(side.start - halo, 0) // divisor * divisor for side in box]  # the tile must lie on the pooling grid
     high = [min(side.stop + halo, size) for side, size in zip(box, volume.shape, strict=True)]
     tile = volume[tuple(map(slice, low, high))]
     tile = _pad(tile, [-(-size // divisor) * divisor for size in tile.shape])

@@ -24,8 +24,9 @@ def pick_particles(
     radius_fraction : of the particle's radius, that the training masks' spheres had.
 
     Returns
-    ------- Picks table with an extra column `voxels`, the component's size. Voxels touch through faces, edges or
-    corners; components of different particles never merge (one pass of connected-components-3d over all labels)."""
+    -------
+    Picks table with an extra column `voxels`, the component's size. Voxels touch through faces, edges or corners;
+    components of different particles never merge (one pass of connected-components-3d over all labels)."""
     components, count = cc3d.connected_components(annotated, connectivity=26, return_N=True)
     statistics = cc3d.statistics(components)
     foreground = np.flatnonzero(annotated)

@@ -220,6 +220,12 @@ def test_a_csv_that_is_no_truth_is_refused(tmp_path, content, message):
         read_truth(tmp_path / "truth.csv")
 
 
+def test_runs_named_by_numbers_stay_names(tmp_path):
+    """Turned into a number, "007" would match no run."""
+    (tmp_path / "truth.csv").write_text("experiment,particle_type,x,y,z\n007,ribosome,1,2,3\n")
+    assert read_truth(tmp_path / "truth.csv")["experiment"].tolist() == ["007"]
+
+
 def test_a_missing_truth_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"truth\.csv"):
         read_truth(tmp_path / "truth.csv")

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kaggle_utils.labels import make_mask
@@ -171,6 +171,7 @@ def split_as_set(split: dict[str, list[np.ndarray]], name: str) -> set[tuple]:
     kind=st.sampled_from(["subvolumes", "runs"]),
     seed=st.integers(0, 2**32 - 1),
 )
+@example(shapes=[(SIZE, SIZE, 7 * SIZE)], ratios=(0.5, 0.05, 0.45), kind="subvolumes", seed=0)  # 0.35 of a cube
 def test_every_cube_goes_into_exactly_one_share(shapes, ratios, kind, seed):
     """A cube in two shares is leakage, one in none is lost; and each share gets something where there is enough."""
     runs = [Run(f"TS_{i}", np.empty(shape, np.float32), 10.0, pd.DataFrame()) for i, shape in enumerate(shapes)]
