@@ -119,11 +119,13 @@ def combine_masks(
     """
     standing = weights.frequency * np.asarray(frequencies) + weights.recall * np.asarray(recalls)
     winner = np.zeros(probabilities.shape[1:], np.uint8)
-    best = np.full(probabilities.shape[1:], -np.inf, np.float32)
+    # In double precision: rounded sums would find equals where there are none, and differences where there are none.
+    best = np.full(probabilities.shape[1:], -np.inf)
+    tie_breaker = np.float64(weights.probability)
     for label, (probability, threshold, merit) in enumerate(
         zip(probabilities, thresholds, standing, strict=True), start=1
     ):
-        total = np.where(probability >= threshold, merit + weights.probability * probability, -np.inf)
+        total = np.where(probability >= threshold, merit + tie_breaker * probability, -np.inf)
         better = total > best
         winner[better], best[better] = label, total[better]
     return winner
@@ -216,6 +218,6 @@ def read_choice(work: str | Path) -> str:
         name = json.loads(path.read_text(encoding="utf-8"))["ensemble"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} names no ensemble ({error!r}); run the ensemble notebook (05) again") from error
-    if name not in ENSEMBLES:
+    if name not in list(ENSEMBLES):  # a list: whatever stands in the file, it need not be hashable
         raise ValueError(f"{path} names the unknown ensemble {name!r}; choose from {', '.join(ENSEMBLES)}")
     return name

@@ -100,8 +100,8 @@ PUBLISHED = {
 # validate every) of a network.
 _SCALES = {
     "full": None,
-    "demo": {"subvolume_size": 40, "baseline": (8, 3e-3, 4, 1), "unet": (8, 5e-3, 7, 1), "vnet": (8, 5e-3, 8, 2)},
-    "smoke": {"subvolume_size": 24, "baseline": (2, 1e-2, 1, 1), "unet": (2, 1e-2, 2, 1), "vnet": (2, 1e-2, 2, 1)},
+    "demo": {"subvolume_size": 40, "baseline": (8, 3e-3, 4, 1), "unet": (8, 5e-3, 6, 1), "vnet": (8, 5e-3, 6, 2)},
+    "smoke": {"subvolume_size": 16, "baseline": (2, 1e-2, 1, 1), "unet": (2, 1e-2, 2, 1), "vnet": (2, 1e-2, 2, 1)},
 }
 
 

@@ -1,0 +1,143 @@
+"""The six notebooks: they run, all in a row, and those in the repository show what a demo run gives."""
+
+import re
+from pathlib import Path
+from statistics import median
+
+import nbformat
+import pytest
+
+from kaggle_utils.environment import detect
+from kaggle_utils.metrics import score_submission
+from kaggle_utils.models import load_model, name_model
+from kaggle_utils.notebooks import MAX_BYTES, NOTEBOOKS, find_notebooks, run_notebooks
+from kaggle_utils.particles import REPORT_PARTICLES
+from kaggle_utils.picks import read_truth
+from kaggle_utils.submission import read_submission, validate_submission
+
+NAMES = ["01_eda", "02_preprocessing", "03_unet_training", "04_vnet_training", "05_ensemble", "06_submission"]
+
+# Absolute paths, of whichever machine ran the notebooks; "and/or" and "1/2" are none.
+MACHINE = re.compile(r"(?<![\w.</-])(?:/(?:tmp|work|root|home|Users|var|usr|opt|mnt|content|kaggle)/|[A-Z]:\\)")
+
+
+def read(path: Path):
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(notebook) -> list:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def texts(cell) -> list[str]:
+    """All that a cell's outputs say in letters."""
+    found = []
+    for output in cell.outputs:
+        found += [output.get("text", ""), *output.get("traceback", [])]
+        found += [str(value) for kind, value in output.get("data", {}).items() if not kind.startswith("image/png")]
+    return found
+
+
+def complaints(notebook) -> list[str]:
+    """What is wrong with an executed notebook, a line for each fault."""
+    cells = code_cells(notebook)
+    counts = [cell.execution_count for cell in cells]
+    found = [f"cells were executed as {counts}, not in order"] if counts != list(range(1, len(cells) + 1)) else []
+    for number, cell in enumerate(cells, 1):
+        found += [f"cell {number} shows {out.ename}" for out in cell.outputs if out.output_type == "error"]
+        found += [f"cell {number} names {match.group()}" for text in texts(cell) for match in MACHINE.finditer(text)]
+    if not any("image/png" in output.get("data", {}) for cell in cells for output in cell.outputs):
+        found.append("no figure")
+    return found
+
+
+# ---- running them
+
+
+@pytest.mark.slow
+def test_all_six_go_from_tomograms_to_a_valid_submission(phantom_data, tmp_path, monkeypatch):
+    """Two cores, a minute: everything is as small as it can be, so that only what is broken shows."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # networks this small only wait for each other's threads
+    sources = {path: path.read_bytes() for path in find_notebooks()}
+    env = detect({"CZII_DATA": str(phantom_data), "CZII_WORK": str(tmp_path / "work"), "CZII_SCALE": "smoke"})
+    assert (env.recipe, env.scale, env.submission) == ("report", "smoke", tmp_path / "work" / "submission.csv")
+
+    pages = run_notebooks(env)
+
+    assert [page.stem for page in pages] == NAMES
+    for page in pages:
+        assert "data:image/png;base64," in page.read_text(encoding="utf-8"), page
+        executed = complaints(read(page.with_suffix(".ipynb")))
+        assert [line for line in executed if " names " not in line] == []  # here, a path would be the test's own
+    assert {path: path.read_bytes() for path in sources} == sources  # only --refresh writes them back
+
+    # Every model stands alone, and the submission is one that the competition would take.
+    for architecture in "unet", "vnet":
+        for particle in REPORT_PARTICLES:
+            model = load_model(env.models / "report-smoke" / name_model(architecture, particle.name))
+            assert model.particle == particle.name and len(model.config["runs"]) == 3
+    assert load_model(env.models / "report-smoke" / "baseline_model_ribosome").config["runs"] == ["TS_1_1"]
+    assert validate_submission(env.submission, phantom_data) == []
+    found = read_submission(env.submission)
+    truth = read_truth(phantom_data / "test_truth" / "overlay" / "ExperimentRuns")
+    score_submission(found, truth)
+    assert set(found["experiment"]) <= set(truth["experiment"])
+
+
+# ---- as they are committed
+
+
+@pytest.fixture(params=NAMES)
+def committed(request) -> Path:
+    return NOTEBOOKS / f"{request.param}.ipynb"
+
+
+def test_there_are_six():
+    assert [path.stem for path in find_notebooks()] == NAMES
+
+
+def test_committed_notebooks_were_executed_in_order_without_error_or_a_machines_path(committed):
+    assert complaints(read(committed)) == []
+    for text in (text for cell in code_cells(read(committed)) for text in texts(cell)):
+        assert str(Path.home()) not in text and str(NOTEBOOKS.parent) not in text
+
+
+def test_committed_notebooks_show_a_demo_run_on_the_phantom(committed):
+    shown = "".join(text for cell in code_cells(read(committed)) for text in texts(cell))
+    assert "report recipe at demo scale" in shown and "phantom" in shown
+
+
+def test_committed_notebooks_are_small_and_depend_on_no_day(committed):
+    assert committed.stat().st_size < MAX_BYTES == 1_000_000
+    notebook = read(committed)
+    assert "widgets" not in notebook.metadata
+    assert notebook.metadata["kernelspec"] == {"display_name": "Python 3", "language": "python", "name": "python3"}
+    assert all("execution" not in cell.metadata for cell in notebook.cells)  # time stamps
+
+
+def test_cell_ids_are_unique_and_stable(committed):
+    """Place and kind, e.g. 03-04-text: an id that changes with each run would make every refresh a new notebook."""
+    cells = read(committed).cells
+    kinds = {"markdown": "text", "code": "code"}
+    for cell in cells:
+        assert re.fullmatch(rf"{committed.name[:2]}-\d\d-{kinds[cell.cell_type]}", cell.id)
+    ids = [cell.id for cell in cells]
+    assert ids == sorted(set(ids))
+
+
+def test_cells_are_short(committed):
+    lengths = [len(cell.source.splitlines()) for cell in code_cells(read(committed))]
+    assert max(lengths) <= 25 and median(lengths) <= 10
+
+
+def test_all_begin_with_the_same_cell_that_finds_the_package(committed):
+    first = code_cells(read(committed))[0].source
+    assert first == code_cells(read(NOTEBOOKS / "01_eda.ipynb"))[0].source
+    assert "kaggle/input" in first and "content" in first and "install_missing()" in first
+
+
+def test_the_search_for_machines_paths_finds_them():
+    for path in "/tmp/a", "in /root/x", "'/home/me'", "C:\\Users\\me", "(/work/main/x.py:3", "\n/kaggle/working/a":
+        assert MACHINE.search(path), path
+    for text in "precision/recall", "tmp/a", "x/home/y", "https://a.org/home/b", "</var/>", "1/2", "~/work":
+        assert not MACHINE.search(text), text
