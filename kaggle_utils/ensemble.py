@@ -143,7 +143,8 @@ def annotate(
     All models see a block before the next one is read: in memory are the volume, the mask and one block's
     probabilities, never five full-size outputs. Raises as `predict_block` does."""
     annotated = np.zeros(volume.shape, np.uint8)
-    for box in tqdm(plan_blocks(volume.shape, ensemble.models), desc=f"{run} blocks", leave=False):
+    boxes = plan_blocks(volume.shape, ensemble.models)
+    for box in tqdm(boxes, desc=f"{run} blocks", leave=False, disable=len(boxes) == 1):
         annotated[box] = combine(
             ensemble, lambda model, box=box: predict_block(model, volume, box, device, run), weights
         )

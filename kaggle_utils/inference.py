@@ -23,11 +23,11 @@ def plan_blocks(shape: Sequence[int], models: Sequence[TrainedModel], max_voxels
     """Cut a volume into blocks that, with the models' halo, have at most `max_voxels`, so that the fewest voxels are
     read in all.
 
-    Blocks begin at multiples of every model's pooling grid and window step, so a model's output does not depend on how
-    the volume is cut. Returns boxes that cover the volume without overlap, in reading order; where not even the
-    smallest block fits, the smallest."""
+    Blocks begin on every model's pooling grid, so that a model's output does not depend on how the volume is cut.
+    Returns boxes that cover the volume without overlap, in reading order; where not even the smallest block fits, the
+    smallest."""
     halo = max(model.config["halo"] for model in models)
-    grid = math.lcm(*(_grid(model) for model in models))
+    grid = math.lcm(*(model.network.divisor for model in models))
     plans = [_cut_axis(size, grid, halo) for size in shape]
     fitting = [plan for plan in product(*plans) if math.prod(axis.largest for axis in plan) <= max_voxels]
     smallest = tuple(min(axis, key=lambda cut: cut.largest) for axis in plans)
@@ -76,12 +76,6 @@ def predict_volume(model: TrainedModel, volume: np.ndarray, device: str = "cpu",
     return predict_block(model, volume, tuple(slice(0, size) for size in volume.shape), device, run)
 
 
-def _grid(model: TrainedModel) -> int:
-    """The spacing of places where a block may begin."""
-    window = model.config["window"]
-    return model.network.divisor if window is None else window - 2 * model.config["halo"]
-
-
 def _predict_with_halo(model: TrainedModel, volume: np.ndarray, box: Box, device: str) -> np.ndarray:
     halo, divisor = model.config["halo"], model.network.divisor
     low = [max(side.start - halo, 0) // divisor * divisor for side in box]  # the tile must lie on the pooling grid
@@ -94,23 +88,34 @@ def _predict_with_halo(model: TrainedModel, volume: np.ndarray, box: Box, device
 
 def _predict_in_windows(model: TrainedModel, volume: np.ndarray, box: Box, device: str) -> np.ndarray:
     window, halo = model.config["window"], model.config["halo"]
-    step = _grid(model)
     probabilities = np.empty([side.stop - side.start for side in box], np.float32)
-    # Windows stand on one grid for the whole volume; at its faces they are moved inside, where nothing needs to be cut
-    # off.
-    cores = list(product(*(range(side.start // step * step, side.stop, step) for side in box)))
-    for first in range(0, len(cores), _WINDOW_BATCH):
-        batch = cores[first : first + _WINDOW_BATCH]
-        starts = [
-            [max(0, min(a - halo, size - window)) for a, size in zip(core, volume.shape, strict=True)] for core in batch
-        ]
-        windows = np.stack([_pad(volume[tuple(slice(a, a + window) for a in start)], [window] * 3) for start in starts])
-        for output, core, start in zip(_run_network(model, windows, device), batch, starts, strict=True):
-            wanted = [slice(max(a, s.start), min(a + step, s.stop)) for a, s in zip(core, box, strict=True)]
-            source = tuple(slice(w.start - a, w.stop - a) for w, a in zip(wanted, start, strict=True))
-            target = tuple(slice(w.start - s.start, w.stop - s.start) for w, s in zip(wanted, box, strict=True))
+    axes = [_place_windows(size, window, halo, side) for size, side in zip(volume.shape, box, strict=True)]
+    places = list(product(*axes))
+    for first in range(0, len(places), _WINDOW_BATCH):
+        batch = places[first : first + _WINDOW_BATCH]
+        cubes = [volume[tuple(slice(start, start + window) for start, _ in place)] for place in batch]
+        outputs = _run_network(model, np.stack([_pad(cube, [window] * 3) for cube in cubes]), device)
+        for output, place in zip(outputs, batch, strict=True):
+            source = tuple(slice(core.start - start, core.stop - start) for start, core in place)
+            target = tuple(
+                slice(core.start - s.start, core.stop - s.start) for (_, core), s in zip(place, box, strict=True)
+            )
             probabilities[target] = output[source]
     return probabilities
+
+
+def _place_windows(size: int, window: int, halo: int, side: slice) -> list[tuple[int, slice]]:
+    """Place windows along an axis of `size` voxels so that their cores, without the halo, join; return, for those that
+    `side` needs, where each starts and the part of the axis that it gives.
+
+    They stand on one grid for the whole volume. At its faces nothing is cut off, for nothing lies beyond.
+    """
+    step = window - 2 * halo
+    count = max(1, -(-(size - 2 * halo) // step))
+    bounds = [0, *(halo + step * i for i in range(1, count)), size]
+    starts = [max(0, min(step * i, size - window)) for i in range(count)]
+    cores = [slice(max(a, side.start), min(b, side.stop)) for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [(start, core) for start, core in zip(starts, cores, strict=True) if core.start < core.stop]
 
 
 @torch.inference_mode()
