@@ -162,7 +162,7 @@ def draw_power_spectrum(volume: np.ndarray, voxel_spacing: float, max_tilt: floa
     axes.set(xlabel="kx (1/nm)", ylabel="kz (1/nm)", xlim=ends, ylim=ends)
     axes.legend(loc="lower right", frameon=True)
     figure.colorbar(image, label="log10 of the power, mean over ky (arbitrary units)", extend="min")
-    set_title(figure, "Power spectrum: no tilt saw the wedge about kz, so little power is there")
+    set_title(figure, "Power spectrum, kz against kx: what no tilt saw is the wedge about kz")
     return figure
 
 
@@ -191,10 +191,12 @@ def draw_score_bars(table: pd.DataFrame, ylabel: str, title: str | None = None) 
     """Draw scores from 0 to 1 as grouped bars: particles are the index, series the columns; NaN leaves a gap."""
     figure, axes = plt.subplots(figsize=(9.5, 3.4))
     _draw_bars(axes, table, "{:.2f}")
-    axes.set(ylim=(0, 1.08), xlabel="particle", ylabel=ylabel, yticks=np.linspace(0, 1, 6))
+    # Precision and F-beta may exceed 1: a pick between two particles counts as two hits.
+    top = max(1.0, float(np.nanmax(table.to_numpy(dtype=float), initial=0)))
+    axes.set(ylim=(0, 1.08 * top), xlabel="particle", ylabel=ylabel, yticks=np.linspace(0, 1, 6))
     if len(table.columns) > 1:
         figure.legend(loc="outside lower center", ncols=len(table.columns))
-    set_title(figure, title or f"{ylabel} of each particle (1 is perfect)")
+    set_title(figure, title or f"{ylabel} (1 is perfect)")
     return figure
 
 
@@ -282,7 +284,9 @@ def _draw_history(loss_axes: Axes, dice_axes: Axes, history: pd.DataFrame) -> No
         place = best["epoch"], best["validation_dice"]
         dice_axes.plot(*place, "*", color="black", ms=11, label="best epoch, whose weights are kept")
         text = f"best {place[1]:.2f}\nepoch {place[0]:.0f}"
-        dice_axes.annotate(text, (0.97, 0.05), xycoords="axes fraction", ha="right", path_effects=HALO)
+        dice_axes.annotate(
+            text, (0.97, 0.05 if place[1] > 0.5 else 0.75), xycoords="axes fraction", ha="right", path_effects=HALO
+        )
     loss_axes.set_ylabel("loss")
     dice_axes.set(ylabel="Dice", ylim=(-0.03, 1.03))
     for axes in (loss_axes, dice_axes):

@@ -107,7 +107,7 @@ def validate(submission: Path, data: Path, split: str) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     # Options that are not given are not passed on, so that each default has one home.
-    settings = {"argument_default": argparse.SUPPRESS, "formatter_class": argparse.ArgumentDefaultsHelpFormatter}
+    settings = {"argument_default": argparse.SUPPRESS}
     parser = argparse.ArgumentParser("kaggle_utils", description="From a tomogram to submission.csv.")
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(required=True, metavar="command")
@@ -115,10 +115,10 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("phantom", help="write synthetic tomograms in the competition's layout", **settings)
     command.set_defaults(command=phantom)
     command.add_argument("out", type=Path, help="folder for train/, test/ and test_truth/")
-    command.add_argument("--runs", type=int, metavar="N", help="training runs")
-    command.add_argument("--test-runs", type=int, metavar="N", help="test runs")
-    command.add_argument("--shape", type=int, nargs=3, metavar=("Z", "Y", "X"), help="in voxels")
-    command.add_argument("--seed", type=int, metavar="S", help="the same seed gives the same data")
+    command.add_argument("--runs", type=int, metavar="N", help="training runs (4)")
+    command.add_argument("--test-runs", type=int, metavar="N", help="test runs (2)")
+    command.add_argument("--shape", type=int, nargs=3, metavar=("Z", "Y", "X"), help="in voxels (64 160 160)")
+    command.add_argument("--seed", type=int, metavar="S", help="the same seed gives the same data (0)")
 
     command = commands.add_parser("notebooks", help="run the notebooks in order and keep their figures", **settings)
     command.set_defaults(command=notebooks)

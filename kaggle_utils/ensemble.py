@@ -9,17 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from tqdm.auto import tqdm
 
 from kaggle_utils.files import write_text
-from kaggle_utils.inference import plan_blocks, predict_block, predict_volume
-from kaggle_utils.labels import make_annotated_mask
-from kaggle_utils.metrics import confusion_matrix, voxel_scores
+from kaggle_utils.inference import plan_blocks, predict_block
 from kaggle_utils.models import TrainedModel, load_model, name_model
 from kaggle_utils.particles import REPORT_PARTICLES
-from kaggle_utils.recipes import Recipe
-from kaggle_utils.subvolumes import Run, split_corners
 
 # Section 7: the U-Net was better at these two, the V-Net at the other three.
 _UNET_IN_MIXED = ("virus-like-particle", "apo-ferritin")
@@ -51,8 +46,8 @@ class RuleWeights:
 class Ensemble:
     """The models that speak for each of the report's particles, in their order, and what the rule knows of them.
 
-    `frequencies` are the particles' shares of all training picks, `recalls` the mean voxel recalls of their models in
-    validation, `thresholds` the probabilities from which a voxel is claimed."""
+    `frequencies` are the particles' shares of the training runs' picks, `recalls` the mean voxel recalls of their
+    models in validation, `thresholds` the probabilities from which a voxel is claimed."""
 
     name: str
     members: tuple[tuple[TrainedModel, ...], ...]
@@ -160,49 +155,6 @@ def combine(
     rule."""
     means = [np.mean([predict(model) for model in group], axis=0, dtype=np.float32) for group in ensemble.members]
     return combine_masks(np.stack(means), ensemble.thresholds, ensemble.frequencies, ensemble.recalls, weights)
-
-
-def compare_ensembles(runs: Sequence[Run], recipe: Recipe, folder: str | Path, device: str = "cpu") -> pd.DataFrame:
-    """Judge every ensemble on the sub-volumes that were held out from all models (the test share of `split_corners`).
-
-    Returns voxel recall, precision and F1 (report, section 3) with a row for each particle and columns (metric,
-    ensemble). Each of the models sees a sub-volume once, whatever the number of ensembles."""
-    ensembles = {name: load_ensemble(name, folder, device) for name in ENSEMBLES}
-    labels = range(1, len(REPORT_PARTICLES) + 1)
-    confusions = {(name, label): np.zeros((2, 2), np.int64) for name in ENSEMBLES for label in labels}
-    cubes = [
-        (run, corner)
-        for run, corners in zip(runs, split_corners(runs, recipe)["test"], strict=True)
-        for corner in corners
-    ]
-    truths = {
-        run.name: make_annotated_mask(
-            run.points, run.volume.shape, run.voxel_spacing, [p.name for p in REPORT_PARTICLES], recipe.radius_fraction
-        )
-        for run in runs
-    }
-    for run, corner in tqdm(cubes, desc="held-out sub-volumes"):
-        box = tuple(slice(start, start + recipe.subvolume_size) for start in corner)
-        outputs = {}
-
-        def predict(model, volume=run.volume[box], outputs=outputs, run=run):
-            if model.name not in outputs:
-                outputs[model.name] = predict_volume(model, volume, device, run.name)
-            return outputs[model.name]
-
-        for name, ensemble in ensembles.items():
-            annotated = combine(ensemble, predict)
-            for label in labels:
-                confusions[name, label] += confusion_matrix(truths[run.name][box] == label, annotated == label)
-    rows = {
-        p.name: {
-            (metric, name): voxel_scores(confusions[name, label])[metric]
-            for metric in ("recall", "precision", "f1")
-            for name in ENSEMBLES
-        }
-        for label, p in zip(labels, REPORT_PARTICLES, strict=True)
-    }
-    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def save_choice(work: str | Path, name: str) -> None:

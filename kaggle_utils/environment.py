@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -60,10 +61,11 @@ def detect(environ: Mapping[str, str] = os.environ, root: Path = Path("/")) -> E
         "local": _REPOSITORY / "work",
     }[platform]
     work = Path(environ.get("CZII_WORK") or work).absolute()
-    if platform == "local" and not environ.get("CZII_WORK"):
+    submission = work / "submission.csv"
+    if platform == "kaggle":
+        submission = root / "kaggle/working/submission.csv"  # the only place where Kaggle looks
+    elif platform == "local" and not environ.get("CZII_WORK"):
         submission = _REPOSITORY / "submissions" / "submission.csv"
-    else:
-        submission = work / "submission.csv"
     data = find_data(platform, environ, root)
     devices = find_devices()
     return Environment(
@@ -76,6 +78,32 @@ def detect(environ: Mapping[str, str] = os.environ, root: Path = Path("/")) -> E
         scale=environ.get("CZII_SCALE") or ("full" if data and devices[0] != "cpu" else "demo"),
         devices=devices,
     )
+
+
+def collect_outputs(here: Environment, root: Path = Path("/")) -> list[str]:
+    """Copy what earlier notebooks left (finished model folders, the choice of an ensemble) from a Kaggle notebook's
+    inputs into its work folder, and return the names of what was copied.
+
+    On Kaggle each notebook starts with an empty work folder, and finds another's in its inputs. What the work folder
+    has already is kept; elsewhere nothing is done."""
+    copied = []
+    for place in _mounted(root) if here.platform == "kaggle" else []:
+        finished = [config.parent for config in sorted(place.glob("models/*/*/config.json"))]
+        for source in [*finished, *place.glob("ensemble.json")]:
+            target = here.work / source.relative_to(place)
+            if target.exists():
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            # Under another name until it is complete: a model folder must be whole or absent.
+            partial = target.with_name(f".{target.name}.partial")
+            if source.is_dir():
+                shutil.rmtree(partial, ignore_errors=True)
+                shutil.copytree(source, partial, ignore=shutil.ignore_patterns("last.pt"))
+            else:
+                shutil.copyfile(source, partial)
+            partial.rename(target)
+            copied.append(target.name)
+    return copied
 
 
 def find_platform(environ: Mapping[str, str] = os.environ) -> str:
@@ -108,12 +136,16 @@ def has_layout(data: Path) -> bool:
 
 def _places(platform: str, root: Path) -> Iterator[Path]:
     if platform == "kaggle":
-        for pattern in _KAGGLE_INPUTS:
-            yield from sorted((root / "kaggle/input").glob(pattern))
+        yield from _mounted(root)
     elif platform == "colab":
         yield from (root / "content/drive/MyDrive/czii/data", root / "content/data")
     else:
         yield from (_REPOSITORY / "data", Path.cwd() / "data")
+
+
+def _mounted(root: Path) -> list[Path]:
+    """Everything that a Kaggle notebook has been given."""
+    return [place for pattern in _KAGGLE_INPUTS for place in sorted((root / "kaggle/input").glob(pattern))]
 
 
 def _colab_work(root: Path) -> Path:
@@ -139,7 +171,7 @@ def install_missing(root: Path = Path("/")) -> None:
         return
     if find_platform() == "local":
         raise ModuleNotFoundError(f"{' and '.join(missing)} not installed: pip install -r requirements.txt")
-    folders = [folder for pattern in _KAGGLE_INPUTS for folder in sorted((root / "kaggle/input").glob(pattern))]
+    folders = [folder for place in _mounted(root) for folder in (place, place / "wheels")]
     wheels = next((str(folder) for folder in folders if any(folder.glob("zarr-*.whl"))), None)
     source = ["--no-index", "--find-links", wheels] if wheels else []
     if subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *source, *missing], check=False).returncode:

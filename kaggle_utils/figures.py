@@ -71,7 +71,7 @@ def draw_tomogram_types(slices: Mapping[str, np.ndarray], voxel_spacing: float) 
     figure, panels = _make_panels(len(slices), next(iter(slices.values())).shape)
     for axes, (kind, image) in zip(panels, slices.items(), strict=True):
         _show_slice(axes, image, voxel_spacing, kind)
-    set_title(figure, "One slice in each type of tomogram: the same particles under different noise")
+    set_title(figure, "The same slice in each type of tomogram (dark: dense)")
     return figure
 
 
@@ -130,7 +130,7 @@ def draw_subvolumes(volumes: np.ndarray, masks: np.ndarray, voxel_spacing: float
         _show_slice(axes, volumes[index, z], voxel_spacing, f"{kind}, {_name_slice(z, voxel_spacing)}\n{share}")
         _outline(axes, masks[index, z], voxel_spacing, VERMILION)
     figure.legend(handles=[Line2D([], [], color=VERMILION, label="mask")], loc="outside lower center")
-    set_title(figure, "Sub-volumes that a network is trained on, and their masks")
+    set_title(figure, "Sub-volumes and their masks")
     return figure
 
 
@@ -200,7 +200,7 @@ def draw_picks_and_truth(
     pick and its particle on either side of the limit would look like an error. z=None takes the slice that cuts most
     true particles.
     """
-    z = _busiest_slice(truth, volume, voxel_spacing) if z is None else z
+    z = _busiest_slice(truth if len(truth) else picks, volume, voxel_spacing) if z is None else z
     figure, (axes,) = _make_panels(1, volume.shape)
     _show_slice(axes, volume[z], voxel_spacing)
     shown = []
@@ -224,7 +224,8 @@ def draw_picks_and_truth(
     ]
     figure.legend(handles=handles, loc="outside right center")
     place = f"within {depth / 10:g} nm of {_name_slice(z, voxel_spacing)} (pale: up to 7.5 nm further)"
-    set_title(figure, f"{_name_runs(truth)}: picks and truth {place}")
+    what = "picks and truth" if len(truth) else "picks"
+    set_title(figure, f"{_name_runs(pd.concat([truth, picks]))}: {what} {place}")
     return figure
 
 

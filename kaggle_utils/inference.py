@@ -23,12 +23,17 @@ def plan_blocks(shape: Sequence[int], models: Sequence[TrainedModel], max_voxels
     """Cut a volume into blocks that, with the models' halo, have at most `max_voxels`, so that the fewest voxels are
     read in all.
 
-    Blocks begin on every model's pooling grid, so that a model's output does not depend on how the volume is cut.
-    Returns boxes that cover the volume without overlap, in reading order; where not even the smallest block fits, the
-    smallest."""
+    Blocks begin on every model's pooling grid, so that a model's output does not depend on how the volume is cut, and
+    where the cores of windows meet, so that no window is needed by two blocks. Returns boxes that cover the volume
+    without overlap, in reading order; where not even the smallest block fits, the smallest."""
+    windowed = [model.config for model in models if model.config["window"] is not None]
+    pooling = math.lcm(*(model.network.divisor for model in models if model.config["window"] is None))
+    grid = math.lcm(pooling, *(config["window"] - 2 * config["halo"] for config in windowed))
+    offset = max((config["halo"] for config in windowed), default=0)
+    if offset % pooling:
+        offset = 0  # windows at the blocks' faces are then computed twice; the pooling grid must be kept
     halo = max(model.config["halo"] for model in models)
-    grid = math.lcm(*(model.network.divisor for model in models))
-    plans = [_cut_axis(size, grid, halo) for size in shape]
+    plans = [_cut_axis(size, grid, offset, halo) for size in shape]
     fitting = [plan for plan in product(*plans) if math.prod(axis.largest for axis in plan) <= max_voxels]
     smallest = tuple(min(axis, key=lambda cut: cut.largest) for axis in plans)
     chosen = min(fitting, key=lambda plan: math.prod(axis.read for axis in plan), default=smallest)
@@ -43,11 +48,12 @@ class _Cut(NamedTuple):
     read: int
 
 
-def _cut_axis(size: int, grid: int, halo: int) -> list[_Cut]:
+def _cut_axis(size: int, grid: int, offset: int, halo: int) -> list[_Cut]:
     edges = {-(-size // (count * grid)) * grid for count in range(1, -(-size // grid) + 1)}
     cuts = []
     for edge in sorted(edges, reverse=True):
-        sides = [slice(start, min(start + edge, size)) for start in range(0, size, edge)]
+        bounds = [0, *range(offset + edge, size, edge), size]
+        sides = [slice(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
         lengths = [min(side.stop + halo, size) - max(side.start - halo, 0) for side in sides]
         cuts.append(_Cut(sides, max(lengths), sum(lengths)))
     return cuts

@@ -40,8 +40,8 @@ def get_particle(name: str) -> Particle:
     if name in _BY_NAME:
         return _BY_NAME[name]
     near = get_close_matches(name, _BY_NAME, 1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"unknown particle {name!r}{hint} Known particles: {', '.join(_BY_NAME)}")
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    raise ValueError(f"unknown particle {name!r}{hint}; known are {', '.join(_BY_NAME)}")
 
 
 def report_label(name: str) -> int:

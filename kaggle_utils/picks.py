@@ -55,9 +55,11 @@ def read_run(run: str, data: str | Path | None = None, split: str = "train") -> 
 def read_overlay(experiment_runs: str | Path) -> pd.DataFrame:
     """Return the points of all runs below an overlay's ExperimentRuns folder; raises as `read_run` does."""
     folder = Path(experiment_runs)
-    runs = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    runs = sorted(path for path in folder.glob("[!.]*") if path.is_dir())
     if not runs:
-        raise FileNotFoundError(f"no runs in {folder}; expected folders <run>/Picks/<particle>.json")
+        raise FileNotFoundError(
+            f"no runs in {folder}; expected <run>/Picks/<particle>.json, as in DATA/train/overlay/ExperimentRuns"
+        )
     return pd.concat([_read_picks_folder(run) for run in runs], ignore_index=True)
 
 
@@ -172,15 +174,21 @@ def _to_copick_json(record: dict) -> str:
 
 
 def _read_picks_folder(run_folder: Path) -> pd.DataFrame:
-    files = sorted((run_folder / "Picks").glob("*.json"))
+    folder = run_folder / "Picks"
+    files = sorted(path for path in folder.glob("*.json") if not path.name.startswith("."))
     if not files:
-        raise FileNotFoundError(
-            f"run {run_folder.name}: no picks in {run_folder / 'Picks'}; expected <particle>.json files"
-        )
+        raise FileNotFoundError(f"run {run_folder.name}: no picks in {folder}; expected <particle>.json files")
     tables = [_read_picks_file(path, run_folder.name) for path in files]
-    return pd.concat(
+    points = pd.concat(
         [table for table in tables if table is not None] or [_table(run_folder.name, "", [])], ignore_index=True
     )
+    repeated = points.duplicated()
+    if repeated.any():
+        warnings.warn(
+            f"run {run_folder.name}: {repeated.sum()} points stand in two files of {folder} and are read once",
+            stacklevel=3,
+        )
+    return points[~repeated].reset_index(drop=True)
 
 
 def _read_picks_file(path: Path, run: str) -> pd.DataFrame | None:

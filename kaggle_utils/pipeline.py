@@ -30,11 +30,11 @@ def predict_run(
 ) -> Prediction:
     """Find the particles of one run; raises as `load_tomogram` and `annotate` do.
 
-    The tomogram type is the one that the models were trained on.
+    The tomogram type and the size of a particle's sphere are those that the models were trained on.
     """
-    kind = ensemble.models[0].config["tomogram"]
-    tomogram = load_tomogram(run, data, split, kind)
+    trained = ensemble.models[0].config
+    tomogram = load_tomogram(run, data, split, trained["tomogram"])
     volume = normalise(tomogram.volume)
     annotated = annotate(volume, ensemble, device, run)
-    picks = pick_particles(annotated, tomogram.voxel_spacing, run, recipe.min_size_fraction, recipe.radius_fraction)
+    picks = pick_particles(annotated, tomogram.voxel_spacing, run, recipe.min_size_fraction, trained["radius_fraction"])
     return Prediction(run, volume, annotated, picks, tomogram.voxel_spacing)

@@ -54,7 +54,7 @@ class Recipe:
 
 
 RECIPE_NAMES = ("report",)
-SCALES = ("demo", "full", "smoke")
+SCALES = ("demo", "full")
 
 # Sections 4.1, 4.4 and 5.2 of the report. It does not give the edge of its sub-volumes, the share of background, the
 # split ratios, nor the learning rate and epochs of the baseline: those here are ours. The V-Net's group norm computes
@@ -109,7 +109,7 @@ def get_recipe(name: str = "report", scale: str = "demo") -> Recipe:
     """Return the settings of recipe `name` at `scale`; raises ValueError naming the choices otherwise."""
     if name not in RECIPE_NAMES:
         raise ValueError(f"unknown recipe {name!r}; choose from {', '.join(RECIPE_NAMES)}")
-    if scale not in SCALES:
+    if scale not in _SCALES:
         raise ValueError(f"unknown scale {scale!r}; choose from {', '.join(SCALES)}")
     sizes = _SCALES[scale]
     if sizes is None:
@@ -120,7 +120,8 @@ def get_recipe(name: str = "report", scale: str = "demo") -> Recipe:
         width, rate, epochs, validate_every = sizes[key]
         network = getattr(_REPORT, key)
         window = None if network.window is None else edge
-        halo = network.halo if window is None else edge // 6
+        # A multiple of 4 suits the pooling grid of the U-Nets in the same ensemble.
+        halo = network.halo if window is None else edge // 20 * 4
         networks[key] = replace(
             network,
             width=width,

@@ -74,22 +74,27 @@ def split_corners(runs: list[Run], recipe: Recipe) -> dict[str, list[np.ndarray]
     """Deal every sub-volume of every run out to training, validation and test.
 
     The split depends on the runs' shapes and the seed, never on a particle: so what is held out from one particle's
-    model is held out from all, and an ensemble of them can be judged on it. With `recipe.split` "subvolumes" (the
-    report's way) neighbours of one run land on both sides, which flatters the scores; with "runs" whole runs do.
+    model is held out from all, and an ensemble of them can be judged on it. No voxel is in two shares: cubes that
+    overlap at a face of the volume are dealt together. With `recipe.split` "subvolumes" (the report's way) neighbours
+    still land on both sides, which flatters the scores; with "runs" whole runs are kept apart.
 
     Returns {split: [corners (n, 3) of each run]}. Raises ValueError for an unknown split, or fewer than three runs to
     split by runs."""
     generator = np.random.default_rng(recipe.seed)
     corners = [place_subvolumes(run.volume.shape, recipe.subvolume_size) for run in runs]
     if recipe.split == "subvolumes":
-        chosen = _deal(sum(map(len, corners)), recipe.ratios, generator)
+        # A cube that was moved back into the volume has its corner inside the neighbour that it overlaps.
+        groups = [np.unique(c // recipe.subvolume_size, axis=0, return_inverse=True)[1].reshape(-1) for c in corners]
+        dealt = _deal(sum(group.max() + 1 for group in groups), recipe.ratios, generator)
+        firsts = np.cumsum([0] + [group.max() + 1 for group in groups[:-1]])
+        chosen = [dealt[first + group] for first, group in zip(firsts, groups, strict=True)]
     elif recipe.split == "runs":
         if len(runs) < len(SPLITS):
             raise ValueError(f"a split by runs needs at least {len(SPLITS)} runs, but there are {len(runs)}")
-        chosen = np.repeat(_deal(len(runs), recipe.ratios, generator), list(map(len, corners)))
+        dealt = _deal(len(runs), recipe.ratios, generator)
+        chosen = [np.full(len(places), share) for places, share in zip(corners, dealt, strict=True)]
     else:
         raise ValueError(f'unknown split {recipe.split!r}; choose "subvolumes" or "runs"')
-    chosen = np.split(chosen, np.cumsum(list(map(len, corners)))[:-1])
     return {
         name: [places[part == index] for places, part in zip(corners, chosen, strict=True)]
         for index, name in enumerate(SPLITS)

@@ -53,7 +53,7 @@ def is_plain_name(name: str) -> bool:
 def find_runs(data: str | Path, split: str = "train") -> list[str]:
     """Return the names of the runs of a split, sorted; raises FileNotFoundError when it has none."""
     folder = _experiments(data, split)
-    runs = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    runs = sorted(path.name for path in folder.glob("[!.]*") if path.is_dir())
     if not runs:
         raise FileNotFoundError(f"no runs in {folder}; expected folders <run>/VoxelSpacing*/<type>.zarr")
     return runs

@@ -7,7 +7,7 @@ import os
 import time
 import zlib
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from kaggle_utils.files import replacing
 from kaggle_utils.losses import LOSSES
 from kaggle_utils.metrics import confusion_matrix, voxel_scores
 from kaggle_utils.models import build_model, explain, name_model, read_config, save_config, save_weights
-from kaggle_utils.recipes import PUBLISHED, ModelRecipe, Recipe
+from kaggle_utils.recipes import ModelRecipe, Recipe
 from kaggle_utils.subvolumes import SPLITS, build_datasets, load_runs
 
 _OPTIMISERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
@@ -53,10 +53,15 @@ def train_models(
     for position, device in enumerate(devices):
         free.put((position, device))
     threads = max(1, (os.cpu_count() or 1) // len(devices))
-    with ProcessPoolExecutor(
-        len(devices), mp_context=context, initializer=_enter_worker, initargs=(free, threads)
-    ) as pool:
-        return list(pool.map(_train_in_worker, jobs))
+    pool = ProcessPoolExecutor(len(devices), mp_context=context, initializer=_enter_worker, initargs=(free, threads))
+    futures = [pool.submit(_train_in_worker, job) for job in jobs]
+    try:
+        for future in as_completed(futures):
+            future.result()
+    finally:
+        # After an error, what has not begun need not, and nobody waits for hours to be told.
+        pool.shutdown(wait=False, cancel_futures=True)
+    return [future.result() for future in futures]
 
 
 _worker: dict = {}
@@ -214,23 +219,6 @@ def evaluate(network: nn.Module, dataset: TensorDataset, threshold: float = 0.5,
         for logits, masks in _predict(network, dataset, 4, device)
     )
     return {**voxel_scores(confusion), "confusion": confusion.tolist()}
-
-
-def compare_with_report(folder: str | Path, architecture: str, split: str = "test") -> pd.DataFrame:
-    """Return the voxel scores of trained models, in percent, beside those that the report published (its tables 1 and
-    2).
-
-    `split` says which share of our data ours are from: "train", "validation" or "test".
-    """
-    rows = {}
-    for particle, published in PUBLISHED[architecture].items():
-        ours = read_config(Path(folder) / name_model(architecture, particle))["scores"][split]
-        rows[particle] = {
-            (metric, source): value
-            for metric, theirs in zip(("accuracy", "precision", "recall", "f1"), published, strict=True)
-            for source, value in (("report", theirs), ("ours", 100 * ours[metric]))
-        }
-    return pd.DataFrame.from_dict(rows, orient="index").astype(float).round(2)
 
 
 def _validate(network: nn.Module, dataset: TensorDataset, settings: ModelRecipe, threshold: float, device: str) -> dict:

@@ -1,8 +1,8 @@
 """Networks by name, and the model folder: everything that is needed to run a trained model again.
 
 A model folder holds `config.json` (architecture, particle, inference window, scores), `weights.pt` (the best epoch's),
-`thresholds.json` ({particle: threshold}) and `history.csv`; while it is trained, `last.pt` too. Every network takes (n,
-1, z, y, x) and returns logits."""
+`thresholds.json` ({particle: threshold}), `history.csv`, and `last.pt`, from which a training that was cut off goes on.
+Every network takes (n, 1, z, y, x) and returns logits."""
 
 import json
 import pickle
@@ -54,6 +54,11 @@ def build_model(architecture: str, width: int) -> nn.Module:
     if architecture not in ARCHITECTURES:
         raise ValueError(f"unknown architecture {architecture!r}; choose from {', '.join(ARCHITECTURES)}")
     return ARCHITECTURES[architecture](width)
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Return how many numbers a network learns."""
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def save_weights(folder: str | Path, network: nn.Module) -> None:
