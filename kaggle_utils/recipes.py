@@ -121,7 +121,7 @@ def get_recipe(name: str = "report", scale: str = "demo") -> Recipe:
         network = getattr(_REPORT, key)
         window = None if network.window is None else edge
         # A multiple of 4 suits the pooling grid of the U-Nets in the same ensemble.
-        halo = network.halo if window is None else edge // 20 * 4
+        halo = network.halo if window is None else max(4, edge // 20 * 4)
         networks[key] = replace(
             network,
             width=width,

@@ -169,9 +169,9 @@ def test_notebooks_options_win_over_the_environment(runner, data, tmp_path, monk
     main(["notebooks", "--data", str(data)])
     assert (runner.env.work, runner.env.submission) == (tmp_path / "a", tmp_path / "b.csv")
     assert (runner.env.scale, runner.only, runner.refresh) == ("full", (), False)
-    main(["notebooks", "--data", str(data), "--work", str(tmp_path / "w"), "--scale", "smoke", "--only", "03", "05"])
+    main(["notebooks", "--data", str(data), "--work", str(tmp_path / "w"), "--scale", "demo", "--only", "03", "05"])
     assert (runner.env.work, runner.env.submission) == (tmp_path / "w", tmp_path / "w" / "submission.csv")
-    assert (runner.env.scale, runner.only, runner.env.data) == ("smoke", ["03", "05"], data)
+    assert (runner.env.scale, runner.only, runner.env.data) == ("demo", ["03", "05"], data)
 
 
 def test_notebooks_without_a_submission_fail_unless_only_some_ran(runner, data, tmp_path, capsys):

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from kaggle_utils import ensemble as ensembles
+from kaggle_utils import evaluation
 from kaggle_utils.ensemble import (
     ENSEMBLES,
     RuleWeights,
     annotate,
     combine,
     combine_masks,
-    compare_ensembles,
     load_ensemble,
     make_ensemble,
     read_choice,
@@ -346,8 +346,8 @@ def test_the_comparison_counts_held_out_voxels_of_every_ensemble(models, monkeyp
         seen.append((model.name, volume.tobytes()))
         return predict_volume(model, volume, *arguments)
 
-    monkeypatch.setattr(ensembles, "predict_volume", counted)
-    table = compare_ensembles(runs, RECIPE, models)
+    monkeypatch.setattr(evaluation, "predict_volume", counted)
+    table = evaluation.compare_ensembles(runs, RECIPE, models, "test")
 
     cubes = split_corners(runs, RECIPE)["test"]
     assert len(seen) == len(set(seen)) == 10 * sum(map(len, cubes)) > 10  # each model looks at each cube once

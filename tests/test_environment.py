@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from kaggle_utils import environment
-from kaggle_utils.environment import detect, find_data, find_devices, find_platform, has_layout, install_missing
+from kaggle_utils.environment import (
+    collect_outputs,
+    detect,
+    find_data,
+    find_devices,
+    find_platform,
+    has_layout,
+    install_missing,
+)
 
 KAGGLE = {"KAGGLE_KERNEL_RUN_TYPE": "Interactive"}
 COLAB = {"COLAB_RELEASE_TAG": "release-colab_20250101"}
@@ -200,7 +208,7 @@ def be_on(monkeypatch, platform: dict[str, str]) -> None:
         monkeypatch.setenv(name, value)
 
 
-@pytest.mark.parametrize("mount", ["czii-wheels", "datasets/someone/czii-wheels"])
+@pytest.mark.parametrize("mount", ["czii-wheels", "datasets/someone/czii-wheels", "czii-kit/wheels"])
 def test_wheels_of_a_dataset_are_installed_offline(tmp_path, monkeypatch, pip, mount):
     wheels = tmp_path / "kaggle/input" / mount
     wheels.mkdir(parents=True)
@@ -255,3 +263,30 @@ def test_importing_needs_nothing_that_may_be_missing():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)
     assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr
+
+
+def test_on_kaggle_a_submission_is_where_kaggle_looks_whatever_the_work_folder(tmp_path):
+    found = detect(KAGGLE | {"CZII_WORK": str(tmp_path / "elsewhere")}, tmp_path)
+    assert found.submission == tmp_path / "kaggle/working/submission.csv"
+
+
+def test_what_earlier_notebooks_left_is_collected_once_whole_and_only_on_kaggle(tmp_path):
+    """Each Kaggle notebook starts with an empty work folder; another's outputs are among its inputs."""
+    finished = tmp_path / "kaggle/input/notebooks/someone/unet-training/models/report-full/3d_unet_model_ribosome"
+    unfinished = tmp_path / "kaggle/input/vnet-training/models/report-full/vnet_model_ribosome"
+    for folder in (finished, unfinished):
+        folder.mkdir(parents=True)
+        (folder / "weights.pt").write_bytes(b"weights")
+        (folder / "last.pt").write_bytes(b"checkpoint")
+    (finished / "config.json").write_text("{}")
+    (tmp_path / "kaggle/input/ensemble/").mkdir()
+    (tmp_path / "kaggle/input/ensemble/ensemble.json").write_text('{"ensemble": "unet"}')
+    here = detect(KAGGLE, tmp_path)
+    assert collect_outputs(here, tmp_path) == ["ensemble.json", "3d_unet_model_ribosome"]
+    copied = here.models / "report-full" / "3d_unet_model_ribosome"
+    assert sorted(path.name for path in copied.iterdir()) == ["config.json", "weights.pt"]
+    assert (here.work / "ensemble.json").read_text() == '{"ensemble": "unet"}'
+    assert sorted(path.name for path in copied.parent.iterdir()) == ["3d_unet_model_ribosome"]
+    (copied / "weights.pt").write_bytes(b"trained on")
+    assert collect_outputs(here, tmp_path) == [] and (copied / "weights.pt").read_bytes() == b"trained on"
+    assert collect_outputs(detect({"CZII_WORK": str(tmp_path / "local")}, tmp_path), tmp_path) == []

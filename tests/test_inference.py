@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.special import expit
 from torch import nn
 
-from kaggle_utils.inference import plan_blocks, predict_block, predict_volume
+from kaggle_utils.inference import _place_windows, plan_blocks, predict_block, predict_volume
 from kaggle_utils.models import TrainedModel, build_model
 from kaggle_utils.recipes import get_recipe
 
@@ -174,16 +174,17 @@ def test_the_recipes_windows_are_the_training_cubes_and_leave_a_core(scale):
 # ---- the plan
 
 UNET, VNET = make_model("unet", 24), make_model("vnet", 4, window=24)
-# Models, the grid that all of them can begin at, and the widest halo.
-PLANNED = {"unet": ([UNET], 4, 24), "vnet": ([VNET], 8, 4), "both": ([UNET, VNET], 8, 24)}
+# Models, the grid that blocks of all of them can begin at, where it begins, and the widest halo.
+PLANNED = {"unet": ([UNET], 4, 0, 24), "vnet": ([VNET], 16, 4, 4), "both": ([UNET, VNET], 16, 4, 24)}
 
 
 def voxels_read(box, shape, halo: int) -> int:
     return int(np.prod([min(s.stop + halo, n) - max(s.start - halo, 0) for s, n in zip(box, shape, strict=True)]))
 
 
-def cut(shape, edges) -> list:
-    sides = [[slice(a, min(a + edge, n)) for a in range(0, n, edge)] for edge, n in zip(edges, shape, strict=True)]
+def cut(shape, edges, offset: int) -> list:
+    bounds = [[0, *range(offset + edge, n, edge), n] for edge, n in zip(edges, shape, strict=True)]
+    sides = [list(map(slice, ends, ends[1:])) for ends in bounds]
     return list(product(*sides))
 
 
@@ -194,16 +195,17 @@ def cut(shape, edges) -> list:
     st.sampled_from(list(PLANNED)),
 )
 def test_a_plan_covers_the_volume_once_on_the_grid_and_within_its_limit(shape, max_voxels, name):
-    models, grid, halo = PLANNED[name]
+    models, grid, offset, halo = PLANNED[name]
     boxes = plan_blocks(shape, models, max_voxels)
     covered = np.zeros(shape, np.uint8)
     for box in boxes:
         covered[box] += 1
-        assert all(side.start % grid == 0 and side.stop <= size for side, size in zip(box, shape, strict=True))
+        assert all(side.start == 0 or side.start % grid == offset % grid for side in box)
+        assert all(side.stop <= size for side, size in zip(box, shape, strict=True))
     assert (covered == 1).all()
     starts = [[side.start for side in box] for box in boxes]
     assert starts == sorted(starts)
-    smallest = max(voxels_read(box, shape, halo) for box in cut(shape, [grid] * 3))
+    smallest = max(voxels_read(box, shape, halo) for box in cut(shape, [grid] * 3, offset))
     assert max(voxels_read(box, shape, halo) for box in boxes) <= max(max_voxels, smallest)
 
 
@@ -212,7 +214,7 @@ def test_a_plan_covers_the_volume_once_on_the_grid_and_within_its_limit(shape, m
 def test_no_other_edges_read_fewer_voxels(shape, max_voxels):
     ours = sum(voxels_read(box, shape, 4) for box in plan_blocks(shape, [VNET], max_voxels))
     for edges in product(*(range(16, size + 16, 16) for size in shape)):
-        others = [voxels_read(box, shape, 4) for box in cut(shape, edges)]
+        others = [voxels_read(box, shape, 4) for box in cut(shape, edges, 4)]
         assert max(others) > max_voxels or sum(others) >= ours
 
 
@@ -222,6 +224,20 @@ def test_a_real_tomogram_fits_into_memory_and_is_not_read_too_often():
     models = [make_model("unet", recipe.unet.halo), make_model("vnet", recipe.vnet.halo, recipe.vnet.window)]
     read = [voxels_read(box, shape, recipe.unet.halo) for box in plan_blocks(shape, models)]
     assert max(read) <= 2**22 and sum(read) < 2.2 * np.prod(shape)
+
+
+@pytest.mark.parametrize("scale", ["full", "demo"])
+def test_no_window_is_computed_for_two_blocks(scale):
+    """Of a real tomogram, with a U-Net in the same ensemble: as many windows as the volume in one piece would need."""
+    recipe, shape = get_recipe("report", scale), (184, 630, 630)
+    window, halo = recipe.vnet.window, recipe.vnet.halo
+    models = [make_model("unet", recipe.unet.halo), make_model("vnet", halo, window)]
+    counts = [
+        np.prod([len(_place_windows(n, window, halo, side)) for n, side in zip(shape, box, strict=True)])
+        for box in plan_blocks(shape, models)
+    ]
+    step = window - 2 * halo
+    assert len(counts) > 1 and sum(counts) == np.prod([-(-(n - 2 * halo) // step) for n in shape])
 
 
 # ---- what is wrong is told

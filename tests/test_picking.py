@@ -178,6 +178,7 @@ def untrained(kind: str = "denoised", halo: int = 24):
         config = {
             "particle": name,
             "tomogram": kind,
+            "radius_fraction": 1.0,
             "window": 24 if vnet else None,
             "halo": 4 if vnet else halo,
             "picks": 10,

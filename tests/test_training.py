@@ -17,12 +17,13 @@ import torch
 from torch.utils.data import TensorDataset
 
 from kaggle_utils import training
+from kaggle_utils.evaluation import compare_with_report
 from kaggle_utils.models import build_model, load_model, name_model, read_config, save_config
 from kaggle_utils.picks import write_picks
 from kaggle_utils.recipes import PUBLISHED, get_recipe
 from kaggle_utils.subvolumes import Run, build_datasets
 from kaggle_utils.tomograms import write_ome_zarr
-from kaggle_utils.training import compare_with_report, evaluate, fit, read_history, train_model, train_models
+from kaggle_utils.training import evaluate, fit, read_history, train_model, train_models
 
 SMOKE = get_recipe("report", "smoke")
 RECIPE = replace(SMOKE, subvolume_size=16, unet=replace(SMOKE.unet, epochs=4), vnet=replace(SMOKE.vnet, window=16))
