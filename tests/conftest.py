@@ -14,3 +14,14 @@ def phantom_data(tmp_path_factory):
     from kaggle_utils.phantom import write_phantom
 
     return write_phantom(tmp_path_factory.mktemp("phantom_data"), runs=3, test_runs=1, shape=(40, 64, 64), seed=0)
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Networks as small as the tests' only wait for each other's threads."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

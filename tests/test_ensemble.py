@@ -37,13 +37,7 @@ FREQUENCIES = np.array([0.3, 0.1, 0.3, 0.2, 0.1])
 RECALLS = np.array([0.5, 0.9, 0.5, 0.6, 0.9])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Networks this small only wait for each other's threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # ---- the rule

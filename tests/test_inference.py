@@ -17,13 +17,7 @@ from kaggle_utils.recipes import get_recipe
 SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 60), st.integers(20, 130))  # z, y, x
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Networks this small only wait for each other's threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make_model(architecture: str, halo: int, window: int | None = None) -> TrainedModel:

@@ -32,13 +32,7 @@ SPACING = 10.012444196428572
 COLUMNS = ["experiment", "particle_type", "x", "y", "z", "voxels"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Networks this small only wait for each other's threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def draw_sphere(annotated: np.ndarray, label: int, centre, radius: float) -> int:
