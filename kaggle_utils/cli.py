@@ -1,4 +1,4 @@
-"""`python -m kaggle_utils`: phantom, notebooks, score, validate. Arguments in, one call, a few printed lines out.
+"""`python -m kaggle_utils`: phantom, notebooks, predict, score, validate. Arguments in, one call, a few lines out.
 
 Exit status: 0 for success, 1 for a submission that breaks the rules, 2 for anything else that a person must put right.
 """
@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     command = options.pop("command")
     try:
         return command(**options)
-    except (ValueError, OSError, ImportError, NotebookError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError, NotebookError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -73,6 +73,37 @@ def notebooks(
     if truth.is_dir():
         print(f"score against {truth}:")
         return score(env.submission, truth)
+    return 0
+
+
+def predict(
+    data: Path,
+    models: list[Path],
+    out: Path,
+    split: str = "test",
+    device: tuple[str, ...] = (),
+    **settings,
+) -> int:
+    """Run models over all tomograms of a split and write the submission, after each of them anew."""
+    import pandas as pd
+    from tqdm import tqdm
+
+    from kaggle_utils.ensemble import find_models, make_ensemble
+    from kaggle_utils.environment import find_devices
+    from kaggle_utils.models import load_model
+    from kaggle_utils.pipeline import predict_runs
+    from kaggle_utils.submission import write_submission
+    from kaggle_utils.tomograms import find_runs
+
+    ensemble = make_ensemble("predict", [load_model(folder) for folder in find_models(models)])
+    for group in ensemble.members:
+        print(f"{group[0].particle}: {', '.join(model.name for model in group)}")
+    runs, tables = find_runs(data, split), []
+    results = predict_runs(runs, data, ensemble, split, device or find_devices(), **settings)
+    for _, picks in tqdm(results, total=len(runs), desc=f"{split} runs", unit="tomogram"):
+        tables.append(picks)
+        write_submission(pd.concat(tables), out)
+    print(f"submission: {out} ({sum(map(len, tables))} picks in {len(runs)} runs)")
     return 0
 
 
@@ -134,6 +165,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--only", nargs="+", metavar="03", help="these alone, by the numbers in their names")
     command.add_argument("--refresh", action="store_true", help="write them back with their outputs, to be committed")
+
+    command = commands.add_parser("predict", help="run models over tomograms and write a submission", **settings)
+    command.set_defaults(command=predict)
+    command.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with train/ and test/")
+    command.add_argument(
+        "--models",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="DIR",
+        help="model folders, or folders of them; those of one particle are averaged",
+    )
+    command.add_argument("--out", type=Path, required=True, metavar="CSV", help="the submission")
+    command.add_argument("--split", choices=("train", "test"), help="part of the data (test)")
+    command.add_argument("--tta", dest="views", type=int, metavar="N", help="test-time views, 1 to 16 (1)")
+    command.add_argument("--device", nargs="+", metavar="NAME", help="such as cuda:0 cuda:1 (all GPUs, else cpu)")
+    command.add_argument("--compile", dest="compiled", action="store_true", help="let torch compile what it can")
 
     command = commands.add_parser("score", help="the competition's F-beta of a submission", **settings)
     command.set_defaults(command=score)

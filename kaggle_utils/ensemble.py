@@ -4,16 +4,18 @@ Arrays are (z, y, x). In an annotated mask 0 is background and the report's five
 (`particles.report_label`)."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from types import EllipsisType
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from kaggle_utils.files import write_text
-from kaggle_utils.inference import plan_blocks, predict_block
-from kaggle_utils.models import TrainedModel, load_model, name_model
+from kaggle_utils.inference import Box, Predictor
+from kaggle_utils.models import TrainedModel, load_model, name_model, read_config
 from kaggle_utils.particles import REPORT_PARTICLES
 
 # Section 7: the U-Net was better at these two, the V-Net at the other three.
@@ -44,13 +46,15 @@ class RuleWeights:
 
 @dataclass(frozen=True)
 class Ensemble:
-    """The models that speak for each of the report's particles, in their order, and what the rule knows of them.
+    """The models that speak for some or all of the report's particles, in their order, and what the rule knows of them.
 
-    `frequencies` are the particles' shares of the training runs' picks, `recalls` the mean voxel recalls of their
-    models in validation, `thresholds` the probabilities from which a voxel is claimed."""
+    `members` holds a group for each particle that has models, `labels` its number in the annotated mask, `frequencies`
+    its share of the training runs' picks, `recalls` the mean voxel recall of its models in validation, `thresholds` the
+    probability from which a voxel is claimed."""
 
     name: str
     members: tuple[tuple[TrainedModel, ...], ...]
+    labels: np.ndarray
     frequencies: np.ndarray
     recalls: np.ndarray
     thresholds: np.ndarray
@@ -60,31 +64,52 @@ class Ensemble:
         """All models, each once."""
         return [model for group in self.members for model in group]
 
+    def number(self, winner: np.ndarray) -> np.ndarray:
+        """Return an annotated mask for positions among `members`, 1 the first and 0 nobody's."""
+        return np.concatenate([[np.uint8(0)], self.labels])[winner]
+
 
 def load_ensemble(name: str, folder: str | Path, device: str = "cpu") -> Ensemble:
     """Load the models of ensemble `name` from the model folders below `folder`.
 
-    Raises ValueError for an unknown name, and as `load_model` does.
+    Raises ValueError for an unknown name, and as `load_model` and `make_ensemble` do.
     """
     if name not in ENSEMBLES:
         raise ValueError(f"unknown ensemble {name!r}; choose from {', '.join(ENSEMBLES)}")
-    members = tuple(
-        tuple(
-            load_model(Path(folder) / name_model(architecture, p.name), device)
-            for architecture in ENSEMBLES[name](p.name)
-        )
-        for p in REPORT_PARTICLES
-    )
-    return make_ensemble(name, members)
+    folders = [name_model(architecture, p.name) for p in REPORT_PARTICLES for architecture in ENSEMBLES[name](p.name)]
+    return make_ensemble(name, [load_model(Path(folder) / model, device) for model in folders])
 
 
-def make_ensemble(name: str, members: Sequence[Sequence[TrainedModel]]) -> Ensemble:
-    """Gather what the rule needs from the models' configs; `members` holds a group for each of the report's particles,
-    in order."""
+def find_models(folders: Iterable[str | Path]) -> list[Path]:
+    """Return model folders, for those among `folders` that only hold such the ones inside (but no baseline, which is
+    there to be compared with); raises FileNotFoundError for a folder that is neither."""
+    found = []
+    for folder in map(Path, folders):
+        inside = [config.parent for config in sorted(folder.glob("*/config.json"))]
+        inside = [model for model in inside if read_config(model).get("architecture") != "baseline"]
+        if not inside and not (folder / "config.json").is_file():
+            raise FileNotFoundError(f"{folder} is no finished model folder, and holds none; run the training notebook")
+        found += [folder] if (folder / "config.json").is_file() else inside
+    return found
+
+
+def make_ensemble(name: str, models: Sequence[TrainedModel]) -> Ensemble:
+    """Gather the models of each particle, and what the rule needs of their configs.
+
+    Raises ValueError when there are none, and for a model of a particle that is not among the report's."""
+    names = [particle.name for particle in REPORT_PARTICLES]
+    for model in models:
+        if model.particle not in names:
+            raise ValueError(f"model {model.name} finds {model.particle!r}, which is none of {', '.join(names)}")
+    groups = [tuple(model for model in models if model.particle == particle) for particle in names]
+    members = tuple(filter(None, groups))
+    if not members:
+        raise ValueError("an ensemble needs at least one model")
     picks = np.array([group[0].config["picks"] for group in members], dtype=float)
     return Ensemble(
         name,
-        tuple(map(tuple, members)),
+        members,
+        labels=np.flatnonzero([bool(group) for group in groups]).astype(np.uint8) + np.uint8(1),
         frequencies=picks / picks.sum(),
         recalls=np.array([np.mean([m.config["scores"]["validation"]["recall"] for m in group]) for group in members]),
         thresholds=np.array([np.mean([m.threshold for m in group]) for group in members]),
@@ -92,7 +117,7 @@ def make_ensemble(name: str, members: Sequence[Sequence[TrainedModel]]) -> Ensem
 
 
 def combine_masks(
-    probabilities: np.ndarray,
+    probabilities: Sequence[np.ndarray],
     thresholds: np.ndarray,
     frequencies: np.ndarray,
     recalls: np.ndarray,
@@ -112,49 +137,71 @@ def combine_masks(
     -------
     Annotated mask, uint8 (z, y, x): particle i is i + 1.
     """
-    standing = weights.frequency * np.asarray(frequencies) + weights.recall * np.asarray(recalls)
-    winner = np.zeros(probabilities.shape[1:], np.uint8)
-    # In double precision: rounded sums would find equals where there are none, and differences where there are none.
-    best = np.full(probabilities.shape[1:], -np.inf)
-    tie_breaker = np.float64(weights.probability)
-    for label, (probability, threshold, merit) in enumerate(
-        zip(probabilities, thresholds, standing, strict=True), start=1
-    ):
-        total = np.where(probability >= threshold, merit + tie_breaker * probability, -np.inf)
-        better = total > best
-        winner[better], best[better] = label, total[better]
-    return winner
+    claims = _Claims(probabilities[0].shape, thresholds, frequencies, recalls, weights)
+    for index, probability in enumerate(probabilities):
+        claims.add(index, probability)
+    return claims.winner
 
 
 def annotate(
     volume: np.ndarray,
     ensemble: Ensemble,
-    device: str = "cpu",
+    predictors: Sequence[Predictor],
     run: str = "",
     weights: RuleWeights = RuleWeights(),  # noqa: B008 (frozen)
-) -> np.ndarray:
-    """Return the annotated mask, uint8 (z, y, x), of a normalised volume, with a progress bar over its blocks.
+    progress: bool = True,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the annotated mask of a normalised volume, uint8 (z, y, x), and the probability of each voxel's particle,
+    float32 (0 in the background), with a progress bar.
 
-    All models see a block before the next one is read: in memory are the volume, the mask and one block's
-    probabilities, never five full-size outputs. Raises as `predict_block` does."""
-    annotated = np.zeros(volume.shape, np.uint8)
-    boxes = plan_blocks(volume.shape, ensemble.models)
-    for box in tqdm(boxes, desc=f"{run} blocks", leave=False, disable=len(boxes) == 1):
-        annotated[box] = combine(
-            ensemble, lambda model, box=box: predict_block(model, volume, box, device, run), weights
-        )
-    return annotated
+    `predictors` has one for each of the ensemble's groups, in order. One particle after the other goes through the
+    volume and claims its voxels slab by slab, so that in memory are the volume, the two results (5 bytes a voxel) and
+    what `Predictor.predict` holds for the models of one particle, however many there are. Raises as it does."""
+    claims = _Claims(volume.shape, ensemble.thresholds, ensemble.frequencies, ensemble.recalls, weights)
+    total = len(predictors) * volume.size
+    with tqdm(total=total, desc=run, unit="voxel", unit_scale=True, leave=False, disable=not progress) as bar:
+        for index, predictor in enumerate(predictors):
+            for box, outputs in predictor.predict(volume, run):
+                claims.add(index, _average(outputs), box)
+                bar.update(outputs[0].size)
+    return ensemble.number(claims.winner), claims.confidence
 
 
-def combine(
-    ensemble: Ensemble,
-    predict: Callable[[TrainedModel], np.ndarray],
-    weights: RuleWeights = RuleWeights(),  # noqa: B008 (frozen)
-) -> np.ndarray:
-    """Return the annotated mask of what `predict` gives for each model: probabilities averaged by particle, then the
-    rule."""
-    means = [np.mean([predict(model) for model in group], axis=0, dtype=np.float32) for group in ensemble.members]
-    return combine_masks(np.stack(means), ensemble.thresholds, ensemble.frequencies, ensemble.recalls, weights)
+def combine(ensemble: Ensemble, outputs: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Return annotated mask and confidence, as `annotate` does, of the probabilities (z, y, x) that each of the
+    ensemble's models gives."""
+    claims = _Claims(outputs[0].shape, ensemble.thresholds, ensemble.frequencies, ensemble.recalls, RuleWeights())
+    remaining = iter(outputs)
+    for index, group in enumerate(ensemble.members):
+        claims.add(index, _average(list(islice(remaining, len(group)))))
+    return ensemble.number(claims.winner), claims.confidence
+
+
+class _Claims:
+    """Who has each voxel so far, by the report's rule: `winner` uint8, 0 for nobody, and `confidence` float32, the
+    winner's probability."""
+
+    def __init__(self, shape, thresholds, frequencies, recalls, weights: RuleWeights):
+        self.winner, self.confidence = np.zeros(shape, np.uint8), np.zeros(shape, np.float32)
+        self._thresholds, self._weight = thresholds, weights.probability
+        self._standing = weights.frequency * np.asarray(frequencies) + weights.recall * np.asarray(recalls)
+
+    def add(self, index: int, probability: np.ndarray, box: Box | EllipsisType = ...) -> None:
+        """Give the next particle what it claims in a box, unless a particle before it has as good a claim."""
+        winner, confidence = self.winner[box], self.confidence[box]
+        claim = probability >= self._thresholds[index]
+        # The sums are for the few voxels that several claim. In double precision: rounded ones would find equals where
+        # there are none, and differences where there are none.
+        contested = claim & (winner > 0)
+        mine = self._standing[index] + self._weight * probability[contested].astype(np.float64)
+        theirs = self._standing[winner[contested] - 1] + self._weight * confidence[contested].astype(np.float64)
+        claim[contested] = mine > theirs
+        np.copyto(winner, np.uint8(index + 1), where=claim)
+        np.copyto(confidence, probability, where=claim)
+
+
+def _average(outputs: Sequence[np.ndarray]) -> np.ndarray:
+    return outputs[0] if len(outputs) == 1 else np.mean(outputs, axis=0, dtype=np.float32)
 
 
 def save_choice(work: str | Path, name: str) -> None:

@@ -141,14 +141,9 @@ def kernel_environment(env: Environment) -> dict[str, str]:
         # tqdm.auto without ipywidgets says so, with a path of this machine, and then does the right thing.
         "PYTHONWARNINGS": ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:IProgress not found"])),
     }
-    # glibc takes every block above 32 MB (at first 128 kB) straight from the system and hands it back when freed, so
-    # that each activation and gradient of a 3D network is mapped, zeroed page by page and unmapped again: 40 % of a
-    # training step on the CPU. It reads its limits once, when a process starts; other allocators ignore these names.
-    variables.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**30))
     # Threads that wait shall sleep: where something else runs too, spinning ones keep the very thread off its core that
     # they wait for (a training step on two busy cores took half the time so, and on idle ones no longer).
     variables.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    variables.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**33))
     return variables
 
 

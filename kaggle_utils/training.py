@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm.auto import tqdm
 
+from kaggle_utils.environment import keep_freed_memory
 from kaggle_utils.files import replacing
 from kaggle_utils.losses import LOSSES
 from kaggle_utils.metrics import confusion_matrix, voxel_scores
@@ -108,6 +109,7 @@ def train_model(
         "background_ratio": recipe.background_ratio,
         "split": recipe.split,
         "radius_fraction": recipe.radius_fraction,
+        "min_size_fraction": recipe.min_size_fraction,
         "tomogram": recipe.tomogram,
         "seed": recipe.seed,
         "runs": [run.name for run in runs],
@@ -163,6 +165,7 @@ def fit(
     ------
     ValueError when `folder` holds a checkpoint of other settings or data, or one that cannot be read;
     FloatingPointError, naming the model, when the loss is not finite."""
+    keep_freed_memory()
     folder = Path(folder)
     on_gpu = torch.device(device).type == "cuda"
     network.to(device, memory_format=torch.channels_last_3d)

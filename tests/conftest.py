@@ -25,3 +25,39 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def untrained_models(tmp_path_factory):
+    """Model folders for the report's five particles that nobody trained, U-Nets and V-Nets in turn: they claim much,
+    and nothing right. Not to be changed."""
+    import torch
+
+    from kaggle_utils.models import build_model, name_model, save_config, save_weights
+    from kaggle_utils.particles import REPORT_PARTICLES
+
+    folder = tmp_path_factory.mktemp("untrained_models")
+    for label, particle in enumerate(REPORT_PARTICLES):
+        architecture = "vnet" if label % 2 else "unet"
+        generator = torch.Generator().manual_seed(label)
+        network = build_model(architecture, 2)
+        for layer in network.modules():
+            if isinstance(layer, torch.nn.Conv3d | torch.nn.ConvTranspose3d):  # the default's outputs hardly vary
+                inputs = layer.weight[0].numel() if isinstance(layer, torch.nn.Conv3d) else layer.in_channels
+                layer.weight.data.normal_(0, (2 / inputs) ** 0.5, generator=generator)
+                layer.bias.data.zero_()
+        config = {
+            "architecture": architecture,
+            "width": 2,
+            "particle": particle.name,
+            "tomogram": "denoised",
+            "radius_fraction": 1.0,
+            "min_size_fraction": 0.15,
+            "window": 24 if architecture == "vnet" else None,
+            "halo": 4 if architecture == "vnet" else 0,
+            "picks": 10,
+            "scores": {"validation": {"recall": 0.1 * label}},
+        }
+        save_weights(folder / name_model(architecture, particle.name), network)
+        save_config(folder / name_model(architecture, particle.name), config, {particle.name: 0.5})
+    return folder

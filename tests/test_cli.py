@@ -6,11 +6,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from kaggle_utils import cli, environment, phantom
+from kaggle_utils import cli, environment, phantom, pipeline, tomograms
 from kaggle_utils.cli import main
 from kaggle_utils.notebooks import NotebookError
+from kaggle_utils.picks import PICK_COLUMNS
+from kaggle_utils.submission import read_submission, validate_submission
 from kaggle_utils.tomograms import write_ome_zarr
 
 
@@ -207,3 +210,64 @@ def test_python_m_kaggle_utils_returns_the_status(submission, truth):
     assert (done.returncode, done.stderr) == (0, "") and f"{SCORE:.4f}" in done.stdout
     failed = subprocess.run([*command, "nowhere"], capture_output=True, text=True)
     assert failed.returncode == 2 and "nowhere" in failed.stderr
+
+
+# ---- predict
+
+
+def test_predict_goes_from_model_folders_to_a_valid_submission(phantom_data, untrained_models, tmp_path, capsys):
+    out = tmp_path / "new" / "submission.csv"
+    arguments = ["predict", "--data", str(phantom_data), "--models", str(untrained_models), "--out", str(out)]
+    assert main([*arguments, "--device", "cpu", "--tta", "2"]) == 0
+    printed, bars = capsys.readouterr()
+    lines = printed.splitlines()
+    assert lines[0] == "apo-ferritin: 3d_unet_model_apo_ferritin" and len(lines) == 6
+    assert validate_submission(out, phantom_data) == []
+    picks = read_submission(out)
+    assert len(picks) > 0 and lines[-1] == f"submission: {out} ({len(picks)} picks in 1 runs)"
+    assert "test runs: 100%" in bars and "tomogram" in bars
+
+
+def test_predict_keeps_what_it_has_when_a_later_run_fails(untrained_models, monkeypatch, tmp_path, capsys):
+    """Hours of work must not be lost; and what was not asked for is left to the code behind."""
+    seen = []
+
+    def predict_runs(runs, data, ensemble, split, devices, **settings):
+        seen.append((runs, split, devices, settings))
+        yield "TS_1", pd.DataFrame([("TS_1", "ribosome", 1.0, 2.0, 3.0)], columns=PICK_COLUMNS)
+        raise FloatingPointError("model model_a gives outputs that are not finite in run TS_2")
+
+    monkeypatch.setattr(pipeline, "predict_runs", predict_runs)
+    monkeypatch.setattr(tomograms, "find_runs", lambda data, split: ["TS_1", "TS_2"])
+    monkeypatch.setattr(environment, "find_devices", lambda: ("cuda:0", "cuda:1"))
+    models = [str(untrained_models / f"vnet_model_{name}") for name in ("thyroglobulin", "beta_galactosidase")]
+    arguments = ["predict", "--data", "data", "--models", *models, "--out", str(tmp_path / "s.csv")]
+    assert main([*arguments, "--split", "train"]) == 2
+    assert len(read_submission(tmp_path / "s.csv")) == 1
+    assert seen == [(["TS_1", "TS_2"], "train", ("cuda:0", "cuda:1"), {})]
+    printed, err = capsys.readouterr()
+    assert "error: model model_a gives outputs that are not finite in run TS_2" in err
+    assert printed.splitlines() == [
+        "beta-galactosidase: vnet_model_beta_galactosidase",
+        "thyroglobulin: vnet_model_thyroglobulin",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--models", "{tmp_path}", "is no finished model folder, and holds none"),
+        ("--models", "nowhere", "nowhere is no finished model folder, and holds none"),
+        ("--data", "{tmp_path}", "no runs in"),
+        ("--tta", "17", "there are 1 to 16 views, not 17"),
+    ],
+)
+def test_predict_with_a_wrong_setting_is_one_message_and_status_2(
+    option, value, message, phantom_data, untrained_models, tmp_path, capsys
+):
+    arguments = ["--data", str(phantom_data), "--models", str(untrained_models), "--out", str(tmp_path / "s.csv")]
+    arguments += [option, value.format(tmp_path=tmp_path), "--device", "cpu"]
+    assert main(["predict", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert "error: " in err and message in err and "Traceback" not in err
+    assert not (tmp_path / "s.csv").exists()

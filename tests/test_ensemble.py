@@ -2,7 +2,6 @@
 
 import tracemalloc
 from dataclasses import fields, replace
-from functools import partial
 from itertools import product
 
 import numpy as np
@@ -13,21 +12,21 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from kaggle_utils import ensemble as ensembles
-from kaggle_utils import evaluation
+from kaggle_utils import evaluation, inference
 from kaggle_utils.ensemble import (
     ENSEMBLES,
     RuleWeights,
     annotate,
     combine,
     combine_masks,
+    find_models,
     load_ensemble,
     make_ensemble,
     read_choice,
     save_choice,
 )
-from kaggle_utils.inference import plan_blocks, predict_volume
-from kaggle_utils.models import TrainedModel, build_model, name_model, save_config, save_weights
+from kaggle_utils.inference import Predictor, predict_volume
+from kaggle_utils.models import TrainedModel, build_model, load_model, name_model, save_config, save_weights
 from kaggle_utils.recipes import get_recipe
 from kaggle_utils.subvolumes import Run, split_corners
 
@@ -148,7 +147,7 @@ def save_models(folder, architectures=("unet", "vnet")) -> None:
             "width": 2,
             "particle": particle,
             "window": 16 if architecture == "vnet" else None,
-            "halo": 4 if architecture == "vnet" else 24,
+            "halo": 4 if architecture == "vnet" else 0,
             "picks": [30, 10, 20, 25, 15][label],
             "scores": {"validation": {"recall": (0.2 if architecture == "unet" else 0.6) + label / 10}},
             "tomogram": "denoised",
@@ -209,94 +208,177 @@ def test_unknown_and_unfinished_ensembles_are_told(models, tmp_path):
         load_ensemble("mixed", tmp_path)
 
 
+def test_models_of_some_particles_keep_the_reports_labels(models):
+    """Whatever the order they are given in, and several of one particle are one group."""
+    names = ["vnet_model_virus_like_particle", "3d_unet_model_ribosome", "vnet_model_ribosome"]
+    chosen = make_ensemble("mine", [load_model(models / name) for name in names])
+    assert names_in(chosen) == [names[1:], names[:1]]
+    assert chosen.labels.tolist() == [3, 5] and chosen.labels.dtype == np.uint8
+    np.testing.assert_allclose(chosen.frequencies, [20 / 35, 15 / 35])
+    np.testing.assert_allclose(chosen.recalls, [0.6, 1.0])
+    np.testing.assert_allclose(chosen.thresholds, [0.45, 0.5])
+
+    said = np.array([[0.9, 0.4, 0.9, 0.0], [0.1, 0.4, 0.1, 0.0], [0.0, 0.9, 0.9, 0.0]], np.float32)
+    annotated, confidence = combine(chosen, list(said.reshape(3, 1, 1, 4)))
+    assert annotated.ravel().tolist() == [3, 5, 5, 0]  # the higher recall outweighs the frequency
+    np.testing.assert_allclose(confidence.ravel(), [0.5, 0.9, 0.9, 0], rtol=1e-3)
+
+
+def test_an_ensemble_without_models_or_of_a_foreign_particle_is_refused(models):
+    with pytest.raises(ValueError, match="an ensemble needs at least one model"):
+        make_ensemble("mine", [])
+    amylase = replace(load_model(models / "vnet_model_ribosome"), config={"particle": "beta-amylase"})
+    with pytest.raises(ValueError, match="vnet_model_ribosome finds 'beta-amylase', which is none of apo-ferritin"):
+        make_ensemble("mine", [amylase])
+
+
+def test_models_are_found_by_themselves_and_in_folders_without_baselines(models, tmp_path):
+    ours = tmp_path / "models"
+    for name, architecture in [("b", "unet"), ("a", "vnet"), ("c", "baseline")]:
+        save_config(ours / name, {"architecture": architecture}, {})
+    (ours / "unfinished").mkdir()
+    assert find_models([ours]) == [ours / "a", ours / "b"]
+    assert find_models([ours / "c", str(ours / "a"), ours]) == [ours / "c", ours / "a", ours / "a", ours / "b"]
+    assert len(find_models([models])) == 10
+    for wrong in (tmp_path, ours / "unfinished", tmp_path / "nowhere"):
+        with pytest.raises(FileNotFoundError, match=f"{wrong.name} is no finished model folder, and holds none"):
+            find_models([models, wrong])
+
+
 # ---- a whole volume
 
 
 def made_up(name: str, shape) -> tuple:
-    """An ensemble without networks, and the probabilities that each of its models is to give."""
-    rng, members, outputs = np.random.default_rng(3), [], {}
+    """An ensemble without networks, and the probabilities (models, z, y, x) that its models are to give."""
+    rng, models = np.random.default_rng(3), []
     for label, particle in enumerate(FIVE):
-        group = []
         for architecture in ENSEMBLES[name](particle):
             config = {
                 "particle": particle,
                 "window": None,
-                "halo": 4,
+                "halo": 0,
                 "picks": 10 + label,
                 "scores": {"validation": {"recall": 0.3 + label / 10}},
             }
-            model = TrainedModel(
-                name_model(architecture, particle), build_model(architecture, 2), config, {particle: 0.5}
-            )
-            outputs[model.name] = rng.random(shape, dtype=np.float32)
-            group.append(model)
-        members.append(group)
-    return make_ensemble(name, members), outputs
+            models.append(TrainedModel(name_model(architecture, particle), None, config, {particle: 0.5}))
+    return make_ensemble(name, models), rng.random((len(models), *shape), dtype=np.float32)
+
+
+class Said:
+    """A predictor that only passes on, in slabs along x, what it is given."""
+
+    def __init__(self, outputs, planes: int):
+        self.outputs, self.planes, self.boxes = outputs, planes, []
+
+    def predict(self, volume, run=""):
+        self.seen = volume, run
+        for start in range(0, volume.shape[2], self.planes):
+            self.boxes.append((slice(None), slice(None), slice(start, start + self.planes)))
+            yield self.boxes[-1], self.outputs(self.boxes[-1])
 
 
 @pytest.mark.parametrize("name", ENSEMBLES)
-def test_a_volume_in_blocks_is_decided_like_the_whole_stack(name, monkeypatch):
+def test_a_volume_in_slabs_is_decided_like_the_whole_stack(name):
     shape = (20, 30, 50)
     chosen, outputs = made_up(name, shape)
-    calls = []
-
-    def predict_block(model, volume, box, device, run):
-        assert (volume.shape, device, run) == (shape, "cpu", "TS_1_1")
-        calls.append(model.name)
-        return outputs[model.name][box]
-
-    monkeypatch.setattr(ensembles, "predict_block", predict_block)
-    monkeypatch.setattr(ensembles, "plan_blocks", partial(plan_blocks, max_voxels=9_000))
-    weights = RuleWeights(0.3, 0.2, 0.9)
-    annotated = annotate(np.zeros(shape, np.float32), chosen, "cpu", "TS_1_1", weights)
+    volume, weights = np.zeros(shape, np.float32), RuleWeights(0.3, 0.2, 0.9)
+    predictors, remaining = [], iter(outputs)
+    for planes, group in enumerate(chosen.members, start=9):  # none cuts the volume as another does
+        given = np.stack([next(remaining) for _ in group])
+        predictors.append(Said(lambda box, given=given: given[(slice(None), *box)], planes))
+    annotated, confidence = annotate(volume, chosen, predictors, "TS_1_1", weights, progress=False)
+    assert all(predictor.seen == (volume, "TS_1_1") and len(predictor.boxes) > 3 for predictor in predictors)
 
     # Both architectures averaged is the mean of their probabilities, then the rule.
-    stack = np.stack([sum(outputs[m.name] for m in group) / np.float32(len(group)) for group in chosen.members])
+    order = iter(outputs)
+    stack = np.stack([np.mean([next(order) for _ in group], axis=0) for group in chosen.members])
     expected = combine_masks(stack, chosen.thresholds, chosen.frequencies, chosen.recalls, weights)
     np.testing.assert_array_equal(annotated, expected)
     assert annotated.dtype == np.uint8 and set(np.unique(annotated)) == {0, 1, 2, 3, 4, 5}
-    assert len(calls) / len(outputs) == len(plan_blocks(shape, chosen.models, 9_000)) > 4  # once each, for each block
+    # The confidence is the probability of the particle that the voxel went to.
+    assert confidence.dtype == np.float32 and (confidence[annotated == 0] == 0).all()
+    for label in range(1, 6):
+        inside = annotated == label
+        np.testing.assert_allclose(confidence[inside], stack[label - 1][inside], rtol=1e-3)
+
+
+@settings(max_examples=40)
+@given(
+    arrays.arrays(np.float32, (4, 2, 1, 3), elements=SHARES.map(lambda p: float(np.float32(p)))),
+    st.lists(st.sampled_from(FIVE), min_size=4, max_size=4),
+)
+def test_every_voxels_label_and_confidence_are_those_of_the_rule(outputs, particles):
+    """Any four models, voxel by voxel: groups of up to four, and particles that nobody speaks for."""
+    models = [
+        TrainedModel(
+            f"model_{number}",
+            None,
+            {"particle": particle, "picks": 10 + number, "scores": {"validation": {"recall": number / 4}}},
+            {particle: 0.3 + number / 10},
+        )
+        for number, particle in enumerate(particles)
+    ]
+    chosen = make_ensemble("mine", models)
+    given = {model.name: output for model, output in zip(models, outputs, strict=True)}
+    annotated, confidence = combine(chosen, [given[model.name] for model in chosen.models])
+    assert annotated.dtype == np.uint8 and confidence.dtype == np.float32
+    known = [list(map(float, values)) for values in (chosen.thresholds, chosen.frequencies, chosen.recalls)]
+    for place in np.ndindex(annotated.shape):
+        means = [float(np.mean([given[m.name][place] for m in group], dtype=np.float32)) for group in chosen.members]
+        winner = decide(means, *known)
+        label = FIVE.index(chosen.members[winner - 1][0].particle) + 1 if winner else 0
+        assert annotated[place] == label
+        assert confidence[place] == np.float32(means[winner - 1] if winner else 0)
 
 
 def test_the_mean_of_both_architectures_decides():
-    chosen, _ = made_up("average", (1, 1, 1))
+    chosen, outputs = made_up("average", (1, 1, 1))
     said = {"3d_unet_model_ribosome": 0.9, "vnet_model_ribosome": 0.2, "3d_unet_model_apo_ferritin": 0.7}
+    for output, model in zip(outputs, chosen.models, strict=True):
+        output[:] = said.get(model.name, 0.25)
+    annotated, confidence = combine(chosen, outputs)
+    assert annotated.item() == FIVE.index("ribosome") + 1  # 0.55; apo-ferritin's 0.475 is no claim
+    assert confidence.item() == pytest.approx(0.55, rel=1e-3)
 
-    def predict(model):
-        return np.full((1, 1, 1), said.get(model.name, 0.25), np.float32)
 
-    assert combine(chosen, predict).item() == FIVE.index("ribosome") + 1  # 0.55; apo-ferritin's 0.475 is no claim
-
-
-def test_five_full_size_outputs_are_never_in_memory_together(monkeypatch):
+def test_five_full_size_outputs_are_never_in_memory_together():
     """numpy reports what it allocates, so the peak is a count of bytes, not a guess."""
     shape = (64, 128, 128)
     chosen, _ = made_up("unet", (1, 1, 1))
     volume = np.random.default_rng(0).random(shape, dtype=np.float32)
-    monkeypatch.setattr(ensembles, "predict_block", lambda model, volume, box, *_: volume[box] * np.float32(0.7))
-    full = 4 * volume.size
 
-    def peak(max_voxels: int) -> int:
-        monkeypatch.setattr(ensembles, "plan_blocks", partial(plan_blocks, max_voxels=max_voxels))
+    def peak(planes: int) -> float:
+        """In bytes a voxel."""
+        predictors = [Said(lambda box: [volume[box] * np.float32(0.7)], planes) for _ in range(5)]
         tracemalloc.start()
         try:
-            annotate(volume, chosen)
-            return tracemalloc.get_traced_memory()[1]
+            annotate(volume, chosen, predictors, progress=False)
+            return tracemalloc.get_traced_memory()[1] / volume.size
         finally:
             tracemalloc.stop()
 
-    assert peak(max_voxels=2**17) < 2.5 * full
-    assert peak(max_voxels=2**30) > 5 * full  # as one block: the test would notice
+    assert peak(planes=4) < 1 + 5 + 2  # two masks and the confidence, and a bit for the slab
+    assert peak(planes=128) > 5 + 4  # as one slab: the test would notice
 
 
-def test_networks_in_blocks_are_decided_like_in_one(models, monkeypatch):
+def test_networks_in_slabs_are_decided_like_in_one(models, monkeypatch):
     volume = np.random.default_rng(0).standard_normal((20, 24, 90)).astype(np.float32)
     mixed = load_ensemble("mixed", models)
-    whole = combine(mixed, lambda model: predict_volume(model, volume))
-    monkeypatch.setattr(ensembles, "plan_blocks", partial(plan_blocks, max_voxels=30_000))
-    blocks = annotate(volume, mixed)
+    whole, sure = combine(mixed, predict_volume(Predictor(mixed.models), volume))
+    monkeypatch.setattr(inference, "_MOST_PLANES", {"cpu": 8})
+    slabs, confidence = annotate(volume, mixed, list(map(Predictor, mixed.members)), progress=False)
     assert len(np.unique(whole)) > 3
-    assert (blocks != whole).mean() < 1e-3  # only where a probability is at its threshold to the last digits
+    assert (slabs != whole).mean() < 1e-3  # only where a probability is at its threshold to the last digits
+    assert (np.abs(confidence - sure) > 1e-3).mean() < 1e-3
+
+
+def test_the_progress_bar_ends_with_the_volume(models, capsys):
+    volume = np.zeros((8, 8, 40), np.float32)
+    chosen = load_ensemble("unet", models)
+    annotate(volume, chosen, list(map(Predictor, chosen.members)), "TS_1_1")
+    assert "TS_1_1" in capsys.readouterr().err
+    annotate(volume, chosen, list(map(Predictor, chosen.members)), "TS_1_1", progress=False)
+    assert capsys.readouterr().err == ""
 
 
 # ---- the comparison
@@ -336,9 +418,9 @@ def true_labels(run: Run) -> np.ndarray:
 def test_the_comparison_counts_held_out_voxels_of_every_ensemble(models, monkeypatch):
     runs, seen = make_runs(), []
 
-    def counted(model, volume, *arguments):
-        seen.append((model.name, volume.tobytes()))
-        return predict_volume(model, volume, *arguments)
+    def counted(predictor, volume, *arguments):
+        seen.extend((model.name, volume.tobytes()) for model in predictor.models)
+        return predict_volume(predictor, volume, *arguments)
 
     monkeypatch.setattr(evaluation, "predict_volume", counted)
     table = evaluation.compare_ensembles(runs, RECIPE, models, "test")

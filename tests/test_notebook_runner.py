@@ -176,14 +176,17 @@ def test_selection_by_number_or_name(folder):
         find_notebooks((), folder / "empty")
 
 
-def test_kernel_environment_inherits_no_setting_but_lets_the_user_tune_the_allocator(env, monkeypatch):
+def test_kernel_environment_inherits_no_setting_but_lets_the_user_tune_the_threads(env, monkeypatch):
     monkeypatch.setenv("CZII_DATA", "elsewhere")
-    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "4096")
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert kernel_environment(env)["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     monkeypatch.setenv("PYTHONPATH", "mine")
     without = kernel_environment(Environment("local", None, Path("w"), Path("s.csv"), "report", "demo", ("cpu",)))
     assert "CZII_DATA" not in without
     assert Path(without["CZII_WORK"]).is_absolute() and Path(without["CZII_SUBMISSION"]).is_absolute()
-    assert without["MALLOC_MMAP_THRESHOLD_"] == "4096" and int(without["MALLOC_TRIM_THRESHOLD_"]) > 2**30
+    assert without["OMP_WAIT_POLICY"] == "ACTIVE"
+    assert not any(name.startswith("MALLOC_") for name in without)  # environment.keep_freed_memory, in each process
     assert without["PYTHONPATH"].endswith("mine") and len(without["PYTHONPATH"]) > len("mine")
 
 

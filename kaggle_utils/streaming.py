@@ -1,0 +1,202 @@
+"""A convolutional network over a volume, slab by slab along one axis: nothing is computed twice, and nothing is lost
+at the seams. Tensors are (1, channels, z, y, x).
+
+A convolution that is three voxels wide needs, beside a new slab, only the last two planes of what it got before; a
+pooling layer needs none, unless a slab leaves it half a pair. So each layer keeps those few planes, hands on as many as
+it can compute, and with the last slab the rest. How far the network sees is nowhere written down: it is the number of
+planes by which the output runs behind the input."""
+
+import operator
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+from torch.nn import functional
+
+_POINTWISE = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Sigmoid, nn.Identity, nn.BatchNorm3d, nn.Dropout3d)
+_JOINING = (torch.cat, torch.add, operator.add)
+
+# What the layers keep between two slabs, by the step's name: one entry for each of its inputs, None for no planes.
+Kept = dict[str, list[torch.Tensor | None]]
+
+
+class NotStreamable(ValueError):
+    """The network has a layer that looks at more than a neighbourhood, or one that is not known here."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One layer or function: what it reads, and which of that no later step reads."""
+
+    name: str
+    operation: nn.Module | Callable
+    inputs: tuple[str, ...]
+    spent: tuple[str, ...]
+
+
+class StreamedNetwork:
+    """A network in evaluation mode, cut up into the steps that `advance` takes; it shares the network's weights.
+
+    `axis` is the one along which the slabs follow each other: 0, 1 or 2 for z, y or x. Raises NotStreamable for a
+    network with layers other than convolutions, pooling and upsampling by whole factors, pointwise layers, sums and
+    concatenated channels: norms over what is in sight, above all."""
+
+    def __init__(self, network: nn.Module, axis: int):
+        self._dim = axis + 2
+        modules = dict(network.named_modules())
+        try:
+            nodes = list(fx.symbolic_trace(network).graph.nodes)
+        except Exception as error:  # whatever the network's code does with a value that is none
+            raise NotStreamable(f"its layers cannot be listed ({error})") from error
+        last_reader = {source.name: node.name for node in nodes for source in node.all_input_nodes}
+        self._steps = []
+        for node in nodes:
+            operation = modules[node.target] if node.op == "call_module" else node.target
+            if node.op in ("placeholder", "output"):
+                continue
+            if not _is_streamable(operation, node):
+                raise NotStreamable(f"{node.name} ({type(operation).__name__}) cannot be computed slab by slab")
+            inputs = tuple(source.name for source in node.all_input_nodes)
+            spent = tuple(name for name in dict.fromkeys(inputs) if last_reader[name] == node.name)
+            self._steps.append(_Step(node.name, operation, inputs, spent))
+        self._input, self._output = nodes[0].name, nodes[-1].all_input_nodes[0].name
+        self.held = 0  # the most numbers that activations took in a call so far, beside `kept`
+
+    def advance(self, slab: torch.Tensor, kept: Kept, last: bool) -> tuple[torch.Tensor | None, Kept]:
+        """Push the next planes through all layers.
+
+        Parameters
+        ----------
+        slab : (1, 1, z, y, x), the planes that follow those of the call before; the edges across the axis, and in all
+            calls together the one along it, are divisible by the network's `divisor`.
+        kept : what the call before returned, an empty dictionary at first; it is left as it is, so that a call that
+            ran out of memory can be repeated with fewer planes.
+        last : whether no planes follow.
+
+        Returns
+        -------
+        The output planes that could be computed (None if there are none yet), and what to keep for the next call.
+        """
+        values, keeping = {self._input: slab}, {}
+        del slab
+        for step in self._steps:
+            inputs = [values[name] for name in step.inputs]
+            for name in step.spent:
+                del values[name]
+            # Joined to what was kept, the inputs are there twice for a moment.
+            self.held = max(self.held, count_numbers(values.values()) + 2 * count_numbers(inputs))
+            values[step.name], keeping[step.name] = self._take(step.operation, inputs, kept.get(step.name), last)
+        return values[self._output], keeping
+
+    def _take(
+        self, operation, inputs: list[torch.Tensor | None], kept: list | None, last: bool
+    ) -> tuple[torch.Tensor | None, list]:
+        """Apply one step to its inputs, which it takes out of their list so that they are freed as soon as can be."""
+        if operation in _JOINING:
+            return self._join_inputs(operation, inputs, kept or [None] * len(inputs))
+        if isinstance(operation, nn.Conv3d) and {*operation.stride} == {1}:
+            return self._convolve(operation, inputs, kept, last)
+        planes = inputs.pop()
+        if isinstance(operation, nn.Conv3d | nn.MaxPool3d):
+            stride = _along(operation.stride, self._dim - 2)
+            planes = self._join(kept, [planes])
+            count = 0 if planes is None else planes.shape[self._dim] // stride * stride
+            keeping = [self._rest(planes, count)]
+            return (operation(planes.narrow(self._dim, 0, count)) if count else None), keeping
+        return (None if planes is None else operation(planes)), []
+
+    def _convolve(self, layer: nn.Conv3d, inputs: list, kept: list | None, last: bool) -> tuple:
+        reach = layer.padding[self._dim - 2]
+        planes = inputs.pop()
+        if reach == 0:
+            return (None if planes is None else _convolve(layer, planes, layer.padding)), []
+        parts = [planes]
+        del planes
+        if not kept and parts[0] is not None:
+            kept = [_zeros(parts[0], self._dim, reach)]
+        if last:
+            parts.append(_zeros(next(part for part in [*parts, *kept] if part is not None), self._dim, reach))
+        planes = self._join(kept, parts)
+        count = 0 if planes is None else max(0, planes.shape[self._dim] - 2 * reach)
+        keeping = [] if planes is None else [self._rest(planes, count)]
+        padding = [0 if axis == self._dim - 2 else value for axis, value in enumerate(layer.padding)]
+        return (_convolve(layer, planes, padding) if count else None), keeping
+
+    def _join_inputs(self, operation, inputs: list, kept: list) -> tuple:
+        inputs = [self._join([old], [inputs.pop(0)]) for old in kept]
+        count = min(0 if planes is None else planes.shape[self._dim] for planes in inputs)
+        keeping = [self._rest(planes, count) for planes in inputs]
+        if count == 0:
+            return None, keeping
+        inputs = [planes.narrow(self._dim, 0, count) for planes in inputs]
+        return (operation(inputs, dim=1) if operation is torch.cat else operation(*inputs)), keeping
+
+    def _join(self, kept: list | None, new: list) -> torch.Tensor | None:
+        """Put planes one behind the other, taking the new ones out of their list."""
+        parts = [planes for planes in [*(kept or []), *new] if planes is not None]
+        new.clear()
+        if len(parts) < 2:
+            return parts[0] if parts else None
+        return torch.cat(parts, self._dim)
+
+    def _rest(self, planes: torch.Tensor | None, count: int) -> torch.Tensor | None:
+        """A copy of the planes from `count` on: a view would hold all of them in memory."""
+        if planes is None or count == planes.shape[self._dim]:
+            return None
+        rest = planes.narrow(self._dim, count, planes.shape[self._dim] - count)
+        return rest.clone(memory_format=torch.channels_last_3d)
+
+
+def count_numbers(tensors: Iterable[torch.Tensor | None]) -> int:
+    """Return how many numbers some tensors hold together."""
+    return sum(tensor.numel() for tensor in tensors if tensor is not None)
+
+
+def _is_streamable(operation, node: fx.Node) -> bool:
+    if operation in _JOINING:
+        summands = node.args[0] if operation is torch.cat else node.args
+        # As many inputs as summands: neither a number among them, nor one tensor twice.
+        if len(node.all_input_nodes) != len(summands):
+            return False
+        if operation is not torch.cat:
+            return not node.kwargs  # such as the factor that torch.add takes
+        return node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0) == 1
+    if isinstance(operation, nn.ConvTranspose3d):
+        scales = set(zip(operation.kernel_size, operation.stride, strict=True))
+        plain = {*operation.padding, *operation.output_padding} == {0} and {*operation.dilation} == {1}
+        return plain and all(kernel == stride for kernel, stride in scales)
+    if isinstance(operation, nn.Conv3d):
+        if {*operation.dilation} != {1} or operation.padding_mode != "zeros" or isinstance(operation.padding, str):
+            return False
+        sizes = list(zip(operation.kernel_size, operation.stride, operation.padding, strict=True))
+        same = all(stride == 1 and kernel == 2 * padding + 1 for kernel, stride, padding in sizes)
+        return same or all(kernel == stride and padding == 0 for kernel, stride, padding in sizes)
+    if isinstance(operation, nn.MaxPool3d):
+        plain = operation.padding == 0 and operation.dilation == 1 and not operation.ceil_mode
+        return plain and operation.kernel_size == operation.stride
+    if isinstance(operation, nn.Upsample):
+        scales = operation.scale_factor if isinstance(operation.scale_factor, tuple) else (operation.scale_factor,)
+        return operation.mode == "nearest" and operation.size is None and all(scale % 1 == 0 for scale in scales)
+    return isinstance(operation, _POINTWISE)
+
+
+def _along(value: int | tuple[int, ...], axis: int) -> int:
+    return value if isinstance(value, int) else value[axis]
+
+
+def _zeros(like: torch.Tensor, dim: int, planes: int) -> torch.Tensor:
+    """What a convolution pads a volume with, at a face."""
+    shape = [planes if d == dim else size for d, size in enumerate(like.shape)]
+    return torch.zeros(shape, dtype=like.dtype, device=like.device).contiguous(memory_format=torch.channels_last_3d)
+
+
+def _convolve(layer: nn.Conv3d, planes: torch.Tensor, padding) -> torch.Tensor:
+    if planes.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        # Left to choose, PyTorch hands many a single volume to a slow convolution of its own.
+        ones = (1, 1, 1)
+        if layer.in_channels == 1:  # where both memory formats look alike; these strides ask for the faster one
+            _, _, z, y, x = planes.shape
+            planes = planes.contiguous().as_strided(planes.shape, (z * y * x, 1, y * x, x, 1))
+        return torch.mkldnn_convolution(planes, layer.weight, layer.bias, padding, ones, ones, layer.groups)
+    return functional.conv3d(planes, layer.weight, layer.bias, padding=padding, groups=layer.groups)
