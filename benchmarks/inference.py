@@ -10,8 +10,8 @@ allocator and number of threads, each in a process of its own, in turn, after a 
 difference is the largest one to the whole volume's logits, as a share of their range; memory is what a process takes on
 top of network and volume in its first round (Linux only).
 
-A second table runs 1 to 10 U-Nets with the ensemble's rule and extrapolates to the competition's tomograms. `--full`
-measures that one on 184 x 630 x 630 voxels, where the first table's whole volume would not fit.
+A second table runs 1 to 10 U-Nets with the ensemble's rule, once each, and extrapolates to the competition's tomograms.
+`--full` measures that one on 184 x 630 x 630 voxels, where the first table's whole volume would not fit.
 """
 
 import argparse
@@ -32,12 +32,13 @@ from tqdm import tqdm
 
 from kaggle_utils.ensemble import annotate, make_ensemble
 from kaggle_utils.environment import keep_freed_memory
-from kaggle_utils.inference import Predictor, predict_volume
+from kaggle_utils.inference import Predictor
 from kaggle_utils.models import TrainedModel, build_model, fold_norms
 from kaggle_utils.particles import REPORT_PARTICLES
 
 FULL = (184, 630, 630)  # voxels of a tomogram, and how many the competition hides
 TOMOGRAMS = 500
+WARM_UP = (32, 32, 32)  # voxels
 WAYS = ("whole volume", "ours", "MONAI, overlap 0.25", "MONAI, overlap 0.5")
 
 
@@ -171,7 +172,10 @@ class Runner:
     def run(self) -> tuple[float, float]:
         """Return seconds, and the peak of the memory on top of what was taken before, in GB."""
         self._pipe.send(None)
-        return self._pipe.recv()
+        try:
+            return self._pipe.recv()
+        except EOFError:
+            sys.exit("a process ended early; its error stands above")
 
     def close(self) -> None:
         """End the process."""
@@ -184,6 +188,7 @@ def _serve(pipe, function, what, shape: tuple, out: Path | None, settings: tuple
     torch.set_num_threads(threads)
     keep_freed_memory()
     run, volume = function(what, width), make_volume(shape)
+    run(make_volume(WARM_UP))
     while True:
         pipe.recv()
         gc.collect()
@@ -202,8 +207,8 @@ def run_way(way: str, width: int):
     """Return the function that takes a volume to its logits."""
     network = make_network(width)
     if way == "ours":
-        predictor = Predictor([as_model(network, 0)])
-        return lambda volume: logit(predict_volume(predictor, volume)[0])
+        predictor = Predictor(as_model(network, 0))
+        return lambda volume: logit(predictor.predict(volume))
     if way == "whole volume":
         run = network
     else:
@@ -214,8 +219,10 @@ def run_way(way: str, width: int):
 
     @torch.inference_mode()
     def predict(volume: np.ndarray) -> np.ndarray:
-        inputs = torch.from_numpy(volume)[None, None].contiguous(memory_format=torch.channels_last_3d)
-        return run(inputs)[0, 0].numpy()
+        missing = [-size % network.divisor for size in volume.shape]  # as ours: up to the pooling grid
+        inputs = torch.from_numpy(np.pad(volume, [(0, count) for count in missing], mode="edge"))[None, None]
+        logits = run(inputs.contiguous(memory_format=torch.channels_last_3d))[0, 0].numpy()
+        return logits[tuple(map(slice, volume.shape))]
 
     return predict
 
@@ -224,7 +231,7 @@ def run_models(count: int, width: int):
     """Return the function that takes a volume through `count` networks and the ensemble's rule."""
     models = [as_model(make_network(width, seed), seed) for seed in range(count)]
     ensemble = make_ensemble("benchmark", models)
-    predictors = [Predictor(group) for group in ensemble.members]
+    predictors = [[Predictor(model) for model in group] for group in ensemble.members]
     return lambda volume: annotate(volume, ensemble, predictors, progress=False)[0]
 
 

@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     command = options.pop("command")
     try:
         return command(**options)
-    except (ValueError, OSError, ImportError, FloatingPointError, NotebookError) as error:
+    except (ValueError, OSError, ImportError, MemoryError, FloatingPointError, NotebookError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -89,12 +89,15 @@ def predict(
     from tqdm import tqdm
 
     from kaggle_utils.ensemble import find_models, make_ensemble
-    from kaggle_utils.environment import find_devices
+    from kaggle_utils.environment import check_devices, find_devices
     from kaggle_utils.models import load_model
     from kaggle_utils.pipeline import predict_runs
     from kaggle_utils.submission import write_submission
     from kaggle_utils.tomograms import find_runs
 
+    if out.is_dir():
+        raise IsADirectoryError(f"{out} is a folder; give the name of a CSV file")
+    check_devices(device)
     ensemble = make_ensemble("predict", [load_model(folder) for folder in find_models(models)])
     for group in ensemble.members:
         print(f"{group[0].particle}: {', '.join(model.name for model in group)}")

@@ -8,13 +8,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from types import EllipsisType
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from kaggle_utils.files import write_text
-from kaggle_utils.inference import Box, Predictor
+from kaggle_utils.inference import Predictor
 from kaggle_utils.models import TrainedModel, load_model, name_model, read_config
 from kaggle_utils.particles import REPORT_PARTICLES
 
@@ -81,16 +80,19 @@ def load_ensemble(name: str, folder: str | Path, device: str = "cpu") -> Ensembl
 
 
 def find_models(folders: Iterable[str | Path]) -> list[Path]:
-    """Return model folders, for those among `folders` that only hold such the ones inside (but no baseline, which is
-    there to be compared with); raises FileNotFoundError for a folder that is neither."""
-    found = []
+    """Return model folders, each once; for those among `folders` that only hold such, the ones inside (but no baseline,
+    which is there to be compared with). Raises FileNotFoundError for a folder that is neither."""
+    found = {}
     for folder in map(Path, folders):
         inside = [config.parent for config in sorted(folder.glob("*/config.json"))]
         inside = [model for model in inside if read_config(model).get("architecture") != "baseline"]
-        if not inside and not (folder / "config.json").is_file():
-            raise FileNotFoundError(f"{folder} is no finished model folder, and holds none; run the training notebook")
-        found += [folder] if (folder / "config.json").is_file() else inside
-    return found
+        models = [folder] if (folder / "config.json").is_file() else inside
+        if not models:
+            deeper = ", ".join(sorted({str(config.parents[1]) for config in folder.glob("*/*/config.json")}))
+            advice = f"give one of {deeper}" if deeper else "run the training notebook"
+            raise FileNotFoundError(f"{folder} is no finished model folder, and holds none; {advice}")
+        found |= {model.resolve(): model for model in models}
+    return list(found.values())
 
 
 def make_ensemble(name: str, models: Sequence[TrainedModel]) -> Ensemble:
@@ -105,6 +107,9 @@ def make_ensemble(name: str, models: Sequence[TrainedModel]) -> Ensemble:
     members = tuple(filter(None, groups))
     if not members:
         raise ValueError("an ensemble needs at least one model")
+    for model in models:
+        if not model.config.get("picks") or "validation" not in model.config.get("scores", {}):
+            raise ValueError(f"the config of model {model.name} has no picks or validation scores; train it again")
     picks = np.array([group[0].config["picks"] for group in members], dtype=float)
     return Ensemble(
         name,
@@ -146,7 +151,7 @@ def combine_masks(
 def annotate(
     volume: np.ndarray,
     ensemble: Ensemble,
-    predictors: Sequence[Predictor],
+    predictors: Sequence[Sequence[Predictor]],
     run: str = "",
     weights: RuleWeights = RuleWeights(),  # noqa: B008 (frozen)
     progress: bool = True,
@@ -154,16 +159,16 @@ def annotate(
     """Return the annotated mask of a normalised volume, uint8 (z, y, x), and the probability of each voxel's particle,
     float32 (0 in the background), with a progress bar.
 
-    `predictors` has one for each of the ensemble's groups, in order. One particle after the other goes through the
-    volume and claims its voxels slab by slab, so that in memory are the volume, the two results (5 bytes a voxel) and
-    what `Predictor.predict` holds for the models of one particle, however many there are. Raises as it does."""
+    `predictors` are those of the ensemble's members. One model after the other goes through the volume, and the rule
+    decides as soon as a particle's models have spoken: beside the volume and what `Predictor.predict` holds for one
+    model, memory has 14 bytes a voxel at most (the two results, the particle's mean and what it claims), however many
+    models there are. All of them on one slab after the other would save nothing, for each voxel goes through each
+    network once anyway, and would have every network keep its planes between slabs. Raises as `Predictor.predict`."""
     claims = _Claims(volume.shape, ensemble.thresholds, ensemble.frequencies, ensemble.recalls, weights)
-    total = len(predictors) * volume.size
+    total = sum(predictor.views for group in predictors for predictor in group) * volume.size
     with tqdm(total=total, desc=run, unit="voxel", unit_scale=True, leave=False, disable=not progress) as bar:
-        for index, predictor in enumerate(predictors):
-            for box, outputs in predictor.predict(volume, run):
-                claims.add(index, _average(outputs), box)
-                bar.update(outputs[0].size)
+        for index, group in enumerate(predictors):
+            claims.add(index, _average(predictor.predict(volume, run, bar.update) for predictor in group))
     return ensemble.number(claims.winner), claims.confidence
 
 
@@ -173,7 +178,7 @@ def combine(ensemble: Ensemble, outputs: Sequence[np.ndarray]) -> tuple[np.ndarr
     claims = _Claims(outputs[0].shape, ensemble.thresholds, ensemble.frequencies, ensemble.recalls, RuleWeights())
     remaining = iter(outputs)
     for index, group in enumerate(ensemble.members):
-        claims.add(index, _average(list(islice(remaining, len(group)))))
+        claims.add(index, _average(islice(remaining, len(group))))
     return ensemble.number(claims.winner), claims.confidence
 
 
@@ -186,9 +191,9 @@ class _Claims:
         self._thresholds, self._weight = thresholds, weights.probability
         self._standing = weights.frequency * np.asarray(frequencies) + weights.recall * np.asarray(recalls)
 
-    def add(self, index: int, probability: np.ndarray, box: Box | EllipsisType = ...) -> None:
-        """Give the next particle what it claims in a box, unless a particle before it has as good a claim."""
-        winner, confidence = self.winner[box], self.confidence[box]
+    def add(self, index: int, probability: np.ndarray) -> None:
+        """Give the next particle what it claims, unless a particle before it has as good a claim."""
+        winner, confidence = self.winner, self.confidence
         claim = probability >= self._thresholds[index]
         # The sums are for the few voxels that several claim. In double precision: rounded ones would find equals where
         # there are none, and differences where there are none.
@@ -200,8 +205,13 @@ class _Claims:
         np.copyto(confidence, probability, where=claim)
 
 
-def _average(outputs: Sequence[np.ndarray]) -> np.ndarray:
-    return outputs[0] if len(outputs) == 1 else np.mean(outputs, axis=0, dtype=np.float32)
+def _average(outputs: Iterable[np.ndarray]) -> np.ndarray:
+    """The mean of arrays that need not all be in memory together."""
+    outputs = iter(outputs)
+    total, count = next(outputs), 1
+    for output in outputs:
+        total, count = total + output, count + 1
+    return total if count == 1 else total / np.float32(count)
 
 
 def save_choice(work: str | Path, name: str) -> None:

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,6 +164,16 @@ def find_devices() -> tuple[str, ...]:
     return tuple(f"cuda:{index}" for index in range(torch.cuda.device_count())) or ("cpu",)
 
 
+def check_devices(devices: Iterable[str]) -> None:
+    """Raise ValueError, naming the choices, for a device that the kit cannot use or this machine does not have."""
+    import torch
+
+    known = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    unknown = [device for device in devices if device not in known]
+    if unknown:
+        raise ValueError(f"unknown device {', '.join(unknown)}; this machine has {', '.join(known)}")
+
+
 def keep_freed_memory() -> None:
     """Tell glibc to keep what is freed for the next allocation of this process.
 
@@ -179,11 +189,13 @@ def keep_freed_memory() -> None:
 
 
 def find_free_memory(device: str) -> int:
-    """Return how many bytes of memory are free on a torch device; a cautious 4 GiB where nobody says."""
+    """Return how many bytes a torch device has for this process: those that are free, and those that this process holds
+    for the next allocation. A cautious 4 GiB where nobody says."""
     import torch
 
     if torch.device(device).type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
     free = [4 * 2**30]
     with suppress(OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
@@ -193,7 +205,20 @@ def find_free_memory(device: str) -> int:
         limit, used = (int((group / f"memory.{name}").read_text(encoding="utf-8")) for name in ("max", "current"))
         statistics = dict(line.split() for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines())
         free.append(limit - used + int(statistics.get("inactive_file", 0)))  # files read once are given up first
-    return max(0, min(free))
+    return max(0, min(free)) + _count_held()
+
+
+def _count_held() -> int:
+    """Bytes that glibc keeps for the next allocation (its mallinfo2, whose eighth number this is); 0 elsewhere."""
+
+    class Information(ctypes.Structure):
+        _fields_ = [(f"number_{index}", ctypes.c_size_t) for index in range(10)]
+
+    mallinfo2 = getattr(ctypes.CDLL(None), "mallinfo2", None) if sys.platform == "linux" else None
+    if mallinfo2 is None:
+        return 0
+    mallinfo2.restype = Information
+    return mallinfo2().number_8
 
 
 def install_missing(root: Path = Path("/")) -> None:

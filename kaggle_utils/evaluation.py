@@ -8,7 +8,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from kaggle_utils.ensemble import ENSEMBLES, combine, make_ensemble
-from kaggle_utils.inference import Predictor, predict_volume
+from kaggle_utils.inference import Predictor
 from kaggle_utils.labels import make_annotated_mask
 from kaggle_utils.metrics import confusion_matrix, voxel_scores
 from kaggle_utils.models import load_model, name_model, read_config
@@ -50,7 +50,7 @@ def compare_ensembles(
         name: make_ensemble(name, [models[name_model(a, p)] for p in names for a in choose(p)])
         for name, choose in ENSEMBLES.items()
     }
-    predictor = Predictor(models.values(), device)
+    predictors = {name: Predictor(model, device) for name, model in models.items()}
     truths = {
         run.name: make_annotated_mask(run.points, run.volume.shape, run.voxel_spacing, names, recipe.radius_fraction)
         for run in runs
@@ -60,7 +60,7 @@ def compare_ensembles(
     confusions = {name: np.zeros((len(names), 2, 2), np.int64) for name in ENSEMBLES}
     for run, corner in tqdm(cubes, desc=f"{share} sub-volumes"):
         box = tuple(slice(start, start + recipe.subvolume_size) for start in corner)
-        outputs = dict(zip(models, predict_volume(predictor, run.volume[box], run.name), strict=True))
+        outputs = {name: predictor.predict(run.volume[box], run.name) for name, predictor in predictors.items()}
         for name, ensemble in ensembles.items():
             annotated, _ = combine(ensemble, [outputs[model.name] for model in ensemble.models])
             for index in range(len(names)):

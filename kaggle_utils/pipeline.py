@@ -2,7 +2,9 @@
 
 import multiprocessing
 import os
+import pickle
 import queue
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -53,32 +55,27 @@ def predict_runs(
     The tomogram type and the sizes of a pick are those in the models' configs; `views` and `compiled` are for
     `Predictor`.
 
-    Raises ValueError when the models do not agree on those, RuntimeError when a process dies, and as `load_tomogram`
-    and `annotate` do."""
+    Beside what `annotate` says, each process holds the volume that is being read. A script that gives several devices
+    must do so below `if __name__ == "__main__"`, for the processes import it.
+
+    Raises ValueError when the models do not agree on those, ChildProcessError when a process dies, and as
+    `load_tomogram` and `annotate` do."""
     if len(devices) == 1:
-        for prediction in _predict_in_turn(runs, data, ensemble, split, devices[0], views, compiled):
-            yield prediction.run, prediction.picks
+        yield from map(_shorten, _predict_in_turn(runs, data, ensemble, split, devices[0], views, compiled))
         return
     context = multiprocessing.get_context("spawn")
     finished = context.Queue()
     threads = max(1, (os.cpu_count() or 1) // len(devices))
-    workers = [
-        context.Process(
-            name=device,
-            target=_work,
-            args=(finished, threads, runs[index :: len(devices)], data, ensemble, split, device, views, compiled),
-            daemon=True,
-        )
-        for index, device in enumerate(devices)
-    ]
+    packed = pickle.dumps(ensemble)  # in one piece: torch would give each tensor a file of its own
+    workers = []
+    for index, device in enumerate(devices):
+        arguments = (runs[index :: len(devices)], data, packed, split, device, views, compiled, devices.count(device))
+        workers.append(context.Process(target=_work, args=(finished, threads, *arguments), name=device, daemon=True))
     for worker in workers:
         worker.start()
     try:
         for _ in runs:
-            result = _receive(finished, workers)
-            if isinstance(result, Exception):
-                raise result
-            yield result
+            yield _receive(finished, workers)
     finally:
         for worker in workers:
             worker.terminate()
@@ -93,24 +90,22 @@ def _predict_in_turn(
     device: str,
     views: int = 1,
     compiled: bool = False,
+    sharers: int = 1,
     progress: bool = True,
 ) -> Iterator[Prediction]:
     settings = {key: _agree(ensemble, key) for key in ("tomogram", "min_size_fraction", "radius_fraction")}
-    predictors = [Predictor(group, device, views, compiled) for group in ensemble.members]
+    predictors = [[Predictor(model, device, views, compiled, sharers) for model in group] for group in ensemble.members]
+
+    def predict(loaded: Future) -> Prediction:
+        run, volume, spacing = (tomogram := loaded.result()).run, tomogram.volume, tomogram.voxel_spacing
+        annotated, confidence = annotate(volume, ensemble, predictors, run, progress=progress)
+        sizes = settings["min_size_fraction"], settings["radius_fraction"]
+        picks = pick_particles(annotated, confidence, spacing, run, *sizes)
+        return Prediction(run, volume, annotated, confidence, picks, spacing)
+
     with ThreadPoolExecutor(1) as reader:
         read = (reader.submit(_read, run, data, split, settings["tomogram"]) for run in runs)
-        for loaded in _one_ahead(read):
-            tomogram = loaded.result()
-            annotated, confidence = annotate(tomogram.volume, ensemble, predictors, tomogram.run, progress=progress)
-            picks = pick_particles(
-                annotated,
-                confidence,
-                tomogram.voxel_spacing,
-                tomogram.run,
-                settings["min_size_fraction"],
-                settings["radius_fraction"],
-            )
-            yield Prediction(tomogram.run, tomogram.volume, annotated, confidence, picks, tomogram.voxel_spacing)
+        yield from map(predict, _one_ahead(read))  # which, unlike a loop, lets go of a run before the next one begins
 
 
 def _read(run: str, data: str | Path, split: str, kind: str) -> Tomogram:
@@ -131,32 +126,50 @@ def _one_ahead(futures: Iterable[Future]) -> Iterator[Future]:
 
 def _agree(ensemble: Ensemble, key: str):
     """The setting that all models of an ensemble were trained with."""
-    values = {model.name: model.config.get(key) for model in ensemble.models}
+    lacking = [model.name for model in ensemble.models if key not in model.config]
+    if lacking:
+        raise ValueError(f"the configs of {', '.join(lacking)} have no {key}; train these models again")
+    values = {model.name: model.config[key] for model in ensemble.models}
     if len(set(values.values())) > 1:
         listed = ", ".join(f"{name} has {value!r}" for name, value in values.items())
         raise ValueError(f"the ensemble's models were trained with different settings of {key}: {listed}")
     return next(iter(values.values()))
 
 
-def _work(finished: multiprocessing.Queue, threads: int, *arguments) -> None:
+def _shorten(prediction: Prediction) -> tuple[str, pd.DataFrame]:
+    return prediction.run, prediction.picks
+
+
+def _work(finished: multiprocessing.Queue, threads: int, runs, data, packed: bytes, *arguments) -> None:
     torch.set_num_threads(threads)
     try:
-        for prediction in _predict_in_turn(*arguments, progress=False):
-            finished.put((prediction.run, prediction.picks))
+        results = _predict_in_turn(runs, data, pickle.loads(packed), *arguments, progress=False)
+        for result in map(_shorten, results):
+            finished.put(result)
     except Exception as error:
+        error.add_note(traceback.format_exc())  # it is lost on the way to the other process
+        try:
+            pickle.dumps(error)
+        except Exception:
+            error = ChildProcessError(traceback.format_exc())
         finished.put(error)
 
 
-def _receive(finished: multiprocessing.Queue, workers: list[multiprocessing.Process]):
-    """Wait for the next result; raises RuntimeError when a worker has died."""
+def _receive(finished: multiprocessing.Queue, workers: list[multiprocessing.Process]) -> tuple[str, pd.DataFrame]:
+    """Wait for the next result; raises what a worker raised, and ChildProcessError when one has died."""
     while True:
         # In this order: what a worker has sent before its end is then found.
         died = [worker for worker in workers if worker.exitcode]
+        over = all(worker.exitcode is not None for worker in workers)
         try:
-            return finished.get(timeout=0.5)
+            result = finished.get(timeout=0.5)
         except queue.Empty:
-            for worker in died:
-                raise RuntimeError(
-                    f"the process for {worker.name} died with exit status {worker.exitcode}; "
+            for worker in died or (workers if over else []):
+                raise ChildProcessError(
+                    f"the process for {worker.name} ended with exit status {worker.exitcode}; "
                     "if it was killed for memory, use fewer devices"
                 ) from None
+        else:
+            if isinstance(result, Exception):
+                raise result
+            return result

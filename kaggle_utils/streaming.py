@@ -192,7 +192,7 @@ def _zeros(like: torch.Tensor, dim: int, planes: int) -> torch.Tensor:
 
 
 def _convolve(layer: nn.Conv3d, planes: torch.Tensor, padding) -> torch.Tensor:
-    if planes.device.type == "cpu" and torch.backends.mkldnn.is_available():
+    if planes.device.type == "cpu" and planes.dtype == torch.float32 and torch.backends.mkldnn.is_available():
         # Left to choose, PyTorch hands many a single volume to a slow convolution of its own.
         ones = (1, 1, 1)
         if layer.in_channels == 1:  # where both memory formats look alike; these strides ask for the faster one

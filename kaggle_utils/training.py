@@ -109,7 +109,6 @@ def train_model(
         "background_ratio": recipe.background_ratio,
         "split": recipe.split,
         "radius_fraction": recipe.radius_fraction,
-        "min_size_fraction": recipe.min_size_fraction,
         "tomogram": recipe.tomogram,
         "seed": recipe.seed,
         "runs": [run.name for run in runs],
@@ -125,7 +124,8 @@ def train_model(
     network.load_state_dict(torch.load(folder / "weights.pt", map_location=device, weights_only=True))
     scores = {split: evaluate(network, datasets[split], recipe.threshold, device) for split in SPLITS}
     picks = sum(int((run.points["particle_type"] == particle).sum()) for run in runs)
-    save_config(folder, {**config, "scores": scores, "picks": picks}, {particle: recipe.threshold})
+    finished = {**config, "min_size_fraction": recipe.min_size_fraction, "scores": scores, "picks": picks}
+    save_config(folder, finished, {particle: recipe.threshold})
     return folder
 
 

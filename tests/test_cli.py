@@ -260,13 +260,16 @@ def test_predict_keeps_what_it_has_when_a_later_run_fails(untrained_models, monk
         ("--models", "nowhere", "nowhere is no finished model folder, and holds none"),
         ("--data", "{tmp_path}", "no runs in"),
         ("--tta", "17", "there are 1 to 16 views, not 17"),
+        ("--device", "gpu", "unknown device gpu; this machine has cpu"),
+        ("--device", "cuda:77", "unknown device cuda:77; this machine has cpu"),
+        ("--out", "{tmp_path}", "is a folder; give the name of a CSV file"),
     ],
 )
 def test_predict_with_a_wrong_setting_is_one_message_and_status_2(
     option, value, message, phantom_data, untrained_models, tmp_path, capsys
 ):
     arguments = ["--data", str(phantom_data), "--models", str(untrained_models), "--out", str(tmp_path / "s.csv")]
-    arguments += [option, value.format(tmp_path=tmp_path), "--device", "cpu"]
+    arguments += ["--device", "cpu", option, value.format(tmp_path=tmp_path)]
     assert main(["predict", *arguments]) == 2
     err = capsys.readouterr().err
     assert "error: " in err and message in err and "Traceback" not in err

@@ -25,7 +25,7 @@ from kaggle_utils.ensemble import (
     read_choice,
     save_choice,
 )
-from kaggle_utils.inference import Predictor, predict_volume
+from kaggle_utils.inference import Predictor
 from kaggle_utils.models import TrainedModel, build_model, load_model, name_model, save_config, save_weights
 from kaggle_utils.recipes import get_recipe
 from kaggle_utils.subvolumes import Run, split_corners
@@ -238,9 +238,11 @@ def test_models_are_found_by_themselves_and_in_folders_without_baselines(models,
         save_config(ours / name, {"architecture": architecture}, {})
     (ours / "unfinished").mkdir()
     assert find_models([ours]) == [ours / "a", ours / "b"]
-    assert find_models([ours / "c", str(ours / "a"), ours]) == [ours / "c", ours / "a", ours / "a", ours / "b"]
+    assert find_models([ours / "c", str(ours / "a"), ours]) == [ours / "c", ours / "a", ours / "b"]  # each once
     assert len(find_models([models])) == 10
-    for wrong in (tmp_path, ours / "unfinished", tmp_path / "nowhere"):
+    with pytest.raises(FileNotFoundError, match="holds none; give one of .*models"):
+        find_models([tmp_path])
+    for wrong in (ours / "unfinished", tmp_path / "nowhere"):
         with pytest.raises(FileNotFoundError, match=f"{wrong.name} is no finished model folder, and holds none"):
             find_models([models, wrong])
 
@@ -264,30 +266,34 @@ def made_up(name: str, shape) -> tuple:
     return make_ensemble(name, models), rng.random((len(models), *shape), dtype=np.float32)
 
 
+def predictors_of(chosen, views: int = 1) -> list:
+    return [[Predictor(model, views=views) for model in group] for group in chosen.members]
+
+
 class Said:
-    """A predictor that only passes on, in slabs along x, what it is given."""
+    """A predictor that only passes on what it is given."""
 
-    def __init__(self, outputs, planes: int):
-        self.outputs, self.planes, self.boxes = outputs, planes, []
+    views = 1
 
-    def predict(self, volume, run=""):
+    def __init__(self, output):
+        self.output = output
+
+    def predict(self, volume, run, report):
         self.seen = volume, run
-        for start in range(0, volume.shape[2], self.planes):
-            self.boxes.append((slice(None), slice(None), slice(start, start + self.planes)))
-            yield self.boxes[-1], self.outputs(self.boxes[-1])
+        report(volume.size)
+        return self.output() if callable(self.output) else self.output
 
 
 @pytest.mark.parametrize("name", ENSEMBLES)
-def test_a_volume_in_slabs_is_decided_like_the_whole_stack(name):
+def test_a_volume_is_decided_like_the_whole_stack(name):
     shape = (20, 30, 50)
     chosen, outputs = made_up(name, shape)
     volume, weights = np.zeros(shape, np.float32), RuleWeights(0.3, 0.2, 0.9)
     predictors, remaining = [], iter(outputs)
-    for planes, group in enumerate(chosen.members, start=9):  # none cuts the volume as another does
-        given = np.stack([next(remaining) for _ in group])
-        predictors.append(Said(lambda box, given=given: given[(slice(None), *box)], planes))
+    for group in chosen.members:
+        predictors.append([Said(next(remaining)) for _ in group])
     annotated, confidence = annotate(volume, chosen, predictors, "TS_1_1", weights, progress=False)
-    assert all(predictor.seen == (volume, "TS_1_1") and len(predictor.boxes) > 3 for predictor in predictors)
+    assert all(predictor.seen == (volume, "TS_1_1") for group in predictors for predictor in group)
 
     # Both architectures averaged is the mean of their probabilities, then the rule.
     order = iter(outputs)
@@ -347,9 +353,14 @@ def test_five_full_size_outputs_are_never_in_memory_together():
     chosen, _ = made_up("unet", (1, 1, 1))
     volume = np.random.default_rng(0).random(shape, dtype=np.float32)
 
-    def peak(planes: int) -> float:
-        """In bytes a voxel."""
-        predictors = [Said(lambda box: [volume[box] * np.float32(0.7)], planes) for _ in range(5)]
+    def peak(keep: list) -> float:
+        """In bytes a voxel; what is put into `keep` stays in memory."""
+
+        def say():
+            keep.append(volume * np.float32(0.51))
+            return keep.pop() if not keep[1:] else keep[-1]
+
+        predictors = [[Said(say)] for _ in range(5)]
         tracemalloc.start()
         try:
             annotate(volume, chosen, predictors, progress=False)
@@ -357,16 +368,16 @@ def test_five_full_size_outputs_are_never_in_memory_together():
         finally:
             tracemalloc.stop()
 
-    assert peak(planes=4) < 1 + 5 + 2  # two masks and the confidence, and a bit for the slab
-    assert peak(planes=128) > 5 + 4  # as one slab: the test would notice
+    assert peak([]) < 14.5
+    assert peak([None]) > 5 + 5 * 4  # all of them: the test would notice
 
 
 def test_networks_in_slabs_are_decided_like_in_one(models, monkeypatch):
     volume = np.random.default_rng(0).standard_normal((20, 24, 90)).astype(np.float32)
     mixed = load_ensemble("mixed", models)
-    whole, sure = combine(mixed, predict_volume(Predictor(mixed.models), volume))
+    whole, sure = combine(mixed, [Predictor(model).predict(volume) for model in mixed.models])
     monkeypatch.setattr(inference, "_MOST_PLANES", {"cpu": 8})
-    slabs, confidence = annotate(volume, mixed, list(map(Predictor, mixed.members)), progress=False)
+    slabs, confidence = annotate(volume, mixed, predictors_of(mixed), progress=False)
     assert len(np.unique(whole)) > 3
     assert (slabs != whole).mean() < 1e-3  # only where a probability is at its threshold to the last digits
     assert (np.abs(confidence - sure) > 1e-3).mean() < 1e-3
@@ -375,9 +386,9 @@ def test_networks_in_slabs_are_decided_like_in_one(models, monkeypatch):
 def test_the_progress_bar_ends_with_the_volume(models, capsys):
     volume = np.zeros((8, 8, 40), np.float32)
     chosen = load_ensemble("unet", models)
-    annotate(volume, chosen, list(map(Predictor, chosen.members)), "TS_1_1")
+    annotate(volume, chosen, predictors_of(chosen), "TS_1_1")
     assert "TS_1_1" in capsys.readouterr().err
-    annotate(volume, chosen, list(map(Predictor, chosen.members)), "TS_1_1", progress=False)
+    annotate(volume, chosen, predictors_of(chosen), "TS_1_1", progress=False)
     assert capsys.readouterr().err == ""
 
 
@@ -418,11 +429,13 @@ def true_labels(run: Run) -> np.ndarray:
 def test_the_comparison_counts_held_out_voxels_of_every_ensemble(models, monkeypatch):
     runs, seen = make_runs(), []
 
-    def counted(predictor, volume, *arguments):
-        seen.extend((model.name, volume.tobytes()) for model in predictor.models)
-        return predict_volume(predictor, volume, *arguments)
+    predict = Predictor.predict
 
-    monkeypatch.setattr(evaluation, "predict_volume", counted)
+    def counted(predictor, volume, *arguments):
+        seen.append((predictor.model.name, volume.tobytes()))
+        return predict(predictor, volume, *arguments)
+
+    monkeypatch.setattr(Predictor, "predict", counted)
     table = evaluation.compare_ensembles(runs, RECIPE, models, "test")
 
     cubes = split_corners(runs, RECIPE)["test"]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from kaggle_utils import environment
@@ -337,7 +338,17 @@ def test_free_memory_is_some_of_the_machines():
     assert 2**24 < find_free_memory("cpu") <= total
 
 
+def test_what_this_process_has_freed_but_keeps_is_free():
+    environment.keep_freed_memory()
+    array = np.ones(2**26)
+    before = environment._count_held()
+    del array
+    assert environment._count_held() - before >= 0.9 * 2**29
+
+
 def test_where_nobody_says_how_much_is_free_there_is_a_cautious_guess(monkeypatch):
+    monkeypatch.setattr(environment, "_count_held", lambda: 0)
+
     def refuse(*arguments, **settings):
         raise FileNotFoundError
 
@@ -349,6 +360,7 @@ def test_where_nobody_says_how_much_is_free_there_is_a_cautious_guess(monkeypatc
     ("limit", "free"), [("max", 6 * 2**30), (str(8 * 2**30), 3 * 2**30), (str(64 * 2**30), 6 * 2**30), ("1024", 0)]
 )
 def test_a_container_may_have_less_than_its_machine_and_gives_up_files_that_it_read(monkeypatch, limit, free):
+    monkeypatch.setattr(environment, "_count_held", lambda: 0)
     files = {
         "/proc/meminfo": f"MemTotal: 33554432 kB\nMemFree: 1024 kB\nMemAvailable: {6 * 2**20} kB\n",
         "/sys/fs/cgroup/memory.max": limit + "\n",

@@ -12,8 +12,8 @@ from scipy.special import expit, logit
 from torch import nn
 
 from kaggle_utils import inference
-from kaggle_utils.inference import VIEWS, Predictor, _place_windows, predict_volume, turn_network
-from kaggle_utils.models import TrainedModel, build_model
+from kaggle_utils.inference import VIEWS, Predictor, _place_windows, turn_network
+from kaggle_utils.models import TrainedModel, VNet3D, build_model
 from kaggle_utils.recipes import get_recipe
 from kaggle_utils.streaming import StreamedNetwork, count_numbers
 
@@ -50,7 +50,7 @@ def make_volume(shape, seed: int = 0) -> np.ndarray:
 def allow(patch: pytest.MonkeyPatch, planes: int) -> None:
     """As many planes in a slab, without a look at the memory, which takes longer than a small volume."""
     patch.setattr(inference, "_MOST_PLANES", {"cpu": planes})
-    patch.setattr(Predictor, "_count_needs", lambda *arguments: (0, []))
+    patch.setattr(Predictor, "_count_needs", lambda *arguments: (0, 1))
 
 
 @pytest.fixture
@@ -59,10 +59,10 @@ def few_planes(monkeypatch):
     allow(monkeypatch, 8)
 
 
-def in_slabs(models, volume: np.ndarray, planes: int, **settings) -> np.ndarray:
+def in_slabs(model, volume: np.ndarray, planes: int) -> np.ndarray:
     with pytest.MonkeyPatch.context() as patch:
         allow(patch, planes)
-        return predict_volume(Predictor(models, **settings), volume)
+        return Predictor(model).predict(volume)
 
 
 @torch.inference_mode()
@@ -88,21 +88,17 @@ def in_one_pass(model: TrainedModel, volume: np.ndarray) -> np.ndarray:
 def test_slabs_give_what_one_pass_over_the_whole_volume_gives(shape, planes, model):
     """Whatever the shape: not divisible by the pooling, thinner than what the network sees, smaller than a slab."""
     volume = make_volume(shape)
-    (ours,) = in_slabs([model], volume, planes)
+    ours = in_slabs(model, volume, planes)
     assert ours.shape == volume.shape and ours.dtype == np.float32
     np.testing.assert_allclose(ours, in_one_pass(model, volume), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(70, 20, 30), (20, 70, 30), (20, 30, 70), (30, 30, 30)])
-def test_a_volume_is_gone_through_along_its_longest_axis_in_order(shape, few_planes):
-    axis = shape.index(70) if 70 in shape else 2
-    covered, before = np.zeros(shape, int), 0
-    for box, outputs in Predictor([UNET, BASELINE]).predict(make_volume(shape)):
-        covered[box] += 1
-        assert box[axis].start == before and box[axis].stop - before <= 8
-        assert outputs.shape == (2, *covered[box].shape) and outputs.dtype == np.float32
-        before = box[axis].stop
-    assert (covered == 1).all()
+@pytest.mark.parametrize("model", [UNET, VNET], ids=["unet", "vnet"])
+def test_what_is_done_is_reported_once_for_each_voxel_and_view(shape, model, few_planes):
+    reported = []
+    Predictor(model, views=2).predict(make_volume(shape), report=reported.append)
+    assert sum(reported) == 2 * np.prod(shape) and len(reported) >= 6
 
 
 def test_no_network_gets_more_of_a_volume_than_a_slab(few_planes, monkeypatch):
@@ -114,8 +110,9 @@ def test_no_network_gets_more_of_a_volume_than_a_slab(few_planes, monkeypatch):
         return advance(self, slab, kept, last)
 
     monkeypatch.setattr(StreamedNetwork, "advance", noting)
-    predict_volume(Predictor([UNET]), make_volume((9, 9, 63)))
-    assert fed == [8] * 8  # every plane once: nothing is computed again at the seams
+    Predictor(UNET).predict(make_volume((9, 9, 63)))
+    # Every plane once: nothing is computed again at the seams. The last are few: with them comes what was waited for.
+    assert fed == [8] * 7 + [4, 4]
 
 
 # ---- test-time views
@@ -168,16 +165,16 @@ def test_views_are_averaged_as_logits(model, views, few_planes):
     shape = (8, 16, 40) if model is UNET else (24, 24, 24)
     volume = make_volume(shape)
     logits = np.mean([turn_back(run(model.network, turn(volume, *view)), *view) for view in VIEWS[:views]], axis=0)
-    (ours,) = predict_volume(Predictor([model], views=views), volume)
+    ours = Predictor(model, views=views).predict(volume)
     np.testing.assert_allclose(ours, expit(logits), rtol=0, atol=1e-4)
-    (one,) = predict_volume(Predictor([model]), volume)
+    one = Predictor(model).predict(volume)
     assert np.abs(ours - one).max() > 0.01
 
 
 def test_averaging_probabilities_would_be_something_else():
     volume = make_volume((8, 16, 40))
     probabilities = [expit(run(turn_network(UNET.network, *view), volume)) for view in VIEWS[:4]]
-    (ours,) = predict_volume(Predictor([UNET], views=4), volume)
+    ours = Predictor(UNET, views=4).predict(volume)
     assert np.abs(ours - np.mean(probabilities, axis=0)).max() > 0.01
     np.testing.assert_allclose(logit(ours.astype(float)), np.mean(logit(probabilities), axis=0), rtol=1e-2, atol=1e-2)
 
@@ -185,22 +182,12 @@ def test_averaging_probabilities_would_be_something_else():
 # ---- networks that see windows
 
 
-@settings(max_examples=8)
-@given(SHAPES, st.sampled_from([1, 7, 16, 40]))
-def test_the_vnets_output_does_not_depend_on_the_slabs(shape, planes):
-    """Its group norm takes statistics of all that it sees, so it must always see the same windows."""
-    volume = make_volume(shape)
-    whole = in_slabs([VNET], volume, 200)
-    np.testing.assert_allclose(in_slabs([VNET], volume, planes), whole, rtol=0, atol=1e-4)
-    both = in_slabs([UNET, VNET], volume, planes)
-    np.testing.assert_allclose(both[1:], whole, rtol=0, atol=1e-4)
-
-
 @pytest.mark.parametrize("shape", [(24, 24, 24), (25, 40, 57), (10, 24, 63), (16, 7, 33)])
-@pytest.mark.parametrize("models", [[VNET], [UNET, VNET]], ids=["alone", "with a U-Net"])
-def test_the_vnet_sees_windows_of_one_size(shape, models, few_planes):
+@pytest.mark.parametrize("voxels", [1, 2**15, 2**22])
+def test_the_vnet_sees_windows_of_one_size(shape, voxels, monkeypatch):
     """Each voxel is taken from one window: the one in whose core it lies, halo from its faces. Along an axis that is
     shorter than a window, the volume up to the pooling grid."""
+    monkeypatch.setattr(inference, "_WINDOW_VOXELS", voxels)  # however many at once
     window, halo, volume = 24, 4, make_volume(shape)
     edges = [min(window, -(-size // 8) * 8) for size in shape]
     padded = np.pad(volume, [(0, max(0, e - size)) for e, size in zip(edges, shape, strict=True)], mode="edge")
@@ -215,7 +202,7 @@ def test_the_vnet_sees_windows_of_one_size(shape, models, few_planes):
         expected[np.ix_(*core)] = expit(logits[np.ix_(*inside)])
         for part, a, size in zip(inside, low, shape, strict=True):
             assert (part[0] >= halo or a == 0) and (window - 1 - part[-1] >= halo or a + window >= size)
-    np.testing.assert_allclose(predict_volume(Predictor(models), volume)[-1], expected, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(Predictor(VNET).predict(volume), expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("scale", ["full", "demo", "smoke"])
@@ -226,53 +213,45 @@ def test_the_recipes_windows_stand_on_the_pooling_grid_and_leave_a_core(scale):
     assert recipe.vnet.window > 2 * recipe.vnet.halo > 0
 
 
-@pytest.mark.parametrize("shape", [(30, 40, 90), (24, 24, 24), (50, 60, 61)])
-def test_no_window_is_computed_twice(shape, few_planes, monkeypatch):
-    """Slabs end where the windows of all models meet: as many windows as the volume in one piece would need."""
-    seen, compute = [], inference._Windows._run
-
-    def noting(self, edges, places, count):
-        seen.extend((self.model.name, *(start for start, _ in place)) for place in places[:count])
-        return compute(self, edges, places, count)
-
-    monkeypatch.setattr(inference._Windows, "_run", noting)
-    other = make_model("vnet", window=16, halo=4, name="model_b")
-    predict_volume(Predictor([UNET, VNET, other]), make_volume(shape))
-    needed = [np.prod([len(_place_windows(n, window, 4)) for n in shape]) for window in (24, 16)]
-    assert len(seen) == len(set(seen)) == sum(needed)
-    assert len(_place_windows(63, 24, 4)) == -(-(63 - 8) // 16)  # no more than it takes
+def test_no_more_windows_than_it_takes():
+    for size, window, halo in product((8, 24, 25, 40, 63, 184, 630), (24, 80), (0, 4, 10)):
+        placed = _place_windows(size, window, halo)
+        cores = [core for _, core in placed]
+        assert cores[0].start == 0 and cores[-1].stop == size
+        assert all(one.stop == other.start for one, other in zip(cores, cores[1:], strict=False))
+        assert all(core.stop - start <= window for start, core in placed)
+        assert len(placed) == (1 if size <= window else -(-(size - 2 * halo) // (window - 2 * halo)))
 
 
-# ---- several models
+@pytest.mark.parametrize(("window", "halo"), [(20, 4), (24, 12), (24, -1)])
+def test_a_window_that_does_not_suit_the_network_is_refused(window, halo):
+    with pytest.raises(ValueError, match="model model_a: a window of .* does not suit its network"):
+        Predictor(make_model("vnet", window, halo))
 
 
-@pytest.mark.parametrize("shape", [(9, 20, 70), (33, 41, 29)])
-def test_several_models_give_what_each_gives_alone(shape, few_planes):
-    models = [VNET, UNET, make_model("vnet", window=16, halo=4), BASELINE]
-    volume = make_volume(shape)
-    together = predict_volume(Predictor(models), volume)
-    for ours, model in zip(together, models, strict=True):
-        np.testing.assert_allclose(ours, predict_volume(Predictor([model]), volume)[0], rtol=0, atol=1e-4)
+@pytest.mark.parametrize("model", [UNET, VNET], ids=["unet", "vnet"])
+def test_a_predictor_goes_from_volume_to_volume(model, few_planes):
+    """Nothing of one volume is left for the next, also when it was broken off half-way."""
+    predictor, volumes = Predictor(model), [make_volume((9, 30, 50)), make_volume((44, 17, 20), seed=1)]
 
+    def stop(voxels):
+        raise KeyboardInterrupt
 
-def test_a_predictor_goes_from_volume_to_volume(few_planes):
-    """Nothing of one volume is left for the next, also when its reader stopped half-way."""
-    predictor, volumes = Predictor([UNET, VNET]), [make_volume((9, 30, 50)), make_volume((44, 17, 20), seed=1)]
-    next(predictor.predict(volumes[1]))
+    with pytest.raises(KeyboardInterrupt):
+        predictor.predict(volumes[1], report=stop)
     for volume in volumes:
-        ours = predict_volume(predictor, volume)
-        np.testing.assert_array_equal(ours, predict_volume(Predictor([UNET, VNET]), volume))
+        np.testing.assert_array_equal(predictor.predict(volume), Predictor(model).predict(volume))
 
 
 @pytest.mark.parametrize("views", [0, 17, -1])
 def test_a_number_of_views_that_there_is_not_is_refused(views):
     with pytest.raises(ValueError, match=f"there are 1 to 16 views, not {views}"):
-        Predictor([UNET], views=views)
+        Predictor(UNET, views=views)
 
 
 def test_a_network_with_norms_over_its_input_is_refused_without_a_window():
     with pytest.raises(ValueError, match="model model_b needs a window in its config: .*GroupNorm"):
-        Predictor([UNET, make_model("vnet", name="model_b")])
+        Predictor(make_model("vnet", name="model_b"))
 
 
 # ---- memory
@@ -290,7 +269,7 @@ class Scarce:
 
     def __init__(self, monkeypatch, most: int, error: Exception = NO_MEMORY[0], every: int = 1):
         self.most, self.error, self.every, self.sizes, self.large = most, error, every, [], 0
-        advance, compute = StreamedNetwork.advance, inference._Windows._run
+        advance, forward = StreamedNetwork.advance, VNet3D.forward
 
         def scarce_advance(stream, slab, kept, last):
             result = advance(stream, slab, kept, last)  # and all is lost
@@ -298,13 +277,12 @@ class Scarce:
                 self.meet(slab.shape[4])
             return result
 
-        def scarce_run(windows, edges, places, count):
-            assert count <= len(places)  # or halving would not make it less
-            self.meet(count)
-            return compute(windows, edges, places, count)
+        def scarce_forward(network, inputs):
+            self.meet(len(inputs))
+            return forward(network, inputs)
 
         monkeypatch.setattr(StreamedNetwork, "advance", scarce_advance)
-        monkeypatch.setattr(inference._Windows, "_run", scarce_run)
+        monkeypatch.setattr(VNet3D, "forward", scarce_forward)
 
     def meet(self, size: int) -> None:
         self.sizes.append(size)
@@ -317,14 +295,14 @@ class Scarce:
 def test_out_of_memory_means_smaller_slabs_and_the_same_result(error, monkeypatch):
     allow(monkeypatch, 32)
     volumes = [make_volume((8, 12, 90)), make_volume((8, 12, 70), seed=1)]
-    expected = [predict_volume(Predictor([UNET], views=2), volume) for volume in volumes]
-    scarce = Scarce(monkeypatch, 10, error, every=2)  # of two views, the first has gone on already
-    predictor = Predictor([UNET], views=2)
+    expected = [Predictor(UNET, views=2).predict(volume) for volume in volumes]
+    scarce = Scarce(monkeypatch, 10, error)
+    predictor = Predictor(UNET, views=2)
     with pytest.warns(UserWarning, match="cpu ran out of memory; going on with less at once") as told:
-        first = predict_volume(predictor, volumes[0])
-        assert scarce.sizes[:6] == [32, 32, 16, 16, 8, 8] and max(scarce.sizes[6:]) == 8
+        first = predictor.predict(volumes[0])
+        assert scarce.sizes[:3] == [32, 16, 8] and max(scarce.sizes[3:]) == 8
         scarce.sizes.clear()
-        second = predict_volume(predictor, volumes[1])
+        second = predictor.predict(volumes[1])
         assert max(scarce.sizes) == 8  # the next volume begins there
     assert len(told) == 1
     np.testing.assert_allclose(first, expected[0], rtol=0, atol=1e-4)
@@ -333,20 +311,23 @@ def test_out_of_memory_means_smaller_slabs_and_the_same_result(error, monkeypatc
 
 def test_out_of_memory_means_fewer_windows_at_once_and_the_same_result(monkeypatch):
     volume = make_volume((40, 40, 60))
-    expected = predict_volume(Predictor([VNET]), volume)
+    expected = Predictor(VNET).predict(volume)
     scarce = Scarce(monkeypatch, 2)
     with pytest.warns(UserWarning, match="ran out of memory") as told:
-        ours = predict_volume(Predictor([VNET]), volume)
-    assert len(told) == 1 and scarce.sizes[:2] == [4, 2] and max(scarce.sizes[1:]) == 2
+        ours = Predictor(VNET).predict(volume)
+    assert len(told) == 1 and scarce.sizes[0] > max(scarce.sizes[-5:]) == 2
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("model", [UNET, VNET], ids=["unet", "vnet"])
 def test_when_the_least_is_too_much_that_is_an_error(model, monkeypatch):
     scarce = Scarce(monkeypatch, 0)
-    with pytest.warns(UserWarning, match="ran out of memory"), pytest.raises(torch.OutOfMemoryError):
-        predict_volume(Predictor([model]), make_volume((40, 40, 64)))
-    assert scarce.sizes == ([32, 16, 8, 4] if model is UNET else [4, 2, 1])
+    with (
+        pytest.warns(UserWarning, match="ran out of memory"),
+        pytest.raises(MemoryError, match="cpu has too little memory for model model_a"),
+    ):
+        Predictor(model).predict(make_volume((40, 40, 64)))
+    assert scarce.sizes[-1] == (4 if model is UNET else 1)
 
 
 @pytest.mark.parametrize("model", [UNET, VNET], ids=["unet", "vnet"])
@@ -354,41 +335,49 @@ def test_any_other_error_is_no_reason_to_go_on(model, monkeypatch):
     scarce = Scarce(monkeypatch, 0, RuntimeError("CUDA error: device-side assert triggered"))
     with warnings.catch_warnings(), pytest.raises(RuntimeError, match="device-side assert"):
         warnings.simplefilter("error")
-        predict_volume(Predictor([model]), make_volume((24, 24, 64)))
+        Predictor(model).predict(make_volume((24, 24, 64)))
     assert len(scarce.sizes) == 1
 
 
-@pytest.mark.parametrize("views", [1, 3])
-def test_a_slab_has_as_many_planes_as_half_of_the_free_memory_allows(views, monkeypatch):
+def test_a_slab_has_as_many_planes_as_half_of_the_free_memory_allows(monkeypatch):
     """Counted once more here, from what a real pass holds and keeps; `held` is measured in the tests of streaming."""
-    volume, planned = make_volume((16, 24, 200)), []
-    predictor = Predictor([UNET, BASELINE, VNET], views=views)
+    volume, planned, predictor = make_volume((16, 24, 200)), [], Predictor(UNET, views=2)
     monkeypatch.setattr(inference, "_MOST_PLANES", {"cpu": 100})
-    needs = predictor._count_needs(volume.shape, 2)
     for free in (1, 1_500_000, 2_000_000, 3_000_000, 10**12):
         monkeypatch.setattr(inference, "find_free_memory", lambda device, free=free: free)
-        planned.append(predictor._plan_planes(*needs))
+        planned.append(predictor._plan_planes(volume.shape, 2))
     assert planned == sorted(planned) and planned[0] == 1 and planned[-1] == 100 and len(set(planned)) >= 4
 
-    advance, kept_by, counted = StreamedNetwork.advance, {}, []
+    advance, used, counted = StreamedNetwork.advance, [], []
 
     def counting(self, slab, kept, last):
         output, keeping = advance(self, slab, kept, last)
         if slab.is_meta:
             counted.append(slab.shape)
         else:
-            kept_by[self] = max(kept_by.get(self, 0), sum(map(count_numbers, keeping.values())))
+            used.append(self.held + sum(sum(map(count_numbers, planes.values())) for planes in (kept, keeping)))
         return output, keeping
 
     monkeypatch.setattr(inference, "find_free_memory", lambda device: 2_000_000)
     monkeypatch.setattr(StreamedNetwork, "advance", counting)
-    slabs = predictor.predict(volume)
-    next(slabs), next(slabs)
-    used = 4 * (max(stream.held for stream in kept_by) + sum(kept_by.values()))
-    assert 700_000 < used < 1_050_000
-    counts = len(counted)
-    next(predictor.predict(volume))
-    assert len(counted) == counts > 0  # not again for each of many sub-volumes
+    predictor.predict(volume)
+    assert 700_000 < 4 * max(used) < 1_100_000
+    assert not counted  # not again for each of many sub-volumes
+    alone = predictor._plan_planes(volume.shape, 2)
+    assert Predictor(UNET, sharers=2)._plan_planes(volume.shape, 2) < alone
+
+
+def test_half_precision_is_close_and_what_overflows_it_is_computed_again(few_planes):
+    volume = make_volume((8, 12, 40))
+    for model in UNET, VNET:
+        expected, half = Predictor(model).predict(volume), Predictor(model)
+        half.use(torch.float16)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            np.testing.assert_allclose(half.predict(volume), expected, rtol=0, atol=0.05)
+        with pytest.warns(UserWarning, match="model model_a overflows half precision; going on in single"):
+            assert np.isfinite(half.predict(1e6 * volume)).all()
+        np.testing.assert_allclose(half.predict(volume), expected, rtol=0, atol=1e-4)
 
 
 # ---- what is wrong is told
@@ -400,7 +389,7 @@ def test_outputs_that_are_not_finite_are_told_with_model_and_run(architecture, v
     model = make_model(architecture, 24 if architecture == "vnet" else None, 4, "model_b")
     model.network.final.bias.data.fill_(value)
     with pytest.raises(FloatingPointError, match="model model_b .*not finite in run TS_1_1"):
-        predict_volume(Predictor([UNET, model]), make_volume((24, 24, 24)), run="TS_1_1")
+        Predictor(model).predict(make_volume((24, 24, 24)), "TS_1_1")
 
 
 @pytest.mark.parametrize("model", [UNET, VNET], ids=["unet", "vnet"])
@@ -409,7 +398,7 @@ def test_volume_and_model_are_only_read(model):
     volume.setflags(write=False)
     weights = {key: tensor.clone() for key, tensor in model.network.state_dict().items()}
     before = volume.copy()
-    (probabilities,) = predict_volume(Predictor([model], views=3), volume)
+    probabilities = Predictor(model, views=3).predict(volume)
     assert np.array_equal(volume, before) and probabilities.dtype == np.float32 and probabilities.shape == volume.shape
     assert 0 <= probabilities.min() < probabilities.max() <= 1
     assert all(torch.equal(tensor, weights[key]) for key, tensor in model.network.state_dict().items())
@@ -429,11 +418,11 @@ def test_what_cannot_be_compiled_runs_as_it_is_and_says_so_once(monkeypatch):
         return fail
 
     volume = make_volume((24, 24, 70))
-    expected = predict_volume(Predictor([UNET, VNET]), volume)
+    expected = [Predictor(model).predict(volume) for model in (UNET, VNET)]
     monkeypatch.setattr(torch, "compile", compile_)
     with pytest.warns(UserWarning, match="model model_a runs uncompiled: .*no C compiler") as told:
-        predictor = Predictor([UNET, VNET], compiled=True)
-        ours = [predict_volume(predictor, volume) for _ in range(2)]
+        predictors = [Predictor(model, compiled=True) for model in (UNET, VNET)]
+        ours = [[predictor.predict(volume) for predictor in predictors] for _ in range(2)]
     assert len(told) == len(compiled) == 1  # the V-Net alone
     np.testing.assert_array_equal(ours, [expected, expected])
 
@@ -448,9 +437,9 @@ def test_a_compiled_network_that_runs_out_of_memory_stays_compiled(monkeypatch):
         return run_compiled
 
     volume = make_volume((24, 40, 40))
-    expected = predict_volume(Predictor([VNET]), volume)
+    expected = Predictor(VNET).predict(volume)
     monkeypatch.setattr(torch, "compile", compile_)
     with pytest.warns(UserWarning, match="ran out of memory") as told:
-        ours = predict_volume(Predictor([VNET], compiled=True), volume)
+        ours = Predictor(VNET, compiled=True).predict(volume)
     assert len(told) == 1
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4)

@@ -11,7 +11,7 @@ import pytest
 
 from kaggle_utils import pipeline
 from kaggle_utils.ensemble import combine, find_models, make_ensemble
-from kaggle_utils.inference import Predictor, predict_volume
+from kaggle_utils.inference import Predictor
 from kaggle_utils.models import load_model
 from kaggle_utils.picking import pick_particles
 from kaggle_utils.pipeline import predict_run, predict_runs
@@ -60,7 +60,7 @@ def test_a_run_goes_from_its_tomogram_to_picks(kind, split, phantom_data, untrai
     annotated, confidence = prediction.annotated, prediction.confidence
     assert annotated.shape == confidence.shape == raw.shape
     assert (annotated.dtype, confidence.dtype) == (np.uint8, np.float32)
-    whole, sure = combine(chosen, predict_volume(Predictor(chosen.models), volume))
+    whole, sure = combine(chosen, [Predictor(model).predict(volume) for model in chosen.models])
     assert (annotated == whole).mean() > 0.999 and (np.abs(confidence - sure) < 1e-3).mean() > 0.999
     expected = pick_particles(annotated, confidence, prediction.voxel_spacing, run, 0.1, 0.8)  # as in the configs
     pd.testing.assert_frame_equal(prediction.picks, expected)
