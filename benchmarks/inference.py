@@ -10,8 +10,9 @@ allocator and number of threads, each in a process of its own, in turn, after a 
 difference is the largest one to the whole volume's logits, as a share of their range; memory is what a process takes on
 top of network and volume in its first round (Linux only).
 
-A second table runs 1 to 10 U-Nets with the ensemble's rule, once each, and extrapolates to the competition's tomograms.
-`--full` measures that one on 184 x 630 x 630 voxels, where the first table's whole volume would not fit.
+A second table runs 1 to 10 U-Nets with the ensemble's rule, after a round to warm up, and extrapolates to the
+competition's tomograms. `--full` measures that one on 184 x 630 x 630 voxels, where the first table's whole volume would
+not fit.
 """
 
 import argparse
@@ -144,7 +145,8 @@ def count_up(counts: tuple[int, ...], shape: tuple, settings: tuple) -> pd.DataF
     rows = []
     for count in tqdm(counts, desc="models"):
         runner = Runner(run_models, count, shape, None, settings)
-        seconds, gigabytes = runner.run()
+        _, gigabytes = runner.run()
+        seconds, _ = runner.run()
         runner.close()
         tomogram = seconds * np.prod(FULL) / np.prod(shape)
         rows.append(

@@ -27,6 +27,8 @@ NOTEBOOKS = (
 MAX_BYTES = 1_000_000  # of a committed notebook; code hosts show larger ones slowly or not at all
 
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_UP = "\x1b[A"
+_MOVES = re.compile(r"(\n|\r|\x1b\[A)")
 _HEAD = 5  # lines of a failing cell that an error shows
 
 
@@ -242,15 +244,25 @@ def _tidy(notebook) -> None:
     for cell in _code_cells(notebook):
         for output in cell.outputs:
             if output.output_type == "stream":
-                output.text = _ANSI.sub("", output.text)
-                if output.name == "stderr":
-                    shown = (_last(line.split("\r")) for line in output.text.split("\n"))
-                    output.text = "".join(f"{line}\n" for line in shown if line)
+                output.text = _show(output.text) if output.name == "stderr" else _ANSI.sub("", output.text)
         cell.outputs = [output for output in cell.outputs if output.output_type != "stream" or output.text]
 
 
-def _last(states: list[str]) -> str:
-    return next((state.rstrip() for state in reversed(states) if state.strip()), "")
+def _show(text: str) -> str:
+    """What a terminal shows in the end of text in which progress bars go back in their line, and up to other bars."""
+    lines, row, column = [""], 0, 0
+    for part in _MOVES.split(text):
+        if part in ("\n", "\r"):
+            row, column = row + (part == "\n"), 0
+            lines += [""] * (row == len(lines))
+        elif part == _UP:
+            row = max(row - 1, 0)
+        else:
+            part = _ANSI.sub("", part)
+            line = lines[row].ljust(column)
+            lines[row] = line[:column] + part + line[column + len(part) :]
+            column += len(part)
+    return "".join(f"{line.rstrip()}\n" for line in lines if line.strip())
 
 
 def _write_page(notebook, copy: Path, folder: Path) -> Path:

@@ -194,3 +194,11 @@ def test_missing_packages_are_named(env, folder, monkeypatch):
     monkeypatch.setattr(notebooks, "find_spec", lambda name: None if name == "nbclient" else object())
     with pytest.raises(ModuleNotFoundError, match="pip install nbclient"):
         run_notebooks(env, folder=folder)
+
+
+def test_nested_progress_bars_end_as_in_a_terminal():
+    """An inner bar goes up to the outer one's line after each step and leaves nothing behind."""
+    inner = "\n\rinner: 50%\x1b[A\n\rinner: 100%\x1b[A\n\r           \r\x1b[A"
+    text = f"\rruns: 0%{inner}\rruns: 100%\nwarning: \x1b[31mred\x1b[0m\n"
+    assert notebooks._show(text) == "runs: 100%\nwarning: red\n"
+    assert notebooks._show("\r" + "long line\rshort" + "\n\n") == "shortline\n"  # what is not overwritten stays
