@@ -11,8 +11,8 @@ difference is the largest one to the whole volume's logits, as a share of their 
 top of network and volume in its first round (Linux only).
 
 A second table runs 1 to 10 U-Nets with the ensemble's rule, after a round to warm up, and extrapolates to the
-competition's tomograms. `--full` measures that one on 184 x 630 x 630 voxels, where the first table's whole volume would
-not fit.
+competition's tomograms. `--full` measures that one on 184 x 630 x 630 voxels, where the first table's whole volume
+would not fit.
 """
 
 import argparse

@@ -138,7 +138,7 @@ def test_every_recipe_fits_its_networks(name, scale):
     recipe = get_recipe(name, scale)
     assert (recipe.name, recipe.scale) == (name, scale)
     assert recipe.subvolume_size % 8 == 0 and sum(recipe.ratios) == pytest.approx(1)
-    assert recipe.vnet.window == recipe.subvolume_size  # group norm sees at inference what it saw in training
+    assert recipe.vnet.window == 2 * recipe.subvolume_size and recipe.vnet.window % 8 == 0
     for model in (recipe.unet, recipe.vnet, recipe.baseline):
         assert model.window is None or model.window > 2 * model.halo
         assert model.epochs >= model.validate_every >= 1
