@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from kaggle_utils import evaluation, inference
+from kaggle_utils import evaluation
 from kaggle_utils.ensemble import (
     ENSEMBLES,
     RuleWeights,
@@ -376,7 +376,7 @@ def test_networks_in_slabs_are_decided_like_in_one(models, monkeypatch):
     volume = np.random.default_rng(0).standard_normal((20, 24, 90)).astype(np.float32)
     mixed = load_ensemble("mixed", models)
     whole, sure = combine(mixed, [Predictor(model).predict(volume) for model in mixed.models])
-    monkeypatch.setattr(inference, "_MOST_PLANES", {"cpu": 8})
+    monkeypatch.setattr(Predictor, "_plan_planes", lambda *arguments: 8)
     slabs, confidence = annotate(volume, mixed, predictors_of(mixed), progress=False)
     assert len(np.unique(whole)) > 3
     assert (slabs != whole).mean() < 1e-3  # only where a probability is at its threshold to the last digits

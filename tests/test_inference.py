@@ -49,8 +49,7 @@ def make_volume(shape, seed: int = 0) -> np.ndarray:
 
 def allow(patch: pytest.MonkeyPatch, planes: int) -> None:
     """As many planes in a slab, without a look at the memory, which takes longer than a small volume."""
-    patch.setattr(inference, "_MOST_PLANES", {"cpu": planes})
-    patch.setattr(Predictor, "_count_needs", lambda *arguments: (0, 1))
+    patch.setattr(Predictor, "_plan_planes", lambda *arguments: planes)
 
 
 @pytest.fixture
@@ -342,7 +341,7 @@ def test_any_other_error_is_no_reason_to_go_on(model, monkeypatch):
 def test_a_slab_has_as_many_planes_as_half_of_the_free_memory_allows(monkeypatch):
     """Counted once more here, from what a real pass holds and keeps; `held` is measured in the tests of streaming."""
     volume, planned, predictor = make_volume((16, 24, 200)), [], Predictor(UNET, views=2)
-    monkeypatch.setattr(inference, "_MOST_PLANES", {"cpu": 100})
+    monkeypatch.setattr(inference, "_MOST_VOXELS", {"cpu": 100 * 16 * 24})
     for free in (1, 1_500_000, 2_000_000, 3_000_000, 10**12):
         monkeypatch.setattr(inference, "find_free_memory", lambda device, free=free: free)
         planned.append(predictor._plan_planes(volume.shape, 2))
