@@ -1,4 +1,4 @@
-"""`python -m kaggle_utils`: phantom, notebooks, predict, score, validate. Arguments in, one call, a few lines out.
+"""`python -m kaggle_utils`: phantom, notebooks, predict, score, validate, publish. A call and a few lines each.
 
 Exit status: 0 for success, 1 for a submission that breaks the rules, 2 for anything else that a person must put right.
 """
@@ -139,6 +139,21 @@ def validate(submission: Path, data: Path, split: str) -> int:
     return 0
 
 
+def publish(user: str, push: bool = False, only: tuple[str, ...] = (), **settings) -> int:
+    """Write and check the folder for the Kaggle CLI, print its commands, and with `push` run those that can be run."""
+    from kaggle_utils.publish import build_folder, list_commands, push_folder
+
+    if only and not push:
+        raise ValueError("--only chooses what --push sends: give both, or neither")
+    folder = build_folder(user, **settings)
+    print(f"checked, and ready for Kaggle: {folder}\n{list_commands(folder)}", flush=True)
+    if push:
+        print("\nnow:", flush=True)
+        waiting = push_folder(folder, only)
+        print(f"not pushed, for they wait for others: {', '.join(waiting)}" if waiting else "all pushed")
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     # Options that are not given are not passed on, so that each default has one home.
     settings = {"argument_default": argparse.SUPPRESS}
@@ -199,6 +214,20 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("submission", type=Path)
     command.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with the runs that it is for")
     command.add_argument("--split", choices=("train", "test"), default="test", help="part of the data")
+
+    command = commands.add_parser("publish", help="make a dataset and the notebooks ready for Kaggle", **settings)
+    command.set_defaults(command=publish)
+    command.add_argument("--user", required=True, metavar="NAME", help="as in kaggle.com/NAME")
+    command.add_argument(
+        "--models",
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help="model folders, or folders of them, to go into the dataset",
+    )
+    command.add_argument("--out", type=Path, metavar="DIR", help="folder for dataset/ and kernels/ (work/publish)")
+    command.add_argument("--push", action="store_true", help="send them with the kaggle command")
+    command.add_argument("--only", nargs="+", metavar="06", help="push these notebooks alone, by their numbers")
     return parser
 
 

@@ -3,6 +3,7 @@
 import ctypes
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,11 @@ from pathlib import Path
 
 # How Kaggle mounts inputs: the old convention, then the new ones (competitions, datasets and notebooks by owner).
 _KAGGLE_INPUTS = ("*", "competitions/*", "datasets/*/*", "notebooks/*/*")
+_COMPETITION = "czii-cryo-et-object-identification"
+# A file of a model folder in a dataset without sub-folders: models--report-full--vnet_model_ribosome--weights.pt. No
+# part begins with a dot or holds a separator, so that none can lead out of the work folder.
+_PART = r"([A-Za-z0-9_]+(?:[.-][A-Za-z0-9_]+)*)"
+_FLAT_FILE = re.compile(rf"models--{_PART}--{_PART}--(config\.json|weights\.pt|thresholds\.json|history\.csv)")
 # What the package needs and the images of Kaggle and Colab lack: module -> distribution.
 _NOT_IN_IMAGES = {"zarr": "zarr", "cc3d": "connected-components-3d"}
 # From glibc's malloc.h.
@@ -52,6 +58,24 @@ class Environment:
         return self.work / "phantom"
 
 
+def prepare(root: Path = Path("/")) -> str:
+    """Install what is missing, and return a line that says what there is: platform, package, data and work folder.
+
+    A notebook's first cell calls it, before anything but this module can be imported. On a machine of one's own the
+    line names no paths, for it is committed with the notebooks. Raises as `install_missing` and `find_data` do."""
+    install_missing(root)
+    platform = find_platform()
+    data, work = find_data(platform, root=root), _find_work(platform, os.environ, root)
+    package = _REPOSITORY
+    if platform == "local":
+        package = "repository" if (_REPOSITORY / "notebooks").is_dir() else "installed"
+        data, work = data and data.name, work.name
+    line = f"{platform} | package: {package} | data: {data or 'none found, so a phantom'} | work: {work}"
+    if work == root / "content/work":
+        line += " (lost with the session; mount Drive to keep it)"
+    return line
+
+
 def detect(environ: Mapping[str, str] = os.environ, root: Path = Path("/")) -> Environment:
     """Find out where we are.
 
@@ -59,12 +83,7 @@ def detect(environ: Mapping[str, str] = os.environ, root: Path = Path("/")) -> E
     the file system's root (another one in tests). Raises FileNotFoundError when CZII_DATA is not a folder in the
     competition's layout."""
     platform = find_platform(environ)
-    work = {
-        "kaggle": root / "kaggle/working",
-        "colab": _colab_work(root),
-        "local": _REPOSITORY / "work",
-    }[platform]
-    work = Path(environ.get("CZII_WORK") or work).absolute()
+    work = _find_work(platform, environ, root)
     submission = work / "submission.csv"
     if platform == "kaggle":
         submission = root / "kaggle/working/submission.csv"  # the only place where Kaggle looks
@@ -85,29 +104,66 @@ def detect(environ: Mapping[str, str] = os.environ, root: Path = Path("/")) -> E
 
 
 def collect_outputs(here: Environment, root: Path = Path("/")) -> list[str]:
-    """Copy what earlier notebooks left (finished model folders, the choice of an ensemble) from a Kaggle notebook's
-    inputs into its work folder, and return the names of what was copied.
+    """Copy finished model folders and the choice of an ensemble from a Kaggle notebook's inputs into its work folder,
+    and return the names of what was copied.
 
-    On Kaggle each notebook starts with an empty work folder, and finds another's in its inputs. What the work folder
-    has already is kept; elsewhere nothing is done."""
+    On Kaggle each notebook starts with an empty work folder, and finds what earlier ones left among its inputs:
+    `models/*/*/` and `ensemble.json`. A published dataset holds the same without folders, as
+    `models--<recipe>-<scale>--<model>--<file>`; what a notebook left wins over it. What the work folder has already is
+    kept; elsewhere nothing is done."""
     copied = []
-    for place in _mounted(root) if here.platform == "kaggle" else []:
-        finished = [config.parent for config in sorted(place.glob("models/*/*/config.json"))]
-        for source in [*finished, *place.glob("ensemble.json")]:
-            target = here.work / source.relative_to(place)
-            if target.exists():
+    for place in sorted(_mounted(root), key=_is_flat) if here.platform == "kaggle" else []:
+        for target, files in {**_find_folders(place), **_find_flat(place)}.items():
+            if (here.work / target).exists():
                 continue
-            target.parent.mkdir(parents=True, exist_ok=True)
             # Under another name until it is complete: a model folder must be whole or absent.
+            partial = (here.work / target).with_name(f".{target.name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            for name, file in files.items():
+                shutil.copyfile(file, partial / name)
+            partial.rename(here.work / target)
+            copied.append(target.name)
+        choice, target = place / "ensemble.json", here.work / "ensemble.json"
+        if choice.is_file() and not target.exists():
             partial = target.with_name(f".{target.name}.partial")
-            if source.is_dir():
-                shutil.rmtree(partial, ignore_errors=True)
-                shutil.copytree(source, partial, ignore=shutil.ignore_patterns("last.pt"))
-            else:
-                shutil.copyfile(source, partial)
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(choice, partial)
             partial.rename(target)
             copied.append(target.name)
     return copied
+
+
+def find_models(here: Environment) -> Path:
+    """Return the folder of the models that make the submission: those of this recipe and scale; on Kaggle, where they
+    may have been trained elsewhere at another scale, else the only ones of this recipe."""
+    wanted = here.models / f"{here.recipe}-{here.scale}"
+    others = sorted(here.models.glob(f"{here.recipe}-*"))
+    elsewhere = here.platform == "kaggle" and not wanted.is_dir() and len(others) == 1
+    return others[0] if elsewhere else wanted
+
+
+def _find_folders(place: Path) -> dict[Path, dict[str, Path]]:
+    """Finished model folders below PLACE/models, as {folder relative to the work folder: {name: file}}."""
+    folders = [config.parent for config in sorted(place.glob("models/*/*/config.json"))]
+    return {
+        folder.relative_to(place): {file.name: file for file in folder.iterdir() if file.name != "last.pt"}
+        for folder in folders
+    }
+
+
+def _find_flat(place: Path) -> dict[Path, dict[str, Path]]:
+    """The same of the model folders that are in PLACE itself, in the form without folders."""
+    folders: dict[Path, dict[str, Path]] = {}
+    for file in sorted(place.glob("models--*")):
+        if match := _FLAT_FILE.fullmatch(file.name):
+            group, model, name = match.groups()
+            folders.setdefault(Path("models", group, model), {})[name] = file
+    return {target: files for target, files in folders.items() if "config.json" in files}
+
+
+def _is_flat(place: Path) -> bool:
+    return any(place.glob("models--*"))
 
 
 def find_platform(environ: Mapping[str, str] = os.environ) -> str:
@@ -148,13 +204,19 @@ def _places(platform: str, root: Path) -> Iterator[Path]:
 
 
 def _mounted(root: Path) -> list[Path]:
-    """Everything that a Kaggle notebook has been given."""
-    return [place for pattern in _KAGGLE_INPUTS for place in sorted((root / "kaggle/input").glob(pattern))]
+    """Everything that a Kaggle notebook has been given, the competition first."""
+    places = [place for pattern in _KAGGLE_INPUTS for place in sorted((root / "kaggle/input").glob(pattern))]
+    return sorted(places, key=lambda place: place.name != _COMPETITION)
 
 
-def _colab_work(root: Path) -> Path:
+def _find_work(platform: str, environ: Mapping[str, str], root: Path) -> Path:
     drive = root / "content/drive/MyDrive"
-    return drive / "czii/work" if drive.is_dir() else root / "content/work"
+    work = {
+        "kaggle": root / "kaggle/working",
+        "colab": drive / "czii/work" if drive.is_dir() else root / "content/work",
+        "local": _REPOSITORY / "work",
+    }[platform]
+    return Path(environ.get("CZII_WORK") or work).absolute()
 
 
 def find_devices() -> tuple[str, ...]:

@@ -135,6 +135,13 @@ def write_picks(
     return written
 
 
+def has_copick() -> bool:
+    """Whether copick is installed. Python would also import a folder of this name, such as notebook 06 leaves among its
+    outputs, which are where a Kaggle notebook starts: that is none."""
+    spec = importlib.util.find_spec("copick")
+    return spec is not None and spec.origin is not None
+
+
 def open_copick_project(data: str | Path, overlay: str | Path, split: str = "train"):
     """Open the competition's tree as a copick project and return its root.
 
@@ -166,7 +173,7 @@ def open_copick_project(data: str | Path, overlay: str | Path, split: str = "tra
 
 
 def _to_copick_json(record: dict) -> str:
-    if importlib.util.find_spec("copick") is None:  # as inside an offline Kaggle notebook
+    if not has_copick():  # as inside an offline Kaggle notebook
         return json.dumps(record, indent=1)
     from copick.models import CopickPicksFile
 

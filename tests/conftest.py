@@ -31,33 +31,49 @@ def one_thread():
 def untrained_models(tmp_path_factory):
     """Model folders for the report's five particles that nobody trained, U-Nets and V-Nets in turn: they claim much,
     and nothing right. Not to be changed."""
-    import torch
-
-    from kaggle_utils.models import build_model, name_model, save_config, save_weights
     from kaggle_utils.particles import REPORT_PARTICLES
 
     folder = tmp_path_factory.mktemp("untrained_models")
     for label, particle in enumerate(REPORT_PARTICLES):
-        architecture = "vnet" if label % 2 else "unet"
-        generator = torch.Generator().manual_seed(label)
-        network = build_model(architecture, 2)
-        for layer in network.modules():
-            if isinstance(layer, torch.nn.Conv3d | torch.nn.ConvTranspose3d):  # the default's outputs hardly vary
-                inputs = layer.weight[0].numel() if isinstance(layer, torch.nn.Conv3d) else layer.in_channels
-                layer.weight.data.normal_(0, (2 / inputs) ** 0.5, generator=generator)
-                layer.bias.data.zero_()
-        config = {
-            "architecture": architecture,
-            "width": 2,
-            "particle": particle.name,
-            "tomogram": "denoised",
-            "radius_fraction": 1.0,
-            "min_size_fraction": 0.15,
-            "window": 24 if architecture == "vnet" else None,
-            "halo": 4 if architecture == "vnet" else 0,
-            "picks": 10,
-            "scores": {"validation": {"recall": 0.1 * label}},
-        }
-        save_weights(folder / name_model(architecture, particle.name), network)
-        save_config(folder / name_model(architecture, particle.name), config, {particle.name: 0.5})
+        _write_untrained(folder, "vnet" if label % 2 else "unet", particle.name, label)
     return folder
+
+
+@pytest.fixture(scope="session")
+def untrained_pairs(tmp_path_factory):
+    """The same, but a U-Net and a V-Net for each particle: all that any ensemble asks for."""
+    from kaggle_utils.particles import REPORT_PARTICLES
+
+    folder = tmp_path_factory.mktemp("untrained_pairs")
+    for label, particle in enumerate(REPORT_PARTICLES):
+        for architecture in "unet", "vnet":
+            _write_untrained(folder, architecture, particle.name, label)
+    return folder
+
+
+def _write_untrained(folder, architecture: str, particle: str, label: int) -> None:
+    import torch
+
+    from kaggle_utils.models import build_model, name_model, save_config, save_weights
+
+    generator = torch.Generator().manual_seed(label)
+    network = build_model(architecture, 2)
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.Conv3d | torch.nn.ConvTranspose3d):  # the default's outputs hardly vary
+            inputs = layer.weight[0].numel() if isinstance(layer, torch.nn.Conv3d) else layer.in_channels
+            layer.weight.data.normal_(0, (2 / inputs) ** 0.5, generator=generator)
+            layer.bias.data.zero_()
+    config = {
+        "architecture": architecture,
+        "width": 2,
+        "particle": particle,
+        "tomogram": "denoised",
+        "radius_fraction": 1.0,
+        "min_size_fraction": 0.15,
+        "window": 24 if architecture == "vnet" else None,
+        "halo": 4 if architecture == "vnet" else 0,
+        "picks": 10,
+        "scores": {"validation": {"recall": 0.1 * label}},
+    }
+    save_weights(folder / name_model(architecture, particle), network)
+    save_config(folder / name_model(architecture, particle), config, {particle: 0.5})

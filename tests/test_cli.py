@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kaggle_utils import cli, environment, phantom, pipeline, tomograms
+from kaggle_utils import cli, environment, phantom, pipeline, publish, tomograms
 from kaggle_utils.cli import main
 from kaggle_utils.notebooks import NotebookError
 from kaggle_utils.picks import PICK_COLUMNS
@@ -274,3 +274,27 @@ def test_predict_with_a_wrong_setting_is_one_message_and_status_2(
     err = capsys.readouterr().err
     assert "error: " in err and message in err and "Traceback" not in err
     assert not (tmp_path / "s.csv").exists()
+
+
+def test_publish_builds_says_and_pushes_only_when_asked(monkeypatch, tmp_path, capsys):
+    calls = []
+    monkeypatch.setattr(publish, "build_folder", lambda user, **settings: calls.append((user, settings)) or tmp_path)
+    monkeypatch.setattr(publish, "list_commands", lambda folder: "  kaggle datasets create")
+    monkeypatch.setattr(publish, "push_folder", lambda *arguments: calls.append(arguments) or ["czii-04"])
+    assert main(["publish", "--user", "jane"]) == 0
+    assert calls == [("jane", {})]
+    out = capsys.readouterr().out
+    assert str(tmp_path) in out and out.endswith("\n  kaggle datasets create\n")
+    arguments = ["--models", "a", "b", "--out", "c", "--push", "--only", "04"]
+    assert main(["publish", "--user", "jane", *arguments]) == 0
+    assert calls[1:] == [("jane", {"models": [Path("a"), Path("b")], "out": Path("c")}), (tmp_path, ["04"])]
+    assert "not pushed, for they wait for others: czii-04" in capsys.readouterr().out
+
+
+def test_publish_with_a_fault_is_status_2(capsys):
+    assert main(["publish", "--user", "jane/doe"]) == 2
+    assert capsys.readouterr().err.startswith("error: 'jane/doe' is no Kaggle user name")
+    assert main(["publish", "--user", "jane", "--only", "06"]) == 2
+    assert "--push" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["publish"])

@@ -17,9 +17,11 @@ from kaggle_utils.environment import (
     find_data,
     find_devices,
     find_free_memory,
+    find_models,
     find_platform,
     has_layout,
     install_missing,
+    prepare,
 )
 
 KAGGLE = {"KAGGLE_KERNEL_RUN_TYPE": "Interactive"}
@@ -71,6 +73,21 @@ def test_kaggles_inputs_are_found_under_each_convention(tmp_path, mount):
 def test_the_scoring_run_holds_test_data_alone(tmp_path):
     data = make_data(tmp_path / "kaggle/input/czii", "test")
     assert find_data("kaggle", {}, tmp_path) == data
+
+
+@pytest.mark.parametrize(
+    "mount", ["czii-cryo-et-object-identification", "competitions/czii-cryo-et-object-identification"]
+)
+def test_the_competition_comes_before_other_data_in_its_layout(tmp_path, mount):
+    for other in ("a-copy", "datasets/someone/a-copy", "notebooks/someone/a-copy"):
+        make_data(tmp_path / "kaggle/input" / other)
+    data = make_data(tmp_path / "kaggle/input" / mount, "test")
+    assert find_data("kaggle", {}, tmp_path) == data
+
+
+def test_a_phantom_in_another_notebooks_output_is_no_data(tmp_path):
+    make_data(tmp_path / "kaggle/input/notebooks/someone/czii-03/phantom")
+    assert find_data("kaggle", {}, tmp_path) is None
 
 
 def test_kaggle_without_data_has_none(tmp_path):
@@ -294,6 +311,137 @@ def test_what_earlier_notebooks_left_is_collected_once_whole_and_only_on_kaggle(
     (copied / "weights.pt").write_bytes(b"trained on")
     assert collect_outputs(here, tmp_path) == [] and (copied / "weights.pt").read_bytes() == b"trained on"
     assert collect_outputs(detect({"CZII_WORK": str(tmp_path / "local")}, tmp_path), tmp_path) == []
+
+
+FILES = {"config.json": "{}", "weights.pt": "weights", "thresholds.json": '{"ribosome": 0.5}', "history.csv": "epoch"}
+
+
+def publish(folder: Path, model: str, group: str = "report-full", files: dict[str, str] = FILES) -> Path:
+    """A model in the form of a dataset without folders."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / f"models--{group}--{model}--{name}").write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize("mount", ["czii-kit", "datasets/someone/czii-kit", "notebooks/someone/czii-build"])
+def test_published_models_become_folders_again(tmp_path, mount):
+    place = publish(tmp_path / "kaggle/input" / mount, "vnet_model_ribosome")
+    publish(place, "unfinished", files={"weights.pt": "weights"})
+    (place / "ensemble.json").write_text('{"ensemble": "vnet"}')
+    here = detect(KAGGLE, tmp_path)
+    assert sorted(collect_outputs(here, tmp_path)) == ["ensemble.json", "vnet_model_ribosome"]
+    assert [path.name for path in (here.models / "report-full").iterdir()] == ["vnet_model_ribosome"]
+    copied = here.models / "report-full/vnet_model_ribosome"
+    assert {path.name: path.read_text() for path in copied.iterdir()} == FILES
+    assert (here.work / "ensemble.json").read_text() == '{"ensemble": "vnet"}'
+    assert collect_outputs(here, tmp_path) == []
+
+
+def test_what_a_notebook_left_wins_over_the_dataset(tmp_path):
+    """Whatever their names: it was trained later, on what the dataset brought."""
+    place = publish(tmp_path / "kaggle/input/a-kit", "vnet_model_ribosome")
+    (place / "ensemble.json").write_text("the dataset's")
+    left = tmp_path / "kaggle/input/czii-05-ensemble"
+    (left / "models/report-full/vnet_model_ribosome").mkdir(parents=True)
+    (left / "models/report-full/vnet_model_ribosome/config.json").write_text("newer")
+    (left / "ensemble.json").write_text("the notebook's")
+    here = detect(KAGGLE, tmp_path)
+    collect_outputs(here, tmp_path)
+    copied = here.models / "report-full/vnet_model_ribosome"
+    assert [path.name for path in copied.iterdir()] == ["config.json"]
+    assert (copied / "config.json").read_text() == "newer"
+    assert (here.work / "ensemble.json").read_text() == "the notebook's"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "models--..--..--config.json",
+        "models--report-full--..--config.json",
+        "models--report-full--.hidden--config.json",
+        "models--report-full--a--b--config.json",
+        "models--report-full--a\\b--config.json",
+        "models--report-full--a--last.pt",
+        "models--report-full--config.json",
+        "models----a--config.json",
+        "models--report-full--a--config.json\n",
+    ],
+)
+def test_other_names_are_no_models(tmp_path, name):
+    """Nothing may be written outside the work folder, and no checkpoint is worth the copying."""
+    (tmp_path / "kaggle/input/kit").mkdir(parents=True)
+    (tmp_path / "kaggle/input/kit" / name).write_text("{}")
+    assert collect_outputs(detect(KAGGLE, tmp_path), tmp_path) == []
+    assert not (tmp_path / "kaggle/working").exists()
+
+
+def test_a_copy_that_was_cut_off_is_made_again(tmp_path, monkeypatch):
+    publish(tmp_path / "kaggle/input/kit", "vnet_model_ribosome")
+    here, copyfile = detect(KAGGLE, tmp_path), environment.shutil.copyfile
+
+    def full(source, target):
+        if source.name.endswith("weights.pt"):
+            raise OSError("no space left")
+        copyfile(source, target)
+
+    monkeypatch.setattr(environment.shutil, "copyfile", full)
+    with pytest.raises(OSError, match="no space left"):
+        collect_outputs(here, tmp_path)
+    assert not (here.models / "report-full/vnet_model_ribosome").exists()
+    monkeypatch.setattr(environment.shutil, "copyfile", copyfile)
+    assert collect_outputs(here, tmp_path) == ["vnet_model_ribosome"]
+    assert len(list((here.models / "report-full").iterdir())) == 1
+
+
+def test_on_kaggle_a_submission_takes_models_of_another_scale_when_there_are_no_others(tmp_path):
+    """Those of a demo on one's own machine, published: on Kaggle's GPU the scale is full."""
+    here = detect(KAGGLE | {"CZII_SCALE": "full"}, tmp_path)
+    assert find_models(here).name == "report-full"
+    (here.models / "report-demo").mkdir(parents=True)
+    assert find_models(here).name == "report-demo"
+    (here.models / "report-smoke").mkdir()
+    assert find_models(here).name == "report-full"  # which of the two, nobody has said; the error will
+    (here.models / "report-full").mkdir()
+    assert find_models(here).name == "report-full"
+    local = detect({"CZII_WORK": str(tmp_path / "w"), "CZII_SCALE": "full"}, tmp_path)
+    (local.models / "report-demo").mkdir(parents=True)
+    assert find_models(local).name == "report-full"
+
+
+# ---- the line of the first cell
+
+
+@pytest.mark.parametrize(
+    ("variables", "data", "line"),
+    [
+        (KAGGLE, None, "kaggle | package: {package} | data: none found, so a phantom | work: {root}/kaggle/working"),
+        (
+            KAGGLE,
+            "kaggle/input/competitions/czii",
+            "kaggle | package: {package} | data: {root}/kaggle/input/competitions/czii | work: {root}/kaggle/working",
+        ),
+        (
+            COLAB,
+            "content/data",
+            "colab | package: {package} | data: {root}/content/data | work: {root}/content/work "
+            "(lost with the session; mount Drive to keep it)",
+        ),
+    ],
+)
+def test_the_first_cell_says_in_a_line_what_there_is(tmp_path, monkeypatch, pip, variables, data, line):
+    pip.missing = set()
+    be_on(monkeypatch, variables)
+    if data:
+        make_data(tmp_path / data)
+    assert prepare(tmp_path) == line.format(package=REPOSITORY, root=tmp_path)
+
+
+def test_on_ones_own_machine_the_line_names_no_path(tmp_path, monkeypatch, pip):
+    pip.missing = set()
+    monkeypatch.setenv("CZII_DATA", str(make_data(tmp_path / "mine")))
+    monkeypatch.setenv("CZII_WORK", str(tmp_path / "w"))
+    assert prepare(tmp_path) == "local | package: repository | data: mine | work: w"
 
 
 # ---- memory

@@ -133,7 +133,7 @@ def test_cells_are_short(committed):
 def test_all_begin_with_the_same_cell_that_finds_the_package(committed):
     first = code_cells(read(committed))[0].source
     assert first == code_cells(read(NOTEBOOKS / "01_eda.ipynb"))[0].source
-    assert "kaggle/input" in first and "content" in first and "install_missing()" in first
+    assert "/kaggle/input" in first and "/content" in first and first.endswith("print(environment.prepare())")
 
 
 def test_the_search_for_machines_paths_finds_them():

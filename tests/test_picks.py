@@ -1,5 +1,6 @@
 """Picks: each in its place and under its name, from the competition's files to copick's and back."""
 
+import importlib.machinery
 import json
 import os
 import re
@@ -328,6 +329,15 @@ def test_copicks_own_model_accepts_the_files(tmp_path, monkeypatch, with_copick)
         monkeypatch.setattr(picks.importlib.util, "find_spec", lambda name: None)
     for path, count in zip(write_picks(POINTS, tmp_path), (1, 2, 1), strict=True):
         assert len(models.CopickPicksFile.model_validate_json(path.read_text()).points) == count
+
+
+def test_a_folder_called_copick_is_no_copick(tmp_path, monkeypatch):
+    """Notebook 06 leaves one in the folder in which a Kaggle notebook starts, and Python imports any folder there."""
+    monkeypatch.setattr(picks.importlib.util, "find_spec", importlib.machinery.PathFinder.find_spec)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    write_picks(POINTS, tmp_path / "copick" / "ExperimentRuns")
+    assert importlib.machinery.PathFinder.find_spec("copick") is not None and not picks.has_copick()
+    assert write_picks(POINTS, tmp_path / "copick" / "ExperimentRuns")
 
 
 @needs_copick

@@ -1,0 +1,303 @@
+"""A folder that the official Kaggle CLI takes as it is: one dataset (wheels and trained models), one kernel a notebook.
+
+`datasets create` skips sub-folders and `kernels push` sends one file, so the dataset is flat: what lies in
+models/<recipe>-<scale>/<model>/ goes into it as models--<recipe>-<scale>--<model>--<file>. Everything is checked here,
+for what is wrong after the upload costs a run: the CLI checks little, and nobody checks wheels for another Python."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from kaggle_utils.files import write_text
+from kaggle_utils.notebooks import find_notebooks
+from kaggle_utils.wheels import PYTHON, collect_wheels, find_imports, find_wheel_faults
+
+COMPETITION = "czii-cryo-et-object-identification"
+DATASET_TITLE = "CZII Kaggle kit"
+# By number: whether a notebook wants a GPU, and whose outputs. All do without the internet: the dataset holds the rest.
+_NEEDS = {"03": (True, ()), "04": (True, ("03",)), "05": (True, ("03", "04")), "06": (True, ("03", "04", "05"))}
+_SUBMISSION = "06"
+_MACHINE = "NvidiaTeslaT4"  # the CLI's name of "GPU T4 x2"; its default was a P100, which the image's torch cannot use
+# The fields that the CLI reads (kaggle 2.2.4: kernels_push, dataset_create_new, dataset_create_version).
+_KERNEL_FIELDS = set(
+    "id id_no title code_file language kernel_type is_private enable_gpu enable_tpu enable_internet machine_shape "
+    "dataset_sources competition_sources kernel_sources model_sources keywords docker_image docker_image_pinning_type"
+    .split()
+)  # fmt: skip
+_DATASET_FIELDS = {"id", "id_no", "title", "subtitle", "description", "licenses", "resources", "keywords"}
+_MODEL_FILES = ("config.json", "weights.pt", "thresholds.json", "history.csv")
+_PART = re.compile(r"[A-Za-z0-9_]+(?:[.-][A-Za-z0-9_]+)*")  # of a flat name: no "--" in it, and no way out of a folder
+
+_REPOSITORY = Path(__file__).resolve().parents[1]
+OUT = _REPOSITORY / "work" / "publish"
+_ON_KAGGLE = "report-full"  # recipe and scale that `environment.detect` chooses there
+_PATIENCE, _PAUSE = 90, 10  # how often, and after how many seconds, a new dataset is asked whether it is ready
+_FAILURE = re.compile(r"(creation|push) error:|not valid \w+ sources|Authentication required")  # often with status 0
+
+
+def build_folder(user: str, models: Iterable[str | Path] = (), out: str | Path = OUT, python: str = PYTHON) -> Path:
+    """Write OUT/dataset and OUT/kernels/<slug>, check them, and return OUT; it is replaced as a whole or not at all.
+
+    Parameters
+    ----------
+    user : as in the address of the Kaggle profile, kaggle.com/USER.
+    models : model folders, or folders of them (then without baselines); `ensemble.json` of their work folder comes
+        along. With both, the submission needs no other notebook's outputs.
+    out : the folder; one that is there already must have been written by this function.
+    python : whose wheels are wanted.
+
+    Raises
+    ------
+    FileNotFoundError
+        Outside the repository, and for a folder that holds no finished model.
+    FileExistsError
+        When `out` is something else.
+    ChildProcessError
+        When pip fails.
+    ValueError
+        For models that cannot be published, and with a line for every fault that is found.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", user):
+        raise ValueError(f"{user!r} is no Kaggle user name; give NAME of your profile's address, kaggle.com/NAME")
+    out = Path(out).absolute()
+    ours = (out / "dataset" / "dataset-metadata.json").is_file()
+    if out.exists() and not ours and (out.is_file() or any(out.iterdir())):
+        raise FileExistsError(f"{out} is there, but not written by publish; give another folder, or remove it")
+    if not (_REPOSITORY / "pyproject.toml").is_file():
+        raise FileNotFoundError(f"no pyproject.toml beside {_REPOSITORY / 'kaggle_utils'}: publish from a clone")
+    notebooks = find_notebooks()
+    partial, old = (out.with_name(f".{out.name}.{state}") for state in ("partial", "old"))
+    shutil.rmtree(partial, ignore_errors=True)
+    dataset = partial / "dataset"
+    dataset.mkdir(parents=True)
+    try:
+        copy_models(models, dataset)
+        collect_wheels(dataset, python)
+        metadata = {
+            "id": f"{user}/{_slugify(DATASET_TITLE)}",
+            "title": DATASET_TITLE,
+            "licenses": [{"name": "MIT"}],
+            "description": "The kit (MIT) and what it needs beyond Kaggle's image, each wheel under its own licence.",
+        }
+        write_text(dataset / "dataset-metadata.json", json.dumps(metadata, indent=1))
+        alone = (dataset / "ensemble.json").is_file()  # only with models
+        titles = {notebook.stem[:2]: f"CZII {notebook.stem.replace('_', ' ')}" for notebook in notebooks}
+        for notebook in notebooks:
+            gpu, sources = _NEEDS.get(notebook.stem[:2], (False, ()))
+            if alone and notebook.stem[:2] == _SUBMISSION:
+                sources = ()
+            kernel = {
+                "id": f"{user}/{_slugify(titles[notebook.stem[:2]])}",
+                "title": titles[notebook.stem[:2]],
+                "code_file": notebook.name,
+                "language": "python",
+                "kernel_type": "notebook",
+                "is_private": True,
+                "enable_gpu": gpu,
+                "enable_tpu": False,
+                "enable_internet": False,
+                **({"machine_shape": _MACHINE} if gpu else {}),
+                "dataset_sources": [metadata["id"]],
+                "competition_sources": [COMPETITION],
+                "kernel_sources": [f"{user}/{_slugify(titles[number])}" for number in sources],
+                "model_sources": [],
+                "keywords": [],
+            }
+            folder = partial / "kernels" / _slugify(kernel["title"])
+            folder.mkdir(parents=True)
+            shutil.copyfile(notebook, folder / notebook.name)
+            write_text(folder / "kernel-metadata.json", json.dumps(kernel, indent=1))
+        faults = find_faults(partial, python)
+        if faults:
+            raise ValueError("\n".join(["nothing was written, for it would fail on Kaggle:", *faults]))
+        shutil.rmtree(old, ignore_errors=True)
+        if out.exists():
+            out.rename(old)
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+    return out
+
+
+def copy_models(models: Iterable[str | Path], dataset: Path) -> None:
+    """Copy model folders into `dataset` under flat names, and `ensemble.json` of the work folder that they are in.
+
+    Raises as `find_models`, `load_model` and `read_choice` do, and ValueError for two models of one name, for a config
+    without recipe and scale, and for a choice that needs a model which is not among them."""
+    if not (models := list(models)):
+        return
+    from kaggle_utils.ensemble import ENSEMBLES, find_models, read_choice  # torch is slow to import
+    from kaggle_utils.models import load_model, name_model
+    from kaggle_utils.particles import REPORT_PARTICLES
+
+    groups, works = {}, {}
+    for folder in find_models(models):
+        config, folder = load_model(folder).config, folder.resolve()
+        group = f"{config.get('recipe')}-{config.get('scale')}"
+        if not {"recipe", "scale"} <= set(config) or not all(map(_PART.fullmatch, (group, folder.name))):
+            raise ValueError(f"{folder}: a folder called like this, of recipe and scale {group}, cannot be published")
+        if folder.name in groups.setdefault(group, set()):
+            raise ValueError(f"two models are called {folder.name} ({group}); publish one of them")
+        groups[group].add(folder.name)
+        for name in _MODEL_FILES:
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, dataset / f"models--{group}--{folder.name}--{name}")
+        if len(folder.parents) > 2 and (folder.parents[2] / "ensemble.json").is_file():
+            works[read_choice(folder.parents[2])] = folder.parents[2]
+    if len(works) > 1:
+        raise ValueError(f"{' and '.join(map(str, works.values()))} chose different ensembles; publish one's models")
+    for choice, work in works.items():
+        needed = {name_model(kind, p.name) for p in REPORT_PARTICLES for kind in ENSEMBLES[choice](p.name)}
+        missing = min((sorted(needed - names) for names in groups.values()), key=len)
+        if missing:
+            raise ValueError(
+                f"{work / 'ensemble.json'} chose {choice!r}, which needs {', '.join(missing)} too; give the whole "
+                "folder of models, or run the ensemble notebook (05) again"
+            )
+        shutil.copyfile(work / "ensemble.json", dataset / "ensemble.json")
+
+
+def find_faults(folder: Path, python: str = PYTHON) -> list[str]:
+    """Return a line for everything in a folder of `build_folder` that the CLI, Kaggle or a notebook would fail on."""
+    dataset = json.loads((folder / "dataset" / "dataset-metadata.json").read_text(encoding="utf-8"))
+    kernels = {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in _find_kernels(folder)}
+    owner, _, slug = dataset.get("id", "").partition("/")
+    rules = [
+        (set(dataset) <= _DATASET_FIELDS, f"unknown {sorted(set(dataset) - _DATASET_FIELDS)}"),
+        (6 <= len(dataset.get("title", "")) <= 50, "a title has 6 to 50 characters"),
+        (6 <= len(slug) <= 50 and _slugify(slug) == slug, "a slug has 6 to 50 of a-z, 0-9 and -"),
+        (len(dataset.get("licenses", ())) == 1, "exactly one licence"),
+        (not any(path.is_dir() for path in (folder / "dataset").iterdir()), "sub-folders are skipped"),
+    ]
+    faults = [f"dataset-metadata.json: {fault}" for holds, fault in rules if not holds]
+    ids, modules = {kernel.get("id") for kernel in kernels.values()}, set()
+    for path, kernel in kernels.items():
+        title, code = kernel.get("title", ""), path / kernel.get("code_file", "")
+        booleans = ("is_private", "enable_gpu", "enable_tpu", "enable_internet")
+        rules = [
+            (set(kernel) <= _KERNEL_FIELDS, f"unknown {sorted(set(kernel) - _KERNEL_FIELDS)}"),
+            *((isinstance(kernel.get(key), bool), f"{key} must be true or false") for key in booleans),
+            (5 <= len(title) <= 50, "a title has 5 to 50 characters"),
+            (kernel.get("id") == f"{owner}/{_slugify(title)}", "the id's slug is not the title's"),
+            (path.name == _slugify(title), "the folder's name is not the title's slug"),
+            (code.suffix == ".ipynb" and code.is_file(), f"no notebook {code.name}"),
+            (kernel.get("language") == "python" and kernel.get("kernel_type") == "notebook", "no Python notebook"),
+            (kernel.get("dataset_sources") == [dataset.get("id")], "must have the dataset"),
+            (kernel.get("competition_sources") == [COMPETITION], "must have the competition"),
+            (set(kernel.get("kernel_sources", ())) <= ids - {kernel.get("id")}, "kernel_sources is none of the others"),
+            (kernel.get("enable_internet") is not True, "the internet must be off: a submission must do without"),
+        ]
+        faults += [f"{path.name}/kernel-metadata.json: {fault}" for holds, fault in rules if not holds]
+        modules |= find_imports(code) if code.is_file() else set()
+    return faults + find_wheel_faults(sorted((folder / "dataset").glob("*.whl")), modules, python)
+
+
+def list_commands(folder: Path) -> str:
+    """Return the commands for a folder of `build_folder`, with a word on when each is due."""
+    shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    dataset, note = shown / "dataset", _name_version(folder)
+    groups = sorted({path.name.split("--")[1] for path in folder.glob("dataset/models--*--config.json")})
+    lines = [f"models: {', '.join(groups)}"] if groups else []
+    if groups and _ON_KAGGLE not in groups:
+        lines.append(f"  but no {_ON_KAGGLE}, which the notebooks look for when Kaggle runs them with a GPU")
+    if groups and not (folder / "dataset" / "ensemble.json").is_file():
+        lines.append("  but no ensemble.json beside them, so the submission waits for the ensemble notebook's")
+    lines += [
+        "the dataset, the first time; then whenever something in it has changed:",
+        _say("datasets", "create", "-p", dataset),
+        _say("datasets", "version", "-p", dataset, "-m", note),
+        "the notebooks, in this order; Kaggle runs each as soon as it is pushed:",
+    ]
+    for path in _find_kernels(folder):
+        kernel = json.loads(path.read_text(encoding="utf-8"))
+        waits = ", ".join(source.split("/")[1] for source in kernel["kernel_sources"])
+        command = _say("kernels", "push", "-p", shown / "kernels" / path.parent.name)
+        lines.append(command + (f"  # when complete: {waits}" if waits else ""))
+    # The last of them is the submission's.
+    submit = ("competitions", "submit", COMPETITION, "-k", kernel["id"], "-f", "submission.csv", "-v", "VERSION")
+    lines += [f"the submission, once {path.parent.name} is complete; VERSION is the number that its push printed:"]
+    return "\n".join([*lines, _say(*submit, "-m", note)])
+
+
+def push_folder(folder: Path, only: Sequence[str] = ()) -> list[str]:
+    """Create or update the dataset, wait until it is ready, push the notebooks (those whose names begin with one of
+    `only`), and return the slugs of those that were not, for they wait for others to be complete.
+
+    Raises FileNotFoundError without a `kaggle` executable, ValueError for a selection that matches none, and
+    ChildProcessError at the first failure; what the CLI says is printed in any case."""
+    if shutil.which("kaggle") is None:
+        raise FileNotFoundError("there is no kaggle executable: pip install kaggle, then kaggle auth login")
+    chosen = {path.name for path in find_notebooks(only)}
+    dataset = json.loads((folder / "dataset" / "dataset-metadata.json").read_text(encoding="utf-8"))["id"]
+    status, _ = _kaggle("datasets", "status", dataset, may_fail=True)
+    upload = ["create"] if status else ["version", "-m", _name_version(folder)]
+    _kaggle("datasets", *upload, "-p", str(folder / "dataset"))
+    for _ in range(_PATIENCE):
+        time.sleep(_PAUSE)  # first of all, for right after an update the old version is still "ready"
+        status, said = _kaggle("datasets", "status", dataset, may_fail=True)
+        if status == 0 and said.split()[-1:] == ["ready"]:
+            break
+        if said.split()[-1:] == ["failed"]:
+            raise ChildProcessError(f"Kaggle could not take the dataset in; see kaggle.com/datasets/{dataset}")
+    else:
+        raise ChildProcessError(f"kaggle.com/datasets/{dataset} is not ready yet; push the notebooks when it is")
+    pushed, waiting = set(), []
+    for path in _find_kernels(folder):
+        kernel = json.loads(path.read_text(encoding="utf-8"))
+        if kernel["code_file"] not in chosen:
+            continue
+        if all(source not in pushed and _is_complete(source) for source in kernel["kernel_sources"]):
+            _kaggle("kernels", "push", "-p", str(path.parent))
+            pushed.add(kernel["id"])
+        else:
+            waiting.append(path.parent.name)
+    return waiting
+
+
+def _is_complete(kernel: str) -> bool:
+    status, said = _kaggle("kernels", "status", kernel, may_fail=True)
+    return status == 0 and 'complete"' in said.lower()
+
+
+def _kaggle(*arguments: str, may_fail: bool = False) -> tuple[int, str]:
+    """Run the official CLI, print what it says while it says it, and return its exit status and all that it said."""
+    print(_say(*arguments), flush=True)
+    command = [shutil.which("kaggle"), *arguments]
+    environ = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    said = ""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environ) as process:
+        while piece := process.stdout.read1():  # not by lines: a progress bar has none
+            print(piece.decode(errors="replace"), end="", flush=True)
+            said += piece.decode(errors="replace")
+    print("" if said.endswith("\n") or not said else "\n", end="", flush=True)
+    if not may_fail and (process.returncode or _FAILURE.search(said)):
+        lines = said.strip().splitlines() or [f"exit status {process.returncode}"]
+        reason = next(filter(_FAILURE.search, lines), lines[-1])
+        raise ChildProcessError(f"{_say(*arguments).strip()} failed: {reason}")
+    return process.returncode, said
+
+
+def _find_kernels(folder: Path) -> list[Path]:
+    return sorted(folder.glob("kernels/*/kernel-metadata.json"))
+
+
+def _name_version(folder: Path) -> str:
+    """The kit and its version, as its wheel says."""
+    (wheel,) = folder.glob("dataset/czii_kaggle_utils-*.whl")
+    return "czii-kaggle-utils " + wheel.name.split("-")[1]
+
+
+def _say(*arguments: object) -> str:
+    return "  " + shlex.join(["kaggle", *map(str, arguments)])
+
+
+def _slugify(title: str) -> str:
+    """The CLI's slug of a title in plain letters."""
+    return re.sub("[^a-z0-9]+", "-", title.lower()).strip("-")
