@@ -17,6 +17,7 @@ from kaggle_utils.notebooks import NOTEBOOKS
 from kaggle_utils.phantom import write_phantom
 from kaggle_utils.publish import build_folder
 from kaggle_utils.submission import read_submission, validate_submission
+from kaggle_utils.wheels import PYTHON, collect_wheels
 
 ROOT = Path(__file__).resolve().parents[1]
 REASON = why_not()
@@ -67,21 +68,22 @@ finally:
 """
 
 
-def find_python() -> str:
-    """The Python of Kaggle's image, 3.12, where there is one; else the one that runs the tests."""
-    candidates = [sys.executable] if sys.version_info[:2] == (3, 12) else [shutil.which("python3.12")]
-    candidates += sorted(map(str, Path.home().glob(".pyenv/versions/3.12*/bin/python")))
+def find_python() -> str | None:
+    """The Python of Kaggle's image, where there is one."""
+    candidates = [sys.executable, shutil.which(f"python{PYTHON}")]
+    candidates += sorted(map(str, Path.home().glob(f".pyenv/versions/{PYTHON}*/bin/python")))
     for candidate in filter(None, candidates):
-        code = "import ensurepip, lzma, ssl, sys, venv; sys.exit(sys.version_info[:2] != (3, 12))"
+        code = f"import ensurepip, lzma, ssl, sys, venv; sys.exit('%d.%d' % sys.version_info[:2] != '{PYTHON}')"
         if subprocess.run([candidate, "-c", code], capture_output=True).returncode == 0:
             return candidate
-    return sys.executable
+    return None
 
 
 @pytest.fixture(scope="session")
 def image(request):
-    """A virtual environment with what the image has. It stays in pytest's cache, for it takes minutes."""
-    python = find_python()
+    """A virtual environment with what the image has. It stays in pytest's cache, for it takes minutes. It is of the
+    Python that runs the tests: for another, a package index may have torch only with gigabytes of CUDA."""
+    python = sys.executable
     constraints = ROOT / "constraints.txt"
     wanted = hashlib.sha256(repr((python, IMAGE, constraints.read_bytes())).encode()).hexdigest()
     image = request.config.cache.mkdir("kaggle_image") / "image"
@@ -179,3 +181,30 @@ def test_notebook_03_trains_on_the_phantom_where_there_are_no_data(play, dataset
     assert "data: none found, so a phantom" in shown(notebook)
     models = sorted(config.parent.name for config in work.glob("models/report-smoke/*/config.json"))
     assert models[0] == "3d_unet_model_apo_ferritin" and len(models) == 6  # and the baseline
+
+
+def test_the_wheels_work_on_the_python_of_kaggles_image(tmp_path):
+    """All but the kit itself, which wants torch; installed as the first cell does it, beside what the image has."""
+    python = find_python()
+    if python is None:
+        pytest.skip(f"no Python {PYTHON} here")
+    (tmp_path / "wheels").mkdir()
+    collect_wheels(tmp_path / "wheels", PYTHON)
+    subprocess.run([python, "-m", "venv", tmp_path / "venv"], check=True)
+    installed = tmp_path / "venv/bin/python"
+    install = [installed, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*install, "numpy==2.0.2", "packaging", "typing_extensions", "pyyaml"], check=True)
+    offline = ["--no-index", "--find-links", tmp_path / "wheels"]
+    subprocess.run([*install, *offline, "zarr", "connected-components-3d"], check=True)
+    code = """
+import cc3d, numpy, zarr
+from numcodecs import Blosc
+settings = {"chunks": (2, 2, 2), "dtype": "<f4", "compressor": Blosc(cname="lz4"), "zarr_format": 2}
+array = zarr.create(shape=(4, 4, 4), store="a", **settings)
+array[...] = numpy.arange(64).reshape(4, 4, 4)
+read = zarr.open_array("a", mode="r")[...]
+labels = cc3d.connected_components((read % 3 == 0).astype(numpy.uint8), connectivity=26)
+print(read.sum(), labels.max(), numpy.__version__)
+"""
+    done = subprocess.run([installed, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.split() == ["2016.0", "1", "2.0.2"], done.stderr
