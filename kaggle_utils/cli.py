@@ -151,6 +151,8 @@ def publish(user: str, push: bool = False, only: tuple[str, ...] = (), **setting
         print("\nnow:", flush=True)
         waiting = push_folder(folder, only)
         print(f"not pushed, for they wait for others: {', '.join(waiting)}" if waiting else "all pushed")
+        if waiting:
+            print(f"later: the same command with --only {waiting[0].split('-')[1]}; without, all that ran runs again")
     return 0
 
 

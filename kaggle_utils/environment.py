@@ -10,15 +10,16 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 # How Kaggle mounts inputs: the old convention, then the new ones (competitions, datasets and notebooks by owner).
 _KAGGLE_INPUTS = ("*", "competitions/*", "datasets/*/*", "notebooks/*/*")
-_COMPETITION = "czii-cryo-et-object-identification"
+COMPETITION = "czii-cryo-et-object-identification"
 # A file of a model folder in a dataset without sub-folders: models--report-full--vnet_model_ribosome--weights.pt. No
 # part begins with a dot or holds a separator, so that none can lead out of the work folder.
-_PART = r"([A-Za-z0-9_]+(?:[.-][A-Za-z0-9_]+)*)"
-_FLAT_FILE = re.compile(rf"models--{_PART}--{_PART}--(config\.json|weights\.pt|thresholds\.json|history\.csv)")
+NAME_PART = r"([A-Za-z0-9_]+(?:[.-][A-Za-z0-9_]+)*)"
+_FLAT_FILE = re.compile(rf"models--{NAME_PART}--{NAME_PART}--(config\.json|weights\.pt|thresholds\.json|history\.csv)")
 # What the package needs and the images of Kaggle and Colab lack: module -> distribution.
 _NOT_IN_IMAGES = {"zarr": "zarr", "cc3d": "connected-components-3d"}
 # From glibc's malloc.h.
@@ -112,7 +113,9 @@ def collect_outputs(here: Environment, root: Path = Path("/")) -> list[str]:
     `models--<recipe>-<scale>--<model>--<file>`; what a notebook left wins over it. What the work folder has already is
     kept; elsewhere nothing is done."""
     copied = []
-    for place in sorted(_mounted(root), key=_is_flat) if here.platform == "kaggle" else []:
+    # The latest notebook first: those after one that chose hand the choice on, and so may those before it an old one.
+    places = sorted(_mounted(root), key=lambda place: place.name, reverse=True) if here.platform == "kaggle" else []
+    for place in sorted(places, key=_is_flat):
         for target, files in {**_find_folders(place), **_find_flat(place)}.items():
             if (here.work / target).exists():
                 continue
@@ -147,7 +150,7 @@ def _find_folders(place: Path) -> dict[Path, dict[str, Path]]:
     """Finished model folders below PLACE/models, as {folder relative to the work folder: {name: file}}."""
     folders = [config.parent for config in sorted(place.glob("models/*/*/config.json"))]
     return {
-        folder.relative_to(place): {file.name: file for file in folder.iterdir() if file.name != "last.pt"}
+        folder.relative_to(place): {f.name: f for f in folder.iterdir() if f.is_file() and f.name != "last.pt"}
         for folder in folders
     }
 
@@ -206,7 +209,7 @@ def _places(platform: str, root: Path) -> Iterator[Path]:
 def _mounted(root: Path) -> list[Path]:
     """Everything that a Kaggle notebook has been given, the competition first."""
     places = [place for pattern in _KAGGLE_INPUTS for place in sorted((root / "kaggle/input").glob(pattern))]
-    return sorted(places, key=lambda place: place.name != _COMPETITION)
+    return sorted(places, key=lambda place: place.name != COMPETITION)
 
 
 def _find_work(platform: str, environ: Mapping[str, str], root: Path) -> Path:
@@ -294,10 +297,12 @@ def install_missing(root: Path = Path("/")) -> None:
         return
     if find_platform() == "local":
         raise ModuleNotFoundError(f"{' and '.join(missing)} not installed: pip install -r requirements.txt")
-    folders = [folder for place in _mounted(root) for folder in (place, place / "wheels")]
+    kit = _REPOSITORY.parent if _REPOSITORY.suffix == ".whl" else _REPOSITORY  # its own wheels before all others
+    folders = [folder for place in (kit, *_mounted(root)) for folder in (place, place / "wheels")]
     wheels = next((str(folder) for folder in folders if any(folder.glob("zarr-*.whl"))), None)
     source = ["--no-index", "--find-links", wheels] if wheels else []
-    if subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *source, *missing], check=False).returncode:
+    wanted = [*missing, f"numpy=={version('numpy')}"]  # the running kernel's must stay
+    if subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *source, *wanted], check=False).returncode:
         raise ModuleNotFoundError(
             f"pip could not install {' and '.join(missing)}: turn the notebook's internet on, "
             "or add a dataset that holds their wheels"

@@ -10,15 +10,16 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from kaggle_utils.environment import COMPETITION, NAME_PART
 from kaggle_utils.files import write_text
 from kaggle_utils.notebooks import find_notebooks
 from kaggle_utils.wheels import PYTHON, collect_wheels, find_imports, find_wheel_faults
 
-COMPETITION = "czii-cryo-et-object-identification"
 DATASET_TITLE = "CZII Kaggle kit"
 # By number: whether a notebook wants a GPU, and whose outputs. All do without the internet: the dataset holds the rest.
 _NEEDS = {"03": (True, ()), "04": (True, ("03",)), "05": (True, ("03", "04")), "06": (True, ("03", "04", "05"))}
@@ -32,12 +33,12 @@ _KERNEL_FIELDS = set(
 )  # fmt: skip
 _DATASET_FIELDS = {"id", "id_no", "title", "subtitle", "description", "licenses", "resources", "keywords"}
 _MODEL_FILES = ("config.json", "weights.pt", "thresholds.json", "history.csv")
-_PART = re.compile(r"[A-Za-z0-9_]+(?:[.-][A-Za-z0-9_]+)*")  # of a flat name: no "--" in it, and no way out of a folder
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
 OUT = _REPOSITORY / "work" / "publish"
 _ON_KAGGLE = "report-full"  # recipe and scale that `environment.detect` chooses there
 _PATIENCE, _PAUSE = 90, 10  # how often, and after how many seconds, a new dataset is asked whether it is ready
+_ABSENT = re.compile("403|404|not found|forbidden|permission", re.IGNORECASE)  # what the CLI says of no such dataset
 _FAILURE = re.compile(r"(creation|push) error:|not valid \w+ sources|Authentication required")  # often with status 0
 
 
@@ -65,8 +66,11 @@ def build_folder(user: str, models: Iterable[str | Path] = (), out: str | Path =
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", user):
         raise ValueError(f"{user!r} is no Kaggle user name; give NAME of your profile's address, kaggle.com/NAME")
-    out = Path(out).absolute()
+    out = Path(out).resolve()
+    if Path.cwd().is_relative_to(out):
+        raise ValueError(f"{out} is replaced as a whole: go out of it, or give another folder")
     ours = (out / "dataset" / "dataset-metadata.json").is_file()
+    ours = ours and {path.name for path in out.iterdir()} <= {"dataset", "kernels"}
     if out.exists() and not ours and (out.is_file() or any(out.iterdir())):
         raise FileExistsError(f"{out} is there, but not written by publish; give another folder, or remove it")
     if not (_REPOSITORY / "pyproject.toml").is_file():
@@ -141,7 +145,8 @@ def copy_models(models: Iterable[str | Path], dataset: Path) -> None:
     for folder in find_models(models):
         config, folder = load_model(folder).config, folder.resolve()
         group = f"{config.get('recipe')}-{config.get('scale')}"
-        if not {"recipe", "scale"} <= set(config) or not all(map(_PART.fullmatch, (group, folder.name))):
+        plain = all(re.fullmatch(NAME_PART, name) for name in (group, folder.name))
+        if not plain or not {"recipe", "scale"} <= set(config):
             raise ValueError(f"{folder}: a folder called like this, of recipe and scale {group}, cannot be published")
         if folder.name in groups.setdefault(group, set()):
             raise ValueError(f"two models are called {folder.name} ({group}); publish one of them")
@@ -155,7 +160,10 @@ def copy_models(models: Iterable[str | Path], dataset: Path) -> None:
         raise ValueError(f"{' and '.join(map(str, works.values()))} chose different ensembles; publish one's models")
     for choice, work in works.items():
         needed = {name_model(kind, p.name) for p in REPORT_PARTICLES for kind in ENSEMBLES[choice](p.name)}
-        missing = min((sorted(needed - names) for names in groups.values()), key=len)
+        if len(groups) > 1 and _ON_KAGGLE not in groups:
+            raise ValueError(f"models of {' and '.join(sorted(groups))}: publish those of one, or none can be chosen")
+        names = groups.get(_ON_KAGGLE) or next(iter(groups.values()))  # as `environment.find_models` will
+        missing = sorted(needed - names)
         if missing:
             raise ValueError(
                 f"{work / 'ensemble.json'} chose {choice!r}, which needs {', '.join(missing)} too; give the whole "
@@ -206,7 +214,7 @@ def list_commands(folder: Path) -> str:
     groups = sorted({path.name.split("--")[1] for path in folder.glob("dataset/models--*--config.json")})
     lines = [f"models: {', '.join(groups)}"] if groups else []
     if groups and _ON_KAGGLE not in groups:
-        lines.append(f"  but no {_ON_KAGGLE}, which the notebooks look for when Kaggle runs them with a GPU")
+        lines.append(f"  06 takes them, for there is no {_ON_KAGGLE}; with a GPU 03 and 04 train anew, at full scale")
     if groups and not (folder / "dataset" / "ensemble.json").is_file():
         lines.append("  but no ensemble.json beside them, so the submission waits for the ensemble notebook's")
     lines += [
@@ -232,11 +240,12 @@ def push_folder(folder: Path, only: Sequence[str] = ()) -> list[str]:
 
     Raises FileNotFoundError without a `kaggle` executable, ValueError for a selection that matches none, and
     ChildProcessError at the first failure; what the CLI says is printed in any case."""
-    if shutil.which("kaggle") is None:
-        raise FileNotFoundError("there is no kaggle executable: pip install kaggle, then kaggle auth login")
+    _find_cli()
     chosen = {path.name for path in find_notebooks(only)}
     dataset = json.loads((folder / "dataset" / "dataset-metadata.json").read_text(encoding="utf-8"))["id"]
-    status, _ = _kaggle("datasets", "status", dataset, may_fail=True)
+    status, said = _kaggle("datasets", "status", dataset, may_fail=True)
+    if status and not _ABSENT.search(said):
+        raise ChildProcessError(f"kaggle datasets status failed: {(said.strip().splitlines() or ['no reason'])[-1]}")
     upload = ["create"] if status else ["version", "-m", _name_version(folder)]
     _kaggle("datasets", *upload, "-p", str(folder / "dataset"))
     for _ in range(_PATIENCE):
@@ -269,7 +278,7 @@ def _is_complete(kernel: str) -> bool:
 def _kaggle(*arguments: str, may_fail: bool = False) -> tuple[int, str]:
     """Run the official CLI, print what it says while it says it, and return its exit status and all that it said."""
     print(_say(*arguments), flush=True)
-    command = [shutil.which("kaggle"), *arguments]
+    command = [_find_cli(), *arguments]
     environ = {**os.environ, "PYTHONUNBUFFERED": "1"}
     said = ""
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environ) as process:
@@ -282,6 +291,15 @@ def _kaggle(*arguments: str, may_fail: bool = False) -> tuple[int, str]:
         reason = next(filter(_FAILURE.search, lines), lines[-1])
         raise ChildProcessError(f"{_say(*arguments).strip()} failed: {reason}")
     return process.returncode, said
+
+
+def _find_cli() -> str:
+    """The `kaggle` beside this Python, else on the path."""
+    beside = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    command = shutil.which("kaggle", path=beside)
+    if command is None:
+        raise FileNotFoundError("there is no kaggle executable: pip install kaggle, then kaggle auth login")
+    return command
 
 
 def _find_kernels(folder: Path) -> list[Path]:

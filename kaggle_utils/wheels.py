@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from email.parser import HeaderParser
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 from packaging import tags, utils
@@ -69,6 +70,8 @@ def collect_wheels(folder: Path, python: str = PYTHON) -> None:
     """Build the kit's own wheel into `folder` and download `WHEELS` for `python` on Linux, whatever runs here.
 
     Raises ChildProcessError, with what pip said, when it fails."""
+    if find_spec("setuptools") is None:
+        raise ModuleNotFoundError("building the kit's wheel needs setuptools: pip install 'setuptools>=77'")
     with tempfile.TemporaryDirectory() as temporary:
         source = Path(temporary) / "source"  # built elsewhere: a build folder of old may hold modules that are gone
         shutil.copytree(
@@ -107,7 +110,8 @@ def _read_imports(source: str) -> frozenset[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+            if node.level == 0:
+                found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return frozenset(found)
 
 

@@ -229,6 +229,9 @@ def be_on(monkeypatch, platform: dict[str, str]) -> None:
         monkeypatch.setenv(name, value)
 
 
+NUMPY = f"numpy=={np.__version__}"  # whatever else comes, it stays
+
+
 @pytest.mark.parametrize("mount", ["czii-wheels", "datasets/someone/czii-wheels", "czii-kit/wheels"])
 def test_wheels_of_a_dataset_are_installed_offline(tmp_path, monkeypatch, pip, mount):
     wheels = tmp_path / "kaggle/input" / mount
@@ -238,21 +241,34 @@ def test_wheels_of_a_dataset_are_installed_offline(tmp_path, monkeypatch, pip, m
     install_missing(tmp_path)
     assert pip.command[:4] == [sys.executable, "-m", "pip", "install"]
     assert pip.command[pip.command.index("--find-links") + 1] == str(wheels) and "--no-index" in pip.command
-    assert pip.command[-2:] == ["zarr", "connected-components-3d"]
+    assert pip.command[-3:] == ["zarr", "connected-components-3d", NUMPY]
+
+
+def test_the_kits_own_wheels_come_before_all_others(tmp_path, monkeypatch, pip):
+    """Be the kit a folder or a wheel, and whatever else is mounted."""
+    for place in ("a-stranger", "czii-kit"):
+        (tmp_path / "kaggle/input" / place).mkdir(parents=True)
+        (tmp_path / "kaggle/input" / place / "zarr-3.1.6-py3-none-any.whl").touch()
+    be_on(monkeypatch, KAGGLE)
+    kit = tmp_path / "kaggle/input/czii-kit"
+    for place in (kit, kit / "czii_kaggle_utils-0.1.0-py3-none-any.whl"):
+        monkeypatch.setattr(environment, "_REPOSITORY", place)
+        install_missing(tmp_path)
+        assert pip.command[pip.command.index("--find-links") + 1] == str(kit)
 
 
 @pytest.mark.parametrize("platform", [KAGGLE, COLAB])
 def test_without_wheels_the_internet_is_used(tmp_path, monkeypatch, pip, platform):
     be_on(monkeypatch, platform)
     install_missing(tmp_path)
-    assert "--no-index" not in pip.command and pip.command[-2:] == ["zarr", "connected-components-3d"]
+    assert "--no-index" not in pip.command and pip.command[-3:] == ["zarr", "connected-components-3d", NUMPY]
 
 
 def test_only_what_is_missing_is_installed(tmp_path, monkeypatch, pip):
     be_on(monkeypatch, KAGGLE)
     pip.missing = {"cc3d"}
     install_missing(tmp_path)
-    assert "zarr" not in pip.command and pip.command[-1] == "connected-components-3d"
+    assert "zarr" not in pip.command and pip.command[-2:] == ["connected-components-3d", NUMPY]
 
 
 @pytest.mark.parametrize("platform", [{}, KAGGLE, COLAB])
@@ -302,8 +318,12 @@ def test_what_earlier_notebooks_left_is_collected_once_whole_and_only_on_kaggle(
     (finished / "config.json").write_text("{}")
     (tmp_path / "kaggle/input/ensemble/").mkdir()
     (tmp_path / "kaggle/input/ensemble/ensemble.json").write_text('{"ensemble": "unet"}')
+    # An earlier one may have handed on an older choice.
+    (tmp_path / "kaggle/input/a-training").mkdir()
+    (tmp_path / "kaggle/input/a-training/ensemble.json").write_text('{"ensemble": "vnet"}')
+    (finished / ".ipynb_checkpoints").mkdir()
     here = detect(KAGGLE, tmp_path)
-    assert collect_outputs(here, tmp_path) == ["ensemble.json", "3d_unet_model_ribosome"]
+    assert collect_outputs(here, tmp_path) == ["3d_unet_model_ribosome", "ensemble.json"]
     copied = here.models / "report-full" / "3d_unet_model_ribosome"
     assert sorted(path.name for path in copied.iterdir()) == ["config.json", "weights.pt"]
     assert (here.work / "ensemble.json").read_text() == '{"ensemble": "unet"}'

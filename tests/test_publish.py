@@ -183,7 +183,7 @@ def test_a_failure_leaves_what_was_there(folder, pip, monkeypatch):
     assert [path.name for path in folder.parent.iterdir()] == ["out"]
 
 
-def test_a_new_folder_replaces_the_old_one_but_nobody_elses(folder, tmp_path):
+def test_a_new_folder_replaces_the_old_one_but_nobody_elses(folder, tmp_path, monkeypatch):
     (folder / "dataset/zarr-3.1.5-py3-none-any.whl").touch()
     assert publish.build_folder("john", out=folder) == folder
     assert (
@@ -195,6 +195,15 @@ def test_a_new_folder_replaces_the_old_one_but_nobody_elses(folder, tmp_path):
     with pytest.raises(FileExistsError, match="not written by publish"):
         publish.build_folder("john", out=tmp_path / "mine")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+    # Nor if there is a dataset of somebody's beside it, nor the folder that one stands in.
+    (tmp_path / "mine/dataset").mkdir()
+    (tmp_path / "mine/dataset/dataset-metadata.json").write_text("{}")
+    with pytest.raises(FileExistsError, match="not written by publish"):
+        publish.build_folder("john", out=tmp_path / "mine")
+    assert (tmp_path / "mine/thesis.txt").is_file()
+    monkeypatch.chdir(folder)
+    with pytest.raises(ValueError, match="go out of it"):
+        publish.build_folder("john", out=".")
 
 
 @pytest.mark.parametrize("user", ["", "jane/doe", "jane doe", "https://www.kaggle.com/jane", "-x", "jané"])

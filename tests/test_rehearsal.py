@@ -12,6 +12,7 @@ import nbformat
 import pytest
 from fake_machine import run_in_machine, why_not
 
+from kaggle_utils import wheels
 from kaggle_utils.ensemble import save_choice
 from kaggle_utils.notebooks import NOTEBOOKS
 from kaggle_utils.phantom import write_phantom
@@ -23,9 +24,9 @@ ROOT = Path(__file__).resolve().parents[1]
 REASON = why_not()
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(REASON), reason=REASON)]
 
-# What notebooks import or run in, as far as Kaggle's image has it; versions as constraints.txt has them.
-IMAGE = "numpy pandas scipy matplotlib tqdm torch packaging typing_extensions pyyaml".split()
-IMAGE += "ipykernel nbclient nbformat".split()
+# What notebooks import or run in, as far as Kaggle's image has it; but torch as constraints.txt has it.
+IMAGE = [f"{name}=={version}" for name, (version, _) in wheels.IMAGE.items() if name not in ("torch", "ipython")]
+IMAGE += ["torch", "ipykernel", "nbclient", "nbformat"]
 ABSENT = ["zarr", "numcodecs", "cc3d", "copick", "kaggle_utils"]
 SLUG = "czii-cryo-et-object-identification"
 TEST_RUNS = ["TS_5_4", "TS_999_9"]  # the first is also the name of a training run, the second nobody has seen
@@ -91,7 +92,8 @@ def image(request):
     if not (stamp.is_file() and stamp.read_text() == wanted):
         subprocess.run([python, "-m", "venv", "--clear", image], check=True)
         install = ["-m", "pip", "install", "--quiet", "--no-compile", "--disable-pip-version-check"]
-        subprocess.run([image / "bin/python", *install, "-c", constraints, *IMAGE], check=True)
+        torch = next(line for line in constraints.read_text().splitlines() if line.startswith("torch=="))
+        subprocess.run([image / "bin/python", *install, torch, *IMAGE], check=True)
         # Compile what notebooks import, and not the thousands of files that they don't: the machine cannot write here.
         imports = "import torch, pandas, scipy.ndimage, matplotlib.pyplot, tqdm.auto, ipykernel.kernelapp, nbclient"
         subprocess.run([image / "bin/python", "-c", imports], check=True)
