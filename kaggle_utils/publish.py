@@ -294,9 +294,8 @@ def _kaggle(*arguments: str, may_fail: bool = False) -> tuple[int, str]:
 
 
 def _find_cli() -> str:
-    """The `kaggle` beside this Python, else on the path."""
-    beside = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    command = shutil.which("kaggle", path=beside)
+    """The `kaggle` on the path, else beside this Python: .venv need not be activated."""
+    command = shutil.which("kaggle") or shutil.which("kaggle", path=str(Path(sys.executable).parent))
     if command is None:
         raise FileNotFoundError("there is no kaggle executable: pip install kaggle, then kaggle auth login")
     return command

@@ -558,6 +558,7 @@ def test_push_stops_when_the_dataset_fails(folder, kaggle):
 
 def test_push_without_the_cli_says_how_to_get_it(folder, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(publish.sys, "executable", str(tmp_path / "python"))  # nor beside this Python
     with pytest.raises(FileNotFoundError, match="pip install kaggle"):
         publish.push_folder(folder)
 
