@@ -23,7 +23,7 @@ Box = tuple[slice, slice, slice]
 # eight leave the missing wedge where it was, for a tilt axis along x or y; the others turn it by 90 degrees.
 VIEWS = [(k, x, z) for turns in ((0, 2), (1, 3)) for z in (False, True) for k, x in product(turns, (False, True))]
 
-_MOST_VOXELS = {"cpu": 2**20, "cuda": 2**24}  # of a slab; more are hardly faster
+_MOST_VOXELS = {"cpu": 3 * 2**19, "cuda": 2**24}  # of a slab; more are hardly faster and fragment the heap
 _SHARE = 0.5  # of the free memory, for one slab
 # How the many places that can run out of memory say so, where they raise a plain RuntimeError.
 _OUT_OF_MEMORY = ("allocate memory", "not enough memory", "out of memory", "alloc_failed", "bad_alloc")
@@ -97,7 +97,7 @@ class Predictor:
         Beside the volume, the device holds the logits (4 bytes a voxel), the activations of one slab or of some
         windows, and twice the planes that the network keeps between slabs: of a cross-section of 184 x 630 voxels, the
         report's U-Net keeps 0.5 GB in single precision. A slab lies across the longest axis and has as many planes as
-        half of the free memory allows, at most a million voxels on a CPU and 16 million on a GPU; windows come some
+        half of the free memory allows, at most 1.5 million voxels on a CPU and 16 million on a GPU; windows come some
         four million voxels at a time. When memory runs out all the same, both are halved from there on, with one
         warning. What overflows in half precision is computed again in single, with a warning.
 
