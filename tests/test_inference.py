@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from networks import enliven
 from scipy.special import expit, logit
 from torch import nn
 
@@ -26,16 +27,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def make_model(architecture: str, window: int | None = None, halo: int = 0, name: str = "model_a") -> TrainedModel:
     """A network whose outputs depend on all that is in sight. As built it would hide errors: batch norm does nothing in
     evaluation, and what comes from afar fades from layer to layer, which He's initialisation prevents."""
-    generator = torch.Generator().manual_seed(0)
-    network = build_model(architecture, 3 if architecture == "unet" else 2).eval()
-    for layer in network.modules():
-        if isinstance(layer, nn.BatchNorm3d):
-            layer.running_mean.normal_(0, 0.3, generator=generator)
-            layer.running_var.uniform_(0.5, 2, generator=generator)
-        if isinstance(layer, nn.Conv3d | nn.ConvTranspose3d):
-            inputs = layer.weight[0].numel() if isinstance(layer, nn.Conv3d) else layer.in_channels
-            layer.weight.data.normal_(0, (2 / inputs) ** 0.5, generator=generator)
-            layer.bias.data.normal_(0.2, 0.1, generator=generator)
+    network = enliven(build_model(architecture, 3 if architecture == "unet" else 2))
     config = {"particle": "ribosome", "window": window, "halo": halo}
     return TrainedModel(name, network, config, {"ribosome": 0.5})
 

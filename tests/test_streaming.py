@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from networks import enliven
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -67,20 +68,6 @@ class Ladder(nn.Sequential):
             network = Level(plan, channels, network)
         super().__init__(nn.Conv3d(1, channels, 1), network, nn.Conv3d(channels, 1, 1))
         self.divisor = 2 ** len(plans)
-
-
-def enliven(network: nn.Module, seed: int = 0) -> nn.Module:
-    """Weights with which nothing fades from layer to layer, and norms that do something."""
-    generator = torch.Generator().manual_seed(seed)
-    for layer in network.modules():
-        if isinstance(layer, nn.BatchNorm3d):
-            layer.running_mean.normal_(0, 0.3, generator=generator)
-            layer.running_var.uniform_(0.5, 2, generator=generator)
-        if isinstance(layer, nn.Conv3d | nn.ConvTranspose3d):
-            inputs = layer.weight[0].numel() if isinstance(layer, nn.Conv3d) else layer.in_channels
-            layer.weight.data.normal_(0, (2 / inputs) ** 0.5, generator=generator)
-            layer.bias.data.normal_(0.2, 0.1, generator=generator)
-    return network.eval().requires_grad_(False)
 
 
 EDGES = st.tuples(*[st.sampled_from([1, 3, 5])] * 3)
