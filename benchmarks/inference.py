@@ -233,7 +233,7 @@ def run_models(count: int, width: int):
     """Return the function that takes a volume through `count` networks and the ensemble's rule."""
     models = [as_model(make_network(width, seed), seed) for seed in range(count)]
     ensemble = make_ensemble("benchmark", models)
-    predictors = [[Predictor(model) for model in group] for group in ensemble.members]
+    predictors = [Predictor(model) for model in ensemble.models]
     return lambda volume: annotate(volume, ensemble, predictors, progress=False)[0]
 
 

@@ -1,10 +1,10 @@
-"""Charts of picks, intensities, training and scores, and the style that all figures share.
+"""Charts of picks, intensities and scores, and the style that all figures share.
 
 Notebooks find the charts in `figures`, too; volumes are (z, y, x), voxel spacings in Angstrom.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import wraps
 
 import matplotlib.pyplot as plt
@@ -15,7 +15,6 @@ from matplotlib.colors import LogNorm, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import MaxNLocator
 
 from kaggle_utils.particles import PARTICLES, get_particle
 
@@ -201,38 +200,6 @@ def draw_score_bars(table: pd.DataFrame, ylabel: str, title: str | None = None) 
 
 
 @styled
-def draw_losses(history: pd.DataFrame, title: str) -> Figure:
-    """Draw training and validation loss, and validation Dice, against the epoch (report, figures 6 and 9).
-
-    `history` has the columns epoch, train_loss, validation_loss, validation_dice; epochs not validated hold NaN.
-    """
-    figure, panels = plt.subplots(1, 2, figsize=(9, 3.2), sharex=True)
-    _draw_history(*panels, history)
-    for axes in panels:
-        axes.set_xlabel("epoch")
-        axes.legend()
-    set_title(figure, title)
-    return figure
-
-
-@styled
-def draw_losses_grid(histories: Mapping[str, pd.DataFrame], title: str | None = None) -> Figure:
-    """Draw a column for each {particle: history}: losses above, Dice below; histories as in `draw_losses`."""
-    size = (1.2 + 1.9 * len(histories), 4.4)
-    figure, grid = plt.subplots(2, len(histories), figsize=size, sharex="col", sharey="row", squeeze=False)
-    for (name, history), (loss_axes, dice_axes) in zip(histories.items(), grid.T, strict=True):
-        _draw_history(loss_axes, dice_axes, history)
-        loss_axes.set_title(name)
-        dice_axes.set_xlabel("epoch")
-    for axes in grid.flat:
-        axes.label_outer()
-    handles = [handle for axes in grid[:, 0] for handle in axes.get_legend_handles_labels()[0]]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2 if len(histories) < 3 else 4)
-    set_title(figure, title or "Losses and validation Dice of each particle's model")
-    return figure
-
-
-@styled
 def draw_confusion(confusion: np.ndarray, title: str) -> Figure:
     """Draw a confusion matrix of voxels, (2, 2) [[tn, fp], [fn, tp]], with the rows' shares (report, figure 7)."""
     confusion = np.asarray(confusion)
@@ -272,26 +239,6 @@ def _draw_bars(axes: Axes, table: pd.DataFrame, number: str) -> None:
     axes.set_xticks(centres, [str(name).replace("like-", "like-\n") for name in table.index])
     axes.margins(x=0.01, y=0.12)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _draw_history(loss_axes: Axes, dice_axes: Axes, history: pd.DataFrame) -> None:
-    loss_axes.plot(history["epoch"], history["train_loss"], ".-", color=BLUE, label="training loss")
-    done = history.dropna(subset=["validation_loss", "validation_dice"])
-    loss_axes.plot(done["epoch"], done["validation_loss"], "o--", color=VERMILION, ms=3.5, label="validation loss")
-    dice_axes.plot(done["epoch"], done["validation_dice"], "o-", color=GREEN, ms=3.5, label="validation Dice")
-    if len(done):
-        best = done.loc[done["validation_dice"].idxmax()]
-        place = best["epoch"], best["validation_dice"]
-        dice_axes.plot(*place, "*", color="black", ms=11, label="best epoch, whose weights are kept")
-        text = f"best {place[1]:.2f}\nepoch {place[0]:.0f}"
-        dice_axes.annotate(
-            text, (0.97, 0.05 if place[1] > 0.5 else 0.75), xycoords="axes fraction", ha="right", path_effects=HALO
-        )
-    loss_axes.set_ylabel("loss")
-    dice_axes.set(ylabel="Dice", ylim=(-0.03, 1.03))
-    for axes in (loss_axes, dice_axes):
-        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
-        axes.grid(alpha=0.3)
 
 
 def _contrast(colour) -> str:

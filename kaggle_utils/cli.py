@@ -88,19 +88,19 @@ def predict(
     import pandas as pd
     from tqdm import tqdm
 
-    from kaggle_utils.ensemble import find_models, make_ensemble
+    from kaggle_utils.ensemble import find_models
     from kaggle_utils.environment import check_devices, find_devices
     from kaggle_utils.models import load_model
-    from kaggle_utils.pipeline import predict_runs
+    from kaggle_utils.pipeline import assemble, predict_runs
     from kaggle_utils.submission import write_submission
     from kaggle_utils.tomograms import find_runs
 
     if out.is_dir():
         raise IsADirectoryError(f"{out} is a folder; give the name of a CSV file")
     check_devices(device)
-    ensemble = make_ensemble("predict", [load_model(folder) for folder in find_models(models)])
-    for group in ensemble.members:
-        print(f"{group[0].particle}: {', '.join(model.name for model in group)}")
+    ensemble = assemble("predict", [load_model(folder) for folder in find_models(models)])
+    for particle in dict.fromkeys(name for model in ensemble.models for name in model.particles):
+        print(f"{particle}: {', '.join(model.name for model in ensemble.models if particle in model.particles)}")
     runs, tables = find_runs(data, split), []
     results = predict_runs(runs, data, ensemble, split, device or find_devices(), **settings)
     for _, picks in tqdm(results, total=len(runs), desc=f"{split} runs", unit="tomogram"):
@@ -199,7 +199,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--out", type=Path, required=True, metavar="CSV", help="the submission")
     command.add_argument("--split", choices=("train", "test"), help="part of the data (test)")
-    command.add_argument("--tta", dest="views", type=int, metavar="N", help="test-time views, 1 to 16 (1)")
+    command.add_argument(
+        "--tta", dest="views", type=int, metavar="N", help="test-time views, 1 to 16 (as the models say)"
+    )
     command.add_argument("--device", nargs="+", metavar="NAME", help="such as cuda:0 cuda:1 (all GPUs, else cpu)")
     command.add_argument("--compile", dest="compiled", action="store_true", help="let torch compile what it can")
 

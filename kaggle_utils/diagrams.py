@@ -17,8 +17,11 @@ _PLACES = dict(zip(REPORT_PARTICLES, [(0.22, 0.25), (0.75, 0.2), (0.27, 0.7), (0
 
 
 @styled
-def draw_unet(width: int = 32) -> Figure:
-    """Draw the report's 3D U-Net (section 4.2; its figure 4) with `width` channels in the first block."""
+def draw_unet(width: int = 32, stem: bool = False, outputs: int = 1) -> Figure:
+    """Draw the report's 3D U-Net (section 4.2; its figure 4), given the network's own arguments.
+
+    `width` are the channels of the first block; with `stem` all blocks work on voxels of twice the size.
+    """
     return _draw_network(
         "3D U-Net: encoder features are concatenated to the decoder's",
         [width, 2 * width, 4 * width],
@@ -26,12 +29,14 @@ def draw_unet(width: int = 32) -> Figure:
         "block: 2 × (convolution 3×3×3, batch norm, ReLU)",
         "max-pool 2",
         "skip connection, concatenated (+)",
+        stem,
+        outputs,
     )
 
 
 @styled
-def draw_vnet(width: int = 8) -> Figure:
-    """Draw the report's V-Net (section 5.1) with `width` channels in the first block."""
+def draw_vnet(width: int = 8, stem: bool = False, outputs: int = 1) -> Figure:
+    """Draw the report's V-Net (section 5.1); arguments as in `draw_unet`."""
     return _draw_network(
         "V-Net: residual blocks, and encoder features are added to the decoder's",
         [width, 2 * width, 4 * width, 8 * width],
@@ -39,6 +44,8 @@ def draw_vnet(width: int = 8) -> Figure:
         "residual block: 2 × (convolution 3×3×3, group norm, PReLU), input added",
         "convolution 2×2×2, stride 2",
         "skip connection, added (⊕)",
+        stem,
+        outputs,
     )
 
 
@@ -77,17 +84,22 @@ def draw_pipeline() -> Figure:
     return figure
 
 
-def _draw_network(title: str, channels: Sequence[int], join: str, block: str, down: str, skip: str) -> Figure:
+def _draw_network(
+    title: str, channels: Sequence[int], join: str, block: str, down: str, skip: str, stem: bool, logits: int
+) -> Figure:
     """Draw encoder, bottleneck and decoder as a U; `channels` are those of the levels, the bottleneck's last."""
-    depth = len(channels) - 1
+    depth, first = len(channels) - 1, channels[0]
     step, width, height, row = 2.3, 2.7, 0.85, 1.5
     edge = step * depth + width / 2
-    figure, axes = plt.subplots(figsize=(10, 1.6 + 0.95 * (depth + 1)))
+    entry = row * stem  # where the input arrives: at the first level, or at the stem above it
+    figure, axes = plt.subplots(figsize=(10, 1.6 + 0.95 * (depth + 1 + stem)))
     tints = plt.get_cmap("Blues")(np.linspace(0.12, 0.45, depth + 1))
-    for level, (inputs, outputs) in enumerate(zip([1, *channels], channels, strict=False)):
+    for halvings in range(depth + 1 + stem):
+        text = f"voxels of\n{2**halvings} nm"
+        axes.text(-edge - 0.4, entry - row * halvings, text, ha="right", va="center", color="#555555")
+    for level, (inputs, outputs) in enumerate(zip([first if stem else 1, *channels], channels, strict=False)):
         x, y = step * (depth - level), -row * level
         top, bottom = y + height / 2, y - height / 2
-        axes.text(-edge - 0.4, y, f"voxels of\n{2**level} nm", ha="right", va="center", color="#555555")
         if level == depth:
             _draw_box(axes, 0, y, width, height, f"bottleneck\n{inputs} → {outputs}", "black", tints[level])
             break
@@ -98,10 +110,18 @@ def _draw_network(title: str, channels: Sequence[int], join: str, block: str, do
         between = x - step / 2  # where the boxes of neighbouring levels overlap
         _draw_arrow(axes, (-between, bottom), (-between, top - row), VERMILION)
         _draw_arrow(axes, (between, top - row), (between, bottom), GREEN)
-    _draw_arrow(axes, (-edge + 0.3, 1.1), (-edge + 0.3, height / 2))
-    axes.text(-edge, 1.2, "sub-volume, 1 channel", va="bottom")
-    _draw_arrow(axes, (edge - 0.3, height / 2), (edge - 0.3, 1.1))
-    axes.text(edge, 1.2, f"convolution 1×1×1, {channels[0]} → 1: logits", ha="right", va="bottom")
+    if stem:
+        place, wide = edge - 1.2 * width / 2, 1.2 * width
+        _draw_box(axes, -place, entry, wide, height, f"convolution 2×2×2,\nstride 2: 1 → {first}", "black")
+        text = f"transposed convolution\n2×2×2, stride 2: {first} → {logits}"
+        _draw_box(axes, place, entry, wide, height, text, "black")
+        _draw_arrow(axes, (-edge + 0.3, entry - height / 2), (-edge + 0.3, height / 2))
+        _draw_arrow(axes, (edge - 0.3, height / 2), (edge - 0.3, entry - height / 2))
+    _draw_arrow(axes, (-edge + 0.3, entry + 1.1), (-edge + 0.3, entry + height / 2))
+    axes.text(-edge, entry + 1.2, "sub-volume, 1 channel", va="bottom")
+    _draw_arrow(axes, (edge - 0.3, entry + height / 2), (edge - 0.3, entry + 1.1))
+    text = "logits" if stem else f"convolution 1×1×1, {first} → {logits}: logits"
+    axes.text(edge, entry + 1.2, text, ha="right", va="bottom")
     handles = [
         Patch(facecolor=tints[0], edgecolor="black", label=block),
         Line2D([], [], color=GREY, linestyle="--", label=skip),
@@ -109,7 +129,7 @@ def _draw_network(title: str, channels: Sequence[int], join: str, block: str, do
         Line2D([], [], color=GREEN, label="up: transposed convolution 2×2×2, stride 2"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
-    axes.set(xlim=(-edge - 1.8, edge + 0.3), ylim=(-row * depth - 0.6, 1.7))
+    axes.set(xlim=(-edge - 1.8, edge + 0.3), ylim=(-row * depth - 0.6, entry + 1.7))
     axes.axis("off")
     set_title(figure, f"{title} (channels in → out)")
     return figure

@@ -57,6 +57,7 @@ class Ensemble:
     frequencies: np.ndarray
     recalls: np.ndarray
     thresholds: np.ndarray
+    views: int = 1
 
     @property
     def models(self) -> list[TrainedModel]:
@@ -68,8 +69,8 @@ class Ensemble:
         return np.concatenate([[np.uint8(0)], self.labels])[winner]
 
 
-def load_ensemble(name: str, folder: str | Path, device: str = "cpu") -> Ensemble:
-    """Load the models of ensemble `name` from the model folders below `folder`.
+def load_specialists(name: str, folder: str | Path, device: str = "cpu") -> Ensemble:
+    """Load the report's models of ensemble `name` from the model folders below `folder`.
 
     Raises ValueError for an unknown name, and as `load_model` and `make_ensemble` do.
     """
@@ -151,7 +152,7 @@ def combine_masks(
 def annotate(
     volume: np.ndarray,
     ensemble: Ensemble,
-    predictors: Sequence[Sequence[Predictor]],
+    predictors: Sequence[Predictor],
     run: str = "",
     weights: RuleWeights = RuleWeights(),  # noqa: B008 (frozen)
     progress: bool = True,
@@ -159,16 +160,17 @@ def annotate(
     """Return the annotated mask of a normalised volume, uint8 (z, y, x), and the probability of each voxel's particle,
     float32 (0 in the background), with a progress bar.
 
-    `predictors` are those of the ensemble's members. One model after the other goes through the volume, and the rule
+    `predictors` are those of the ensemble's models. One model after the other goes through the volume, and the rule
     decides as soon as a particle's models have spoken: beside the volume and what `Predictor.predict` holds for one
     model, memory has 14 bytes a voxel at most (the two results, the particle's mean and what it claims), however many
     models there are. All of them on one slab after the other would save nothing, for each voxel goes through each
     network once anyway, and would have every network keep its planes between slabs. Raises as `Predictor.predict`."""
     claims = _Claims(volume.shape, ensemble.thresholds, ensemble.frequencies, ensemble.recalls, weights)
-    total = sum(predictor.views for group in predictors for predictor in group) * volume.size
+    total = sum(predictor.views for predictor in predictors) * volume.size
+    remaining = iter(predictors)
     with tqdm(total=total, desc=run, unit="voxel", unit_scale=True, leave=False, disable=not progress) as bar:
-        for index, group in enumerate(predictors):
-            claims.add(index, _average(predictor.predict(volume, run, bar.update) for predictor in group))
+        for index, group in enumerate(ensemble.members):
+            claims.add(index, _average(p.predict(volume, run, bar.update) for p in islice(remaining, len(group))))
     return ensemble.number(claims.winner), claims.confidence
 
 

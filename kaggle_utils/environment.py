@@ -97,7 +97,7 @@ def detect(environ: Mapping[str, str] = os.environ, root: Path = Path("/")) -> E
         data=data,
         work=work,
         submission=Path(environ.get("CZII_SUBMISSION") or submission).absolute(),
-        recipe=environ.get("CZII_RECIPE") or "report",
+        recipe=environ.get("CZII_RECIPE") or "competition",
         # The full recipes take hours even on a GPU, and are wasted on a phantom.
         scale=environ.get("CZII_SCALE") or ("full" if data and devices[0] != "cpu" else "demo"),
         devices=devices,
@@ -139,11 +139,12 @@ def collect_outputs(here: Environment, root: Path = Path("/")) -> list[str]:
 
 def find_models(here: Environment) -> Path:
     """Return the folder of the models that make the submission: those of this recipe and scale; on Kaggle, where they
-    may have been trained elsewhere at another scale, else the only ones of this recipe."""
+    may have been trained elsewhere, else the only ones of this recipe, else the only ones there are."""
     wanted = here.models / f"{here.recipe}-{here.scale}"
-    others = sorted(here.models.glob(f"{here.recipe}-*"))
-    elsewhere = here.platform == "kaggle" and not wanted.is_dir() and len(others) == 1
-    return others[0] if elsewhere else wanted
+    if here.platform != "kaggle" or wanted.is_dir():
+        return wanted
+    found = sorted(here.models.glob(f"{here.recipe}-*")) or sorted(here.models.glob("*"))
+    return found[0] if len(found) == 1 else wanted
 
 
 def _find_folders(place: Path) -> dict[Path, dict[str, Path]]:

@@ -74,6 +74,7 @@ class Predictor:
         keep_freed_memory()
         self.model, self.device = model, torch.device(device)
         self.views, self._compiled, self._sharers = views, compiled and bool(model.config["window"]), sharers
+        self._channels = 1 if len(model.particles) == 1 else len(model.particles) + 1
         self._limit = sys.maxsize  # of planes or windows at once, once memory has run out
         self._needs: dict = {}  # what a volume's slabs take, by its shape
         self.use(torch.float16 if self.device.type == "cuda" else torch.float32)
@@ -92,38 +93,47 @@ class Predictor:
     def predict(
         self, volume: np.ndarray, run: str = "", report: Callable[[int], object] = lambda voxels: None
     ) -> np.ndarray:
-        """Return the probabilities, float32, of a normalised volume, float32 (z, y, x).
+        """Return the probabilities, float32 (z, y, x), of a normalised volume, float32 (z, y, x); of a model with
+        several particles one for each, (particles, z, y, x). Raises as `predict_logits`."""
+        logits = self.predict_logits(volume, run, report)
+        return to_probabilities(logits)[0 if len(logits) == 1 else slice(None)].cpu().numpy()
 
-        Beside the volume, the device holds the logits (4 bytes a voxel), the activations of one slab or of some
-        windows, and twice the planes that the network keeps between slabs: of a cross-section of 184 x 630 voxels, the
-        report's U-Net keeps 0.5 GB in single precision. A slab lies across the longest axis and has as many planes as
-        half of the free memory allows, at most 1.5 million voxels on a CPU and 16 million on a GPU; windows come some
-        four million voxels at a time. When memory runs out all the same, both are halved from there on, with one
+    @torch.inference_mode()
+    def predict_logits(
+        self, volume: np.ndarray, run: str = "", report: Callable[[int], object] = lambda voxels: None
+    ) -> torch.Tensor:
+        """Return the logits, float32 (channels, z, y, x) on the device, of a normalised volume, float32 (z, y, x).
+
+        Beside the volume, the device holds the logits (4 bytes a voxel and channel), the activations of one slab or of
+        some windows, and twice the planes that the network keeps between slabs: of a cross-section of 184 x 630 voxels,
+        the report's U-Net keeps 0.5 GB in single precision. A slab lies across the longest axis and has as many planes
+        as half of the free memory allows, at most 1.5 million voxels on a CPU and 16 million on a GPU; windows come
+        some four million voxels at a time. When memory runs out all the same, both are halved from there on, with one
         warning. What overflows in half precision is computed again in single, with a warning.
 
         `report` is told how many voxels of a view have just been done. Raises FloatingPointError, naming model and run,
         for outputs that are not finite, and MemoryError when not even the smallest slab or window fits."""
-        logits = self._predict_logits(volume, report)
+        logits = self._sum_views(volume, report)
         if self._type == torch.float16 and not torch.isfinite(logits).all():
             warnings.warn(f"model {self.model.name} overflows half precision; going on in single", stacklevel=2)
             self.use(torch.float32)
-            logits = self._predict_logits(volume, report)
+            logits = self._sum_views(volume, report)
         if not torch.isfinite(logits).all():
             raise FloatingPointError(
                 f"model {self.model.name} gives outputs that are not finite in run {run}; train it again"
             )
-        return logits.sigmoid_().cpu().numpy()
+        return logits
 
-    def _predict_logits(self, volume: np.ndarray, report: Callable[[int], object]) -> torch.Tensor:
-        logits = torch.zeros(volume.shape, device=self.device)
+    def _sum_views(self, volume: np.ndarray, report: Callable[[int], object]) -> torch.Tensor:
+        logits = torch.zeros(self._channels, *volume.shape, device=self.device)
         for network in self._networks:
             for box, part in (self._run_windows if self.model.config["window"] else self._stream)(network, volume):
-                logits[box] += part
-                report(part.numel())
+                logits[(slice(None), *box)] += part
+                report(part[0].numel())
         return logits.div_(len(self._networks))
 
     def _stream(self, network: nn.Module, volume: np.ndarray) -> Iterator[tuple[Box, torch.Tensor]]:
-        """Yield the slabs of a volume and their logits (z, y, x)."""
+        """Yield the slabs of a volume and their logits (channels, z, y, x)."""
         axis = max(range(3), key=lambda a: (volume.shape[a], a))
         divisor = self.model.network.divisor
         edges = [_round_up(size, divisor) for size in volume.shape]
@@ -142,11 +152,11 @@ class Predictor:
             if logits is not None and done < volume.shape[axis]:
                 stop = min(done + logits.shape[axis + 2], volume.shape[axis])
                 box = tuple(slice(done, stop) if a == axis else slice(0, size) for a, size in enumerate(volume.shape))
-                yield box, logits[0, 0][tuple(slice(0, side.stop - side.start) for side in box)]
+                yield box, logits[0][(slice(None), *(slice(0, side.stop - side.start) for side in box))]
                 done = stop
 
     def _run_windows(self, network: nn.Module, volume: np.ndarray) -> Iterator[tuple[Box, torch.Tensor]]:
-        """Yield the cores of a volume's windows and their logits (z, y, x)."""
+        """Yield the cores of a volume's windows and their logits (channels, z, y, x)."""
         window, halo, divisor = self.model.config["window"], self.model.config["halo"], self.model.network.divisor
         edges = [min(window, _round_up(size, divisor)) for size in volume.shape]
         places = list(product(*(_place_windows(size, window, halo) for size in volume.shape)))
@@ -155,7 +165,7 @@ class Predictor:
         def run(count: int) -> torch.Tensor:
             starts = [[start for start, _ in place] for place in places[done : done + count]]
             boxes = [tuple(map(slice, low, np.add(low, edges))) for low in starts]
-            return network(self._to_device(np.stack([_pad(volume[box], edges) for box in boxes])))[:, 0]
+            return network(self._to_device(np.stack([_pad(volume[box], edges) for box in boxes])))
 
         while done < len(places):
             most = min(len(places) - done, max(1, _WINDOW_VOXELS // math.prod(edges)))
@@ -163,7 +173,7 @@ class Predictor:
             for logits, place in zip(outputs, places[done:], strict=False):
                 yield (
                     tuple(core for _, core in place),
-                    logits[tuple(slice(core.start - start, core.stop - start) for start, core in place)],
+                    logits[(slice(None), *(slice(core.start - start, core.stop - start) for start, core in place))],
                 )
             done += len(outputs)
 
@@ -216,6 +226,12 @@ class Predictor:
         """Volumes (n, z, y, x) as the network takes them."""
         inputs = torch.from_numpy(np.ascontiguousarray(volumes))[:, None]
         return inputs.to(self.device, self._type, memory_format=torch.channels_last_3d)
+
+
+def to_probabilities(logits: torch.Tensor) -> torch.Tensor:
+    """Return the particles' probabilities (particles, z, y, x) of logits (channels, z, y, x): of one channel by the
+    logistic function, of several, of which the first is the background, by softmax."""
+    return torch.sigmoid(logits) if len(logits) == 1 else torch.softmax(logits, dim=0)[1:]
 
 
 class _Compiled:

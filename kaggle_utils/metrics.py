@@ -119,7 +119,7 @@ def score_submission(submission: pd.DataFrame, truth: pd.DataFrame, beta: float 
             tp = _count_found(true_xyz[true], true_run[true], found_xyz[found], found_run[found], radius)
             fp, fn = int(found.sum()) - tp, int(true.sum()) - tp
         precision, recall = _ratio(tp, tp + fp), _ratio(tp, tp + fn)
-        f_beta = _ratio((1 + beta**2) * (precision * recall), beta**2 * precision + recall)
+        f_beta = float(compute_f_beta(tp, tp + fp, tp + fn, beta))
         rows.append((tp, fp, fn, precision, recall, f_beta, particle.weight))
 
     columns = ["tp", "fp", "fn", "precision", "recall", "f_beta", "weight"]
@@ -134,12 +134,19 @@ def _count_found(true_xyz, true_run, found_xyz, found_run, radius: float) -> int
     """Count true particles, (N, 3) with run numbers (N,), that have a candidate of the same run within `radius`."""
     if len(found_xyz) == 0:
         return 0
+    # In the order of the runs, queries walk the same branches one after the other: on shuffled rows twice as fast.
+    order = np.argsort(true_run, kind="stable")
+    near = _query(true_xyz[order], true_run[order], found_xyz, found_run, radius, return_length=True)
+    return int(np.count_nonzero(near))
+
+
+def _query(true_xyz, true_run, found_xyz, found_run, radius: float, return_length: bool) -> np.ndarray:
+    """Return for each true particle, (N,), the list or the number of the candidates of its run within `radius`."""
     # One tree for all runs, told apart by a fourth coordinate in steps beyond reach. Within a run it adds exactly 0 to
     # the squared distance, so a distance equal to the radius counts just as it does in a tree of that run alone.
     tree = cKDTree(np.column_stack([found_xyz, found_run * (4 * radius)]), balanced_tree=False, compact_nodes=False)
-    # In the order of the runs, queries walk the same branches one after the other: on shuffled rows twice as fast.
-    places = np.column_stack([true_xyz, true_run * (4 * radius)])[np.argsort(true_run, kind="stable")]
-    return int(np.count_nonzero(tree.query_ball_point(places, radius, return_length=True)))
+    places = np.column_stack([true_xyz, true_run * (4 * radius)])
+    return tree.query_ball_point(places, radius, return_length=return_length)
 
 
 def _particle_numbers(table: pd.DataFrame, name: str) -> np.ndarray:
@@ -180,3 +187,46 @@ def _mask(values: np.ndarray, name: str) -> np.ndarray:
 def _ratio(numerator: float, denominator: float) -> float:
     """Divide; 0 where there is nothing to divide by."""
     return numerator / denominator if denominator else 0.0
+
+
+def compute_f_beta(hits: np.ndarray, found: np.ndarray, true: np.ndarray, beta: float = 4.0) -> np.ndarray:
+    """Return F-beta of `hits` true positives among `found` candidates for `true` particles; 0 where there is neither.
+
+    It is (1 + beta^2) P R / (beta^2 P + R) with P = hits / found and R = hits / true, multiplied out. Takes numbers, or
+    arrays whose shapes broadcast, and returns an array of the broadcast shape."""
+    above, below = np.broadcast_arrays((1 + beta**2) * np.asarray(hits, float), beta**2 * np.asarray(true) + found)
+    return np.divide(above, below, out=np.zeros(below.shape), where=below > 0)
+
+
+def find_matches(picks: pd.DataFrame, truth: pd.DataFrame) -> np.ndarray:
+    """Return every pair of a pick and a true particle that `score_submission` takes for a match, the nearest first.
+
+    Returns
+    -------
+    array of int, shape (pairs, 2)
+        Row numbers, as for `iloc`, of the pick and of the true particle. They are of one run and one type, and at most
+        half its radius apart. A pick, or a true particle, may stand in several pairs or in none.
+
+    Raises
+    ------
+    ValueError
+        As `score_submission` does (its "submission" are the picks).
+    """
+    score_submission(picks, truth)  # its checks
+    true_run, runs = pd.factorize(truth["experiment"])
+    found_run = pd.Index(runs).get_indexer(picks["experiment"])
+    row = np.flatnonzero(found_run >= 0)
+    picks, found_run = picks.iloc[row], found_run[row]
+    found_type, true_type = _particle_numbers(picks, "submission"), _particle_numbers(truth, "truth")
+    found_xyz, true_xyz = _coordinates(picks, "submission"), _coordinates(truth, "truth")
+    pairs, distances = [np.empty((0, 2), np.intp)], [np.empty(0)]
+    for number, particle in enumerate(PARTICLES):
+        true, found = np.flatnonzero(true_type == number), np.flatnonzero(found_type == number)
+        if len(true) and len(found):
+            radius = particle.radius * MATCH_FRACTION
+            near = _query(true_xyz[true], true_run[true], found_xyz[found], found_run[found], radius, False)
+            hit = true[np.repeat(np.arange(len(true)), [len(indices) for indices in near])]
+            by = found[np.concatenate(near).astype(np.intp)]
+            pairs.append(np.column_stack([row[by], hit]))
+            distances.append(np.linalg.norm(found_xyz[by] - true_xyz[hit], axis=1))
+    return np.concatenate(pairs)[np.argsort(np.concatenate(distances), kind="stable")]

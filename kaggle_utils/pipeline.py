@@ -14,8 +14,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from kaggle_utils.ensemble import Ensemble, annotate
+from kaggle_utils.ensemble import Ensemble, annotate, load_specialists, make_ensemble
 from kaggle_utils.inference import Predictor
+from kaggle_utils.merging import COMMITTEES, Committee, find_by_committee, make_committee
+from kaggle_utils.models import TrainedModel, agree, load_model, read_config
 from kaggle_utils.picking import pick_particles
 from kaggle_utils.subvolumes import normalise
 from kaggle_utils.tomograms import Tomogram, load_tomogram
@@ -34,7 +36,31 @@ class Prediction:
     voxel_spacing: float
 
 
-def predict_run(run: str, data: str | Path, ensemble: Ensemble, split: str = "test", device: str = "cpu") -> Prediction:
+def load_ensemble(name: str, folder: str | Path, device: str = "cpu") -> Ensemble | Committee:
+    """Load what makes ensemble `name` of the model folders below `folder`, specialists or folds.
+
+    Raises ValueError for an unknown name, and as `load_model`, `make_ensemble` and `make_committee` do."""
+    folds = [path for path in sorted(Path(folder).glob("*_fold_*")) if (path / "config.json").is_file()]
+    if not folds:
+        return load_specialists(name, folder, device)
+    if name not in COMMITTEES:
+        raise ValueError(f"unknown ensemble {name!r}; choose from {', '.join(COMMITTEES)}")
+    return assemble(name, [load_model(p, device) for p in folds if read_config(p)["architecture"] in COMMITTEES[name]])
+
+
+def assemble(name: str, models: Sequence[TrainedModel]) -> Ensemble | Committee:
+    """Make an ensemble of specialists, or a committee of networks for all particles.
+
+    Raises ValueError for some of both, and as `make_ensemble` and `make_committee` do."""
+    several = [model for model in models if len(model.particles) > 1]
+    if several and len(several) < len(models):
+        raise ValueError("models for one particle and models for all cannot be mixed; give folders of one recipe")
+    return make_committee(name, models) if several else make_ensemble(name, models)
+
+
+def predict_run(
+    run: str, data: str | Path, ensemble: Ensemble | Committee, split: str = "test", device: str = "cpu"
+) -> Prediction:
     """Find the particles of one run; raises as `predict_runs` does."""
     return next(_predict_in_turn([run], data, ensemble, split, device))
 
@@ -42,18 +68,18 @@ def predict_run(run: str, data: str | Path, ensemble: Ensemble, split: str = "te
 def predict_runs(
     runs: Sequence[str],
     data: str | Path,
-    ensemble: Ensemble,
+    ensemble: Ensemble | Committee,
     split: str = "test",
     devices: Sequence[str] = ("cpu",),
-    views: int = 1,
+    views: int | None = None,
     compiled: bool = False,
 ) -> Iterator[tuple[str, pd.DataFrame]]:
     """Find the particles of many runs; yield each run's name and picks table as soon as it is finished.
 
     With several devices the runs are dealt out to them in turn, one process each, and the CPU's threads with them; they
     finish in any order. While a run is computed, the next one is read.
-    The tomogram type and the sizes of a pick are those in the models' configs; `views` and `compiled` are for
-    `Predictor`.
+    The tomogram type, and all that makes a pick of probabilities, are those in the models' configs; so are the `views`
+    unless they are given. `compiled` is for `Predictor`.
 
     Beside what `annotate` says, each process holds the volume that is being read. A script that gives several devices
     must do so below `if __name__ == "__main__"`, for the processes import it.
@@ -85,27 +111,33 @@ def predict_runs(
 def _predict_in_turn(
     runs: Iterable[str],
     data: str | Path,
-    ensemble: Ensemble,
+    ensemble: Ensemble | Committee,
     split: str,
     device: str,
-    views: int = 1,
+    views: int | None = None,
     compiled: bool = False,
     sharers: int = 1,
     progress: bool = True,
 ) -> Iterator[Prediction]:
-    settings = {key: _agree(ensemble, key) for key in ("tomogram", "min_size_fraction", "radius_fraction")}
-    predictors = [[Predictor(model, device, views, compiled, sharers) for model in group] for group in ensemble.members]
+    find = find_by_committee if isinstance(ensemble, Committee) else _find_by_rule
+    views = ensemble.views if views is None else views
+    predictors = [Predictor(model, device, views, compiled, sharers) for model in ensemble.models]
 
     def predict(loaded: Future) -> Prediction:
         run, volume, spacing = (tomogram := loaded.result()).run, tomogram.volume, tomogram.voxel_spacing
-        annotated, confidence = annotate(volume, ensemble, predictors, run, progress=progress)
-        sizes = settings["min_size_fraction"], settings["radius_fraction"]
-        picks = pick_particles(annotated, confidence, spacing, run, *sizes)
+        picks, annotated, confidence = find(volume, spacing, ensemble, predictors, run, progress)
         return Prediction(run, volume, annotated, confidence, picks, spacing)
 
+    kind = agree(ensemble.models, "tomogram")
     with ThreadPoolExecutor(1) as reader:
-        read = (reader.submit(_read, run, data, split, settings["tomogram"]) for run in runs)
+        read = (reader.submit(_read, run, data, split, kind) for run in runs)
         yield from map(predict, _one_ahead(read))  # which, unlike a loop, lets go of a run before the next one begins
+
+
+def _find_by_rule(volume, spacing: float, ensemble: Ensemble, predictors, run: str, progress: bool) -> tuple:
+    sizes = agree(ensemble.models, "min_size_fraction"), agree(ensemble.models, "radius_fraction")
+    annotated, confidence = annotate(volume, ensemble, predictors, run, progress=progress)
+    return pick_particles(annotated, confidence, spacing, run, *sizes), annotated, confidence
 
 
 def _read(run: str, data: str | Path, split: str, kind: str) -> Tomogram:
@@ -122,18 +154,6 @@ def _one_ahead(futures: Iterable[Future]) -> Iterator[Future]:
         waiting = future
     if waiting is not None:
         yield waiting
-
-
-def _agree(ensemble: Ensemble, key: str):
-    """The setting that all models of an ensemble were trained with."""
-    lacking = [model.name for model in ensemble.models if key not in model.config]
-    if lacking:
-        raise ValueError(f"the configs of {', '.join(lacking)} have no {key}; train these models again")
-    values = {model.name: model.config[key] for model in ensemble.models}
-    if len(set(values.values())) > 1:
-        listed = ", ".join(f"{name} has {value!r}" for name, value in values.items())
-        raise ValueError(f"the ensemble's models were trained with different settings of {key}: {listed}")
-    return next(iter(values.values()))
 
 
 def _shorten(prediction: Prediction) -> tuple[str, pd.DataFrame]:

@@ -36,7 +36,7 @@ _MODEL_FILES = ("config.json", "weights.pt", "thresholds.json", "history.csv")
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
 OUT = _REPOSITORY / "work" / "publish"
-_ON_KAGGLE = "report-full"  # recipe and scale that `environment.detect` chooses there
+_ON_KAGGLE = "competition-full"  # recipe and scale that `environment.detect` chooses there
 _PATIENCE, _PAUSE = 90, 10  # how often, and after how many seconds, a new dataset is asked whether it is ready
 _ABSENT = re.compile("403|404|not found|forbidden|permission", re.IGNORECASE)  # what the CLI says of no such dataset
 _FAILURE = re.compile(r"(creation|push) error:|not valid \w+ sources|Authentication required")  # often with status 0
@@ -138,6 +138,7 @@ def copy_models(models: Iterable[str | Path], dataset: Path) -> None:
     if not (models := list(models)):
         return
     from kaggle_utils.ensemble import ENSEMBLES, find_models, read_choice  # torch is slow to import
+    from kaggle_utils.merging import COMMITTEES
     from kaggle_utils.models import load_model, name_model
     from kaggle_utils.particles import REPORT_PARTICLES
 
@@ -159,10 +160,12 @@ def copy_models(models: Iterable[str | Path], dataset: Path) -> None:
     if len(works) > 1:
         raise ValueError(f"{' and '.join(map(str, works.values()))} chose different ensembles; publish one's models")
     for choice, work in works.items():
-        needed = {name_model(kind, p.name) for p in REPORT_PARTICLES for kind in ENSEMBLES[choice](p.name)}
         if len(groups) > 1 and _ON_KAGGLE not in groups:
             raise ValueError(f"models of {' and '.join(sorted(groups))}: publish those of one, or none can be chosen")
         names = groups.get(_ON_KAGGLE) or next(iter(groups.values()))  # as `environment.find_models` will
+        needed = {name_model(kind, p.name) for p in REPORT_PARTICLES for kind in ENSEMBLES[choice](p.name)}
+        if choice in COMMITTEES and any("_fold_" in name for name in names):  # how many folds there are, who knows
+            needed = {name_model(kind, "fold_0") for kind in COMMITTEES[choice]}
         missing = sorted(needed - names)
         if missing:
             raise ValueError(

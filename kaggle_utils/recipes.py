@@ -11,9 +11,12 @@ from dataclasses import asdict, dataclass, replace
 class ModelRecipe:
     """How one network is built, trained and run over a tomogram.
 
-    `width` counts the channels of the first block. `validate_every` is in epochs. `window` is the edge in voxels of the
-    cubes that the network sees at inference (None: any size, because its layers only look at a neighbourhood) and
-    `halo` the margin that is cut off their predictions."""
+    `width` counts the channels of the first block, `stem` has it work at half the resolution. `validate_every` is in
+    epochs. `window` is the edge in voxels of the cubes that the network sees at inference (None: any size, because its
+    layers only look at a neighbourhood) and `halo` the margin that is cut off their predictions. `warm_up` is the share
+    of the training in which the learning rate rises, before half a cosine (None: it is constant); `clip` the largest
+    norm of a gradient; `mixup` the share of mixed batches; `average` the decay of the weights' moving average (0:
+    none); `best` the number of best validated weights that are averaged in the end."""
 
     architecture: str
     width: int
@@ -26,6 +29,12 @@ class ModelRecipe:
     patience: int | None = None
     window: int | None = None
     halo: int = 0
+    stem: bool = False
+    warm_up: float | None = None
+    clip: float | None = None
+    mixup: float = 0.0
+    average: float = 0.0
+    best: int = 1
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,7 @@ class Recipe:
     vnet: ModelRecipe
     baseline: ModelRecipe
     tomogram: str = "denoised"
+    other_tomograms: tuple[str, ...] = ()
     subvolume_size: int = 64
     background_ratio: float = 0.5
     split: str = "subvolumes"
@@ -53,7 +63,45 @@ class Recipe:
     seed: int = 0
 
 
-RECIPE_NAMES = ("report",)
+@dataclass(frozen=True)
+class Augmentation:
+    """How a crop is changed each time it is drawn.
+
+    `turned` is the share of crops that are turned about z by up to `turn` degrees and tilted by up to `tilt` (the
+    others stay on the grid); `gain`, `shift` and `noise` are in standard deviations of the volume; `pasted` is the
+    share of crops that get a particle from elsewhere; `other_types` that read from another type of tomogram, where a
+    run has one."""
+
+    flips: bool = True
+    quarter_turns: bool = True
+    turned: float = 0.3
+    turn: float = 180.0
+    tilt: float = 10.0
+    gain: float = 0.15
+    shift: float = 0.1
+    noise: float = 0.3
+    pasted: float = 0.0
+    other_types: float = 0.2
+
+
+@dataclass(frozen=True)
+class CompetitionRecipe(Recipe):
+    """One network for all particles, trained on crops that are drawn on the fly, once for each run that is left out.
+
+    `folds` is how many runs are left out in turn (None: all); `crops` are drawn in an epoch, the share `centred` of
+    them near a particle. How outputs become candidates (`merge`, `decoder`, test-time `views`) is what the folds start
+    from."""
+
+    folds: int | None = None
+    crops: int = 1000
+    centred: float = 0.8
+    augmentation: Augmentation = Augmentation()
+    merge: str = "logits"
+    decoder: str = "peaks"
+    views: int = 1
+
+
+RECIPE_NAMES = ("competition", "report")
 SCALES = ("demo", "full")
 
 # Sections 4.1, 4.4 and 5.2 of the report. It does not give the edge of its sub-volumes, the share of background, the
@@ -107,35 +155,96 @@ _SCALES = {
 }
 
 
-def get_recipe(name: str = "report", scale: str = "demo") -> Recipe:
+# The competition recipe. What public solutions agree on: small spheres, rare types lifted, light networks at half the
+# resolution, weighted cross-entropy beside an overlap loss, flips and quarter turns, averaged weights, averaged logits
+# of several networks. benchmarks/accuracy.py says what each is worth where minutes of training can tell.
+_COMPETITION_UNET = ModelRecipe(
+    "unet",
+    32,
+    loss="cross_entropy_tversky",
+    optimiser="adamw",
+    learning_rate=3e-3,
+    epochs=40,
+    batch_size=4,
+    stem=True,
+    warm_up=0.05,
+    clip=1.0,
+    average=0.999,
+    best=3,
+)
+_COMPETITION = CompetitionRecipe(
+    name="competition",
+    scale="full",
+    baseline=_REPORT.baseline,
+    unet=_COMPETITION_UNET,
+    vnet=replace(_COMPETITION_UNET, architecture="vnet", width=16, window=192, halo=24),
+    subvolume_size=80,
+    radius_fraction=0.5,
+    crops=2000,
+    views=4,
+)
+
+# The same for the competition recipe: sub-volume edge, decay of the moving average, crops of an epoch, folds, views,
+# then (width, learning rate, epochs). In short trainings the best weights differ too much to be averaged.
+_COMPETITION_SCALES = {
+    "demo": {
+        "subvolume_size": 48,
+        "average": 0.98,
+        "crops": 200,
+        "folds": 2,
+        "views": 1,
+        "unet": (16, 3e-3, 5),
+        "vnet": (8, 3e-3, 5),
+    },
+    "smoke": {
+        "subvolume_size": 16,
+        "average": 0.5,
+        "crops": 4,
+        "folds": 2,
+        "views": 1,
+        "unet": (2, 1e-2, 1),
+        "vnet": (2, 1e-2, 1),
+    },
+}
+
+
+def get_recipe(name: str = "competition", scale: str = "demo") -> Recipe:
     """Return the settings of recipe `name` at `scale`; raises ValueError naming the choices otherwise."""
     if name not in RECIPE_NAMES:
         raise ValueError(f"unknown recipe {name!r}; choose from {', '.join(RECIPE_NAMES)}")
     if scale not in _SCALES:
         raise ValueError(f"unknown scale {scale!r}; choose from {', '.join(SCALES)}")
-    sizes = _SCALES[scale]
-    if sizes is None:
-        return _REPORT
-    edge = sizes["subvolume_size"]
-    networks = {}
-    for key in ("baseline", "unet", "vnet"):
-        width, rate, epochs, validate_every = sizes[key]
-        network = getattr(_REPORT, key)
+    recipe = {"report": _REPORT, "competition": _COMPETITION}[name]
+    if scale == "full":
+        return recipe
+    report = _shrink(_REPORT, _SCALES[scale], scale)
+    if name == "report":
+        return report
+    sizes = _COMPETITION_SCALES[scale]
+    average, alike = sizes["average"], {key: sizes[key] for key in ("crops", "folds", "views")}
+    networks = {key: replace(getattr(recipe, key), average=average, best=1) for key in ("unet", "vnet")}
+    return _shrink(replace(recipe, baseline=report.baseline, **networks, **alike), sizes, scale)
+
+
+def _shrink(recipe: Recipe, sizes: dict, scale: str) -> Recipe:
+    edge, networks = sizes["subvolume_size"], {}
+    for key in {"baseline", "unet", "vnet"} & sizes.keys():
+        width, rate, epochs, *validate_every = sizes[key]
+        network = getattr(recipe, key)
         window = None if network.window is None else 2 * edge
-        halo = 0 if window is None else window // 20 * 4
         networks[key] = replace(
             network,
             width=width,
             learning_rate=rate,
             epochs=epochs,
-            validate_every=validate_every,
+            validate_every=(validate_every or [network.validate_every])[0],
             window=window,
-            halo=halo,
+            halo=0 if window is None else window // 20 * 4,
         )
-    return replace(_REPORT, scale=scale, subvolume_size=edge, **networks)
+    return replace(recipe, scale=scale, subvolume_size=edge, **networks)
 
 
-def compare_scales(name: str = "report") -> dict[str, dict[str, object]]:
+def compare_scales(name: str) -> dict[str, dict[str, object]]:
     """Return every setting that differs between the full and the demo scale: {setting: {scale: value}}."""
     tables = {scale: _flatten(asdict(get_recipe(name, scale))) for scale in ("full", "demo")}
     return {

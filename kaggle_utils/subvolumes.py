@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 from kaggle_utils.labels import make_mask
 from kaggle_utils.picks import read_run
 from kaggle_utils.recipes import Recipe
-from kaggle_utils.tomograms import load_tomogram
+from kaggle_utils.tomograms import find_tomograms, load_tomogram
 
 SPLITS = ("train", "validation", "test")
 
@@ -28,6 +28,7 @@ class Run:
     volume: np.ndarray
     voxel_spacing: float
     points: pd.DataFrame
+    others: tuple[np.ndarray, ...] = ()  # the same run's other types of tomogram, where the recipe wants them
 
 
 def normalise(volume: np.ndarray) -> np.ndarray:
@@ -50,11 +51,15 @@ def normalise(volume: np.ndarray) -> np.ndarray:
 
 
 def load_runs(data: str | Path, runs: Iterable[str], recipe: Recipe) -> list[Run]:
-    """Read training runs into memory, normalised, each with its picks; raises as `load_tomogram` and `read_run` do."""
+    """Read training runs into memory, normalised, each with its picks, and with those of the recipe's other types of
+    tomogram that it has; raises as `load_tomogram` and `read_run` do."""
     loaded = []
     for name in runs:
         tomogram = load_tomogram(name, data, "train", recipe.tomogram)
-        loaded.append(Run(name, normalise(tomogram.volume), tomogram.voxel_spacing, read_run(name, data)))
+        kinds = [kind for kind in recipe.other_tomograms if kind in find_tomograms(name, data)]
+        others = tuple(normalise(load_tomogram(name, data, "train", kind).volume) for kind in kinds)
+        points = read_run(name, data)
+        loaded.append(Run(name, normalise(tomogram.volume), tomogram.voxel_spacing, points, others))
     return loaded
 
 

@@ -75,5 +75,5 @@ def _write_untrained(folder, architecture: str, particle: str, label: int) -> No
         "picks": 10,
         "scores": {"validation": {"recall": 0.1 * label}},
     }
-    save_weights(folder / name_model(architecture, particle), network)
+    save_weights(folder / name_model(architecture, particle), network.state_dict())
     save_config(folder / name_model(architecture, particle), config, {particle: 0.5})

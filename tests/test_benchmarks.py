@@ -1,5 +1,6 @@
-"""The benchmark of pre- and post-processing runs, and its contenders agree."""
+"""The benchmarks run on small data, and what they compare is comparable."""
 
+import importlib.util
 import json
 import os
 import runpy
@@ -7,7 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+
+from kaggle_utils.labels import make_annotated_mask
+from kaggle_utils.metrics import score_submission
+from kaggle_utils.phantom import write_phantom
+from kaggle_utils.picks import PICK_COLUMNS, read_truth
+from kaggle_utils.recipes import get_recipe
+from kaggle_utils.subvolumes import Run
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "postprocess.py"
 INFERENCE = SCRIPT.with_name("inference.py")
@@ -50,3 +60,65 @@ def test_inference_is_measured_against_the_whole_volume(tmp_path):
     assert ours["time / whole"] == pytest.approx(ours["seconds"] / whole["seconds"])
     assert [row["models"] for row in result["models"]] == [1, 6]
     assert "ours" in done.stdout and "hours for 500" in done.stdout
+
+
+@pytest.fixture
+def accuracy(monkeypatch):
+    """The benchmark of accuracy as a module, with the smallest sizes."""
+    monkeypatch.setenv("TQDM_MININTERVAL", "20")  # what it sets is undone with it
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    spec = importlib.util.spec_from_file_location("accuracy", SCRIPT.with_name("accuracy.py"))
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "accuracy", module)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "get_recipe", lambda name, scale: get_recipe(name, "smoke"))
+    monkeypatch.setattr(module, "MEASURED", 4)
+    return module
+
+
+@pytest.mark.parametrize("contender", ["report", "unet"])
+@pytest.mark.usefixtures("one_thread")
+def test_a_contender_is_trained_and_scored_once(contender, accuracy, tmp_path, monkeypatch, capsys):
+    """What the table says is the official score of the picks that lie beside it; a finished contender costs nothing."""
+    if contender == "unet":
+        pytest.importorskip("monai")
+    data, out = tmp_path / "data", tmp_path / "out"
+    write_phantom(data, runs=2, test_runs=1, shape=(48, 72, 72))
+    options = ["--data", str(data), "--out", str(out), "--minutes", "0.01", "--threads", "1"]
+    with pytest.raises(SystemExit, match="no result yet"):
+        accuracy.main([*options, "--contenders"])
+    accuracy.main([*options, "--contenders", contender])
+    result = json.loads((out / f"{contender}.json").read_text(encoding="utf-8"))
+    truth = read_truth(data / "test_truth" / "overlay" / "ExperimentRuns")
+    score = score_submission(read_truth(out / f"{contender}.csv"), truth)
+    assert result["score"] == pytest.approx(score.score)
+    assert result["minutes allowed"] == 0.01 <= result["minutes"] and result["steps"] > 0
+    [row] = pd.read_csv(out / "table.csv").to_dict("records")
+    assert row["contender"] == contender and contender in capsys.readouterr().out
+    assert row["F-beta"] == pytest.approx(score.score) and row["low"] <= row["high"]
+    assert row["ribosome"] == pytest.approx(score.particles.loc["ribosome", "f_beta"])
+
+    monkeypatch.setitem(accuracy.CONTENDERS, contender, None)  # a second training would fail
+    accuracy.main([*options, "--contenders", contender])
+    with pytest.raises(SystemExit, match="other settings"):
+        accuracy.main([*options, "--contenders", contender, "--seed", "1"])
+
+
+def test_crops_are_centred_on_every_class_equally_often(accuracy):
+    """However rare it is (of three classes one has a hundredth of the other's voxels); tomogram and mask are turned and
+    flipped alike."""
+    shape, spacing = (60, 60, 500), 10.0
+    apo_ferritins = [("TS_1", "apo-ferritin", 1000.0, 300.0, 300.0)]
+    ribosomes = [("TS_1", "ribosome", x, 300.0, 300.0) for x in (2000.0, 3000.0, 4000.0)]
+    points = pd.DataFrame(apo_ferritins + ribosomes, columns=PICK_COLUMNS)
+    mask = make_annotated_mask(points, shape, spacing, accuracy.NAMES, accuracy.RADIUS_FRACTION)
+    sampler = accuracy.CropSampler([Run("TS_1", mask.astype(np.float32), spacing, points)], seed=0)
+    centres = []
+    for _ in range(40):
+        volumes, masks = sampler.draw(8)
+        assert (volumes == masks).all() and masks.shape == (8, 1, 48, 48, 48)
+        # The centre of a cube with an even edge is between voxels, and a flip goes to the other side of it.
+        centres += masks[:, 0, 23:25, 23:25, 23:25].flatten(1).amax(1).tolist()
+    labels = [1 + accuracy.NAMES.index(name) for name in ("apo-ferritin", "ribosome")]
+    shares = [centres.count(label) / len(centres) for label in labels]
+    assert shares == pytest.approx([1 / 3, 1 / 3], abs=0.1)

@@ -260,6 +260,7 @@ def test_predict_keeps_what_it_has_when_a_later_run_fails(untrained_models, monk
         ("--models", "nowhere", "nowhere is no finished model folder, and holds none"),
         ("--data", "{tmp_path}", "no runs in"),
         ("--tta", "17", "there are 1 to 16 views, not 17"),
+        ("--tta", "0", "there are 1 to 16 views, not 0"),
         ("--device", "gpu", "unknown device gpu; this machine has cpu"),
         ("--device", "cuda:77", "unknown device cuda:77; this machine has cpu"),
         ("--out", "{tmp_path}", "is a folder; give the name of a CSV file"),

@@ -20,7 +20,7 @@ from kaggle_utils.ensemble import (
     combine,
     combine_masks,
     find_models,
-    load_ensemble,
+    load_specialists,
     make_ensemble,
     read_choice,
     save_choice,
@@ -153,7 +153,7 @@ def save_models(folder, architectures=("unet", "vnet")) -> None:
             "tomogram": "denoised",
         }
         place = folder / name_model(architecture, particle)
-        save_weights(place, network)
+        save_weights(place, network.state_dict())
         save_config(place, config, {particle: 0.4 if architecture == "unet" else 0.5})
 
 
@@ -170,7 +170,7 @@ def names_in(loaded) -> list[list[str]]:
 
 def test_the_mixed_ensemble_is_the_reports_choice(models):
     """Section 7: U-Nets for virus-like particles and apo-ferritin, V-Nets for the other three."""
-    assert names_in(load_ensemble("mixed", models)) == [
+    assert names_in(load_specialists("mixed", models)) == [
         ["3d_unet_model_apo_ferritin"],
         ["vnet_model_beta_galactosidase"],
         ["vnet_model_ribosome"],
@@ -182,15 +182,15 @@ def test_the_mixed_ensemble_is_the_reports_choice(models):
 def test_the_other_ensembles_are_all_of_one_kind_or_both(models):
     assert list(ENSEMBLES) == ["unet", "vnet", "mixed", "average"]
     stems = [particle.replace("-", "_") for particle in FIVE]
-    assert names_in(load_ensemble("unet", models)) == [[f"3d_unet_model_{stem}"] for stem in stems]
-    assert names_in(load_ensemble("vnet", models)) == [[f"vnet_model_{stem}"] for stem in stems]
-    both = load_ensemble("average", models)
+    assert names_in(load_specialists("unet", models)) == [[f"3d_unet_model_{stem}"] for stem in stems]
+    assert names_in(load_specialists("vnet", models)) == [[f"vnet_model_{stem}"] for stem in stems]
+    both = load_specialists("average", models)
     assert names_in(both) == [[f"3d_unet_model_{stem}", f"vnet_model_{stem}"] for stem in stems]
     assert [model.name for model in both.models] == [name for group in names_in(both) for name in group]
 
 
 def test_an_ensemble_knows_frequencies_recalls_and_thresholds(models):
-    mixed, both = load_ensemble("mixed", models), load_ensemble("average", models)
+    mixed, both = load_specialists("mixed", models), load_specialists("average", models)
     np.testing.assert_allclose(mixed.frequencies, [0.3, 0.1, 0.2, 0.25, 0.15])
     np.testing.assert_allclose(mixed.recalls, [0.2, 0.7, 0.8, 0.9, 0.6])
     np.testing.assert_allclose(mixed.thresholds, [0.4, 0.5, 0.5, 0.5, 0.4])
@@ -201,11 +201,11 @@ def test_an_ensemble_knows_frequencies_recalls_and_thresholds(models):
 
 def test_unknown_and_unfinished_ensembles_are_told(models, tmp_path):
     with pytest.raises(ValueError, match="unknown ensemble 'best'; choose from unet, vnet, mixed, average"):
-        load_ensemble("best", models)
+        load_specialists("best", models)
     save_models(tmp_path, architectures=("unet",))
-    assert load_ensemble("unet", tmp_path).name == "unet"
+    assert load_specialists("unet", tmp_path).name == "unet"
     with pytest.raises(FileNotFoundError, match="vnet_model_beta_galactosidase is no finished model folder"):
-        load_ensemble("mixed", tmp_path)
+        load_specialists("mixed", tmp_path)
 
 
 def test_models_of_some_particles_keep_the_reports_labels(models):
@@ -267,7 +267,7 @@ def made_up(name: str, shape) -> tuple:
 
 
 def predictors_of(chosen, views: int = 1) -> list:
-    return [[Predictor(model, views=views) for model in group] for group in chosen.members]
+    return [Predictor(model, views=views) for model in chosen.models]
 
 
 class Said:
@@ -289,11 +289,9 @@ def test_a_volume_is_decided_like_the_whole_stack(name):
     shape = (20, 30, 50)
     chosen, outputs = made_up(name, shape)
     volume, weights = np.zeros(shape, np.float32), RuleWeights(0.3, 0.2, 0.9)
-    predictors, remaining = [], iter(outputs)
-    for group in chosen.members:
-        predictors.append([Said(next(remaining)) for _ in group])
+    predictors = [Said(output) for output in outputs]
     annotated, confidence = annotate(volume, chosen, predictors, "TS_1_1", weights, progress=False)
-    assert all(predictor.seen == (volume, "TS_1_1") for group in predictors for predictor in group)
+    assert all(predictor.seen == (volume, "TS_1_1") for predictor in predictors)
 
     # Both architectures averaged is the mean of their probabilities, then the rule.
     order = iter(outputs)
@@ -360,7 +358,7 @@ def test_five_full_size_outputs_are_never_in_memory_together():
             keep.append(volume * np.float32(0.51))
             return keep.pop() if not keep[1:] else keep[-1]
 
-        predictors = [[Said(say)] for _ in range(5)]
+        predictors = [Said(say) for _ in range(5)]
         tracemalloc.start()
         try:
             annotate(volume, chosen, predictors, progress=False)
@@ -374,7 +372,7 @@ def test_five_full_size_outputs_are_never_in_memory_together():
 
 def test_networks_in_slabs_are_decided_like_in_one(models, monkeypatch):
     volume = np.random.default_rng(0).standard_normal((20, 24, 90)).astype(np.float32)
-    mixed = load_ensemble("mixed", models)
+    mixed = load_specialists("mixed", models)
     whole, sure = combine(mixed, [Predictor(model).predict(volume) for model in mixed.models])
     monkeypatch.setattr(Predictor, "_plan_planes", lambda *arguments: 8)
     slabs, confidence = annotate(volume, mixed, predictors_of(mixed), progress=False)
@@ -385,7 +383,7 @@ def test_networks_in_slabs_are_decided_like_in_one(models, monkeypatch):
 
 def test_the_progress_bar_ends_with_the_volume(models, capsys):
     volume = np.zeros((8, 8, 40), np.float32)
-    chosen = load_ensemble("unet", models)
+    chosen = load_specialists("unet", models)
     annotate(volume, chosen, predictors_of(chosen), "TS_1_1")
     assert "TS_1_1" in capsys.readouterr().err
     annotate(volume, chosen, predictors_of(chosen), "TS_1_1", progress=False)
@@ -441,7 +439,7 @@ def test_the_comparison_counts_held_out_voxels_of_every_ensemble(models, monkeyp
     cubes = split_corners(runs, RECIPE)["test"]
     assert len(seen) == len(set(seen)) == 10 * sum(map(len, cubes)) > 10  # each model looks at each cube once
     for name in ENSEMBLES:
-        chosen, truth, claimed = load_ensemble(name, models), [], []
+        chosen, truth, claimed = load_specialists(name, models), [], []
         for run, corners in zip(runs, cubes, strict=True):
             for z, y, x in corners:
                 cube = run.volume[z : z + 16, y : y + 16, x : x + 16]

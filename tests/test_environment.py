@@ -184,7 +184,7 @@ def test_scale_follows_the_gpu_and_the_data(tmp_path, monkeypatch, devices, with
     if with_data:
         make_data(tmp_path / "kaggle/input/czii")
     found = detect(KAGGLE, tmp_path)
-    assert (found.scale, found.recipe, found.devices) == (scale, "report", devices)
+    assert (found.scale, found.recipe, found.devices) == (scale, "competition", devices)
 
 
 @pytest.mark.parametrize(("count", "devices"), [(0, ("cpu",)), (2, ("cuda:0", "cuda:1"))])
@@ -198,7 +198,7 @@ def test_the_notebooks_first_line_names_no_path_of_the_machine(tmp_path):
     """It is committed with the notebooks."""
     data = make_data(tmp_path / "kaggle/input/czii")
     line = str(detect(KAGGLE, tmp_path))
-    assert line == "kaggle on cpu | report recipe at demo scale | data: czii" and str(data.parent) not in line
+    assert line == "kaggle on cpu | competition recipe at demo scale | data: czii" and str(data.parent) not in line
     assert "synthetic" in str(detect(COLAB, tmp_path))
 
 
@@ -416,7 +416,8 @@ def test_a_copy_that_was_cut_off_is_made_again(tmp_path, monkeypatch):
 
 def test_on_kaggle_a_submission_takes_models_of_another_scale_when_there_are_no_others(tmp_path):
     """Those of a demo on one's own machine, published: on Kaggle's GPU the scale is full."""
-    here = detect(KAGGLE | {"CZII_SCALE": "full"}, tmp_path)
+    report = {"CZII_RECIPE": "report", "CZII_SCALE": "full"}
+    here = detect(KAGGLE | report, tmp_path)
     assert find_models(here).name == "report-full"
     (here.models / "report-demo").mkdir(parents=True)
     assert find_models(here).name == "report-demo"
@@ -424,7 +425,8 @@ def test_on_kaggle_a_submission_takes_models_of_another_scale_when_there_are_no_
     assert find_models(here).name == "report-full"  # which of the two, nobody has said; the error will
     (here.models / "report-full").mkdir()
     assert find_models(here).name == "report-full"
-    local = detect({"CZII_WORK": str(tmp_path / "w"), "CZII_SCALE": "full"}, tmp_path)
+    assert find_models(detect(KAGGLE | {"CZII_SCALE": "full"}, tmp_path)).name == "competition-full"  # not another's
+    local = detect({"CZII_WORK": str(tmp_path / "w"), **report}, tmp_path)
     (local.models / "report-demo").mkdir(parents=True)
     assert find_models(local).name == "report-full"
 

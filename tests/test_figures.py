@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from kaggle_utils import figures
+from kaggle_utils.calibration import Curve, tune_thresholds
 from kaggle_utils.models.unet import UNet3D
 from kaggle_utils.models.vnet import VNet3D
 from kaggle_utils.particles import PARTICLES
@@ -41,6 +42,7 @@ NAMES = [particle.name for particle in PARTICLES]
 COUNTS = pd.DataFrame(
     {"positive": 3, "background before": 20, "background after": 2, "labelled voxels %": 1.5}, index=NAMES[:3]
 )
+CURVES = tune_thresholds(POINTS.assign(confidence=0.6), POINTS[:2], NAMES, samples=2)  # amylases have no truth
 SCORES = pd.DataFrame({"unet": 0.5, "vnet": np.nan}, index=NAMES)
 
 # Name: (call, what an axis label must hold, what the legends must hold). None: no axes in the ordinary sense.
@@ -59,6 +61,7 @@ CASES = {
     "pipeline": (lambda: figures.draw_pipeline(), None, ""),
     "losses": (lambda: figures.draw_losses(HISTORY, "losses"), "epoch|loss|Dice", "validation loss"),
     "grid": (lambda: figures.draw_losses_grid({"ribosome": HISTORY}), "epoch|loss|Dice", "validation Dice"),
+    "thresholds": (lambda: figures.draw_threshold_curves(CURVES), "confidence threshold|F-beta", "plateau"),
     "confusion": (lambda: figures.draw_confusion([[990, 10], [5, 0]], "confusion"), "true|predicted|voxels", ""),
     "truth": (
         lambda: figures.draw_truth_and_prediction(VOLUME, MASK, PREDICTED, SPACING, "truth"),
@@ -193,6 +196,42 @@ def test_losses_leave_out_epochs_without_validation():
     assert len(figures.draw_losses(never, "").axes[1].lines) == 1
 
 
+def make_curve(**changed) -> Curve:
+    """Return a curve that rises from 0.2 to 0.4 and falls back, with a band of 0.1 each way."""
+    f_beta = np.array([0.2, 0.4, 0.3])
+    known = {"thresholds": np.array([0.1, 0.5, 0.9]), "f_beta": f_beta, "low": f_beta - 0.1, "high": f_beta + 0.1}
+    return Curve(**known | {"argmax": 0.5, "plateau": (0.4, 0.8), "chosen": 0.6} | changed)
+
+
+def test_threshold_curves_show_curve_band_plateau_and_both_thresholds():
+    """Who reads a threshold off the picture must read the one that inference applies, the solid line's."""
+    axes = figures.draw_threshold_curves({"ribosome": make_curve()}).axes[0]
+    curve, *lines = axes.lines
+    np.testing.assert_array_equal(curve.get_xydata(), [[0.1, 0.2], [0.5, 0.4], [0.9, 0.3]])
+    assert to_hex(curve.get_color()) == "#d55e00"
+    assert {line.get_linestyle(): line.get_xdata()[0] for line in lines} == {"-": 0.6, ":": 0.5}
+    assert axes.get_title() == "ribosome: chosen 0.60"
+    (plateau,), (band,) = axes.patches, axes.collections
+    np.testing.assert_allclose([plateau.get_x(), plateau.get_x() + plateau.get_width()], [0.4, 0.8])
+    corners = {tuple(corner) for corner in band.get_paths()[0].vertices.round(6).tolist()}
+    assert corners == {(x, round(y + d, 6)) for x, y in curve.get_xydata().tolist() for d in (-0.1, 0.1)}
+
+
+def test_threshold_curves_have_one_scale_and_say_where_nothing_is_tuned():
+    """Five particles leave a place empty; F-beta may exceed 1; amylases, not scored, have no truth here."""
+    high = {"f_beta": np.array([0.5, 1.05, 1.0]), "high": np.array([0.6, 1.2, 1.1])}
+    curves = {name: make_curve(**high) for name in NAMES[2:]}
+    figure = figures.draw_threshold_curves({"beta-amylase": CURVES["beta-amylase"]} | curves)
+    assert [len(axes.lines) for axes in figure.axes] == [2, 3, 3, 3, 3]
+    assert figure.axes[0].get_title() == "beta-amylase, not scored: chosen 0.50"
+    assert texts(figure) == ["0 at every threshold,\nnothing to tune"]
+    assert {axes.get_xlim() for axes in figure.axes} == {(0, 1)}
+    assert min(axes.get_ylim()[1] for axes in figure.axes) > 1.2
+    assert [bool(axes.get_xlabel()) for axes in figure.axes] == [False, False, True, True, True]
+    with pytest.raises(ValueError, match="no curves"):
+        figures.draw_threshold_curves({})
+
+
 def test_confusion_gives_counts_and_shares_of_rows():
     shown = texts(figures.draw_confusion(np.array([[1_234_000, 6_000], [5, 15]]), ""))
     assert [text.split("\n")[1:] for text in shown] == [
@@ -209,11 +248,13 @@ def test_frequencies_count_every_run():
     assert sorted(shown) == sorted(["2", "1", "1", "4", "1", "1", "", "2"])  # ribosome, apo-ferritin, amylase; total
 
 
+@pytest.mark.parametrize("stem", [False, True])
 @pytest.mark.parametrize(("draw", "network"), [(figures.draw_unet, UNet3D), (figures.draw_vnet, VNet3D)])
-def test_diagrams_show_the_networks_channels(draw, network):
+def test_diagrams_show_the_networks_channels(draw, network, stem):
     """The diagrams are drawn by hand: they must follow the code."""
-    shown = dict(text.split("\n") for text in texts(draw(4)) if re.match("enc|dec|bottleneck", text))
-    blocks = {name: block for name, block in network(4).named_children() if re.match("enc|dec|bottleneck", name)}
+    everything, built = texts(draw(4, stem, outputs=7)), network(4, outputs=7, stem=stem)
+    shown = dict(text.split("\n") for text in everything if re.match("enc|dec|bottleneck", text))
+    blocks = {name: block for name, block in built.named_children() if re.match("enc|dec|bottleneck", name)}
     assert shown.keys() == blocks.keys()
     for name, block in blocks.items():
         convolutions = [
@@ -223,3 +264,11 @@ def test_diagrams_show_the_networks_channels(draw, network):
         assert int(outputs) == convolutions[-1].out_channels
         parts = [int(number) for number in re.findall(r"\d+", inputs)]
         assert (sum(parts) if "+" in inputs else parts[0]) == convolutions[0].in_channels
+    (end,) = (text for text in everything if f"{built.final.in_channels} → {built.final.out_channels}" in text)
+    assert "×".join(map(str, built.final.kernel_size)) in end
+    assert ("transposed" in end) == isinstance(built.final, nn.ConvTranspose3d)
+    starts = [text for text in everything if re.match(r"convolution 2×2×2,\nstride 2: 1 → 4", text)]
+    assert len(starts) == isinstance(built.stem, nn.Conv3d)
+    voxels = [int(re.findall(r"\d+", text)[0]) for text in everything if text.startswith("voxels")]
+    assert voxels == [2**level for level in range(len(voxels))]  # nanometres, from the input down
+    assert voxels[-1] == built.divisor

@@ -9,7 +9,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from networks import enliven
-from scipy.special import expit, logit
+from scipy.special import expit, logit, softmax
 from torch import nn
 
 from kaggle_utils import inference
@@ -30,6 +30,13 @@ def make_model(architecture: str, window: int | None = None, halo: int = 0, name
     network = enliven(build_model(architecture, 3 if architecture == "unet" else 2))
     config = {"particle": "ribosome", "window": window, "halo": halo}
     return TrainedModel(name, network, config, {"ribosome": 0.5})
+
+
+def make_several(architecture: str, window: int | None = None) -> TrainedModel:
+    """The same for two particles, with a stem: three channels, of which the first is the background."""
+    network = enliven(build_model(architecture, 2, particles=2, stem=True))
+    config = {"particles": ["ribosome", "thyroglobulin"], "window": window, "halo": 4 if window else 0}
+    return TrainedModel("model_a", network, config, {"ribosome": 0.5, "thyroglobulin": 0.5})
 
 
 UNET, BASELINE, VNET = make_model("unet"), make_model("baseline"), make_model("vnet", window=24, halo=4)
@@ -104,6 +111,39 @@ def test_no_network_gets_more_of_a_volume_than_a_slab(few_planes, monkeypatch):
     Predictor(UNET).predict(make_volume((9, 9, 63)))
     # Every plane once: nothing is computed again at the seams. The last are few: with them comes what was waited for.
     assert fed == [8] * 7 + [4, 4]
+
+
+# ---- several particles
+
+
+@pytest.mark.parametrize("views", [1, 4])
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (make_several("unet"), (13, 24, 70)),
+        (make_several("unet"), (70, 9, 16)),
+        (make_several("vnet", 32), (32, 20, 17)),
+    ],
+    ids=["unet along x", "unet along z", "vnet in one window"],
+)
+def test_a_network_for_several_particles_gives_a_softmax_without_the_background(model, shape, views, few_planes):
+    """Of the mean of all views' logits, which a committee gets; each view by turning the volume, not the network."""
+    volume, divisor = make_volume(shape), model.network.divisor
+    padded = np.pad(volume, [(0, -size % divisor) for size in shape], mode="edge")
+    logits = 0
+    for view in VIEWS[:views]:
+        with torch.inference_mode():
+            seen = model.network(torch.from_numpy(turn(padded, *view).copy())[None, None])[0].numpy()
+        logits = logits + np.stack([turn_back(channel, *view) for channel in seen]) / views
+    logits = logits[(slice(None), *map(slice, shape))]
+    reported, predictor = [], Predictor(model, views=views)
+    ours = predictor.predict_logits(volume, report=reported.append)
+    np.testing.assert_allclose(ours.numpy(), logits, rtol=0, atol=1e-4 * np.ptp(logits))
+    assert sum(reported) == views * volume.size
+    probabilities = predictor.predict(volume)
+    assert probabilities.shape == (2, *shape) and probabilities.dtype == np.float32
+    np.testing.assert_allclose(probabilities, softmax(logits, axis=0)[1:], rtol=0, atol=1e-3)
+    assert np.ptp(probabilities[0]) > 0.1 and np.abs(probabilities[0] - probabilities[1]).max() > 0.1
 
 
 # ---- test-time views

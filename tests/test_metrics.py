@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial import KDTree
 
-from kaggle_utils.metrics import confusion_matrix, score_submission, voxel_scores
+from kaggle_utils.metrics import compute_f_beta, confusion_matrix, find_matches, score_submission, voxel_scores
 
 # Written out again, from the competition page: a wrong number in the particle table must not pass unseen.
 RADII = {
@@ -325,3 +325,49 @@ def test_voxel_scores_by_hand_and_against_the_report():
     assert [scores[name] for name in ("precision", "recall", "f1")] == pytest.approx([0.5894, 0.2131, 0.3131], abs=2e-4)
     with pytest.raises(ValueError, match=r"\(2, 2\)"):
         voxel_scores(np.zeros(4))
+
+
+def test_f_beta_of_arrays_is_that_of_precision_and_recall():
+    hits, found, true = np.array([[3], [0], [2]]), np.array([5, 0, 1]), 4
+    result = compute_f_beta(hits, found, true)
+    assert result.shape == (3, 3)
+    for (i, j), value in np.ndenumerate(result):
+        precision, recall = (hits[i, 0] / found[j] if found[j] else None), hits[i, 0] / true
+        if precision:
+            assert value == pytest.approx(17 * precision * recall / (16 * precision + recall))
+    assert compute_f_beta(0, 3, 0) == compute_f_beta(0, 0, 3) == compute_f_beta(0, 0, 0) == 0
+    assert compute_f_beta(1, 2, 1, beta=1.0) == pytest.approx(2 / 3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(rows_of | crowded_rows, max_size=30, unique_by=lambda row: (row[0], *row[2:])),
+    st.lists(rows_of | crowded_rows | rows_elsewhere, max_size=30),
+)
+def test_matches_are_all_pairs_in_reach_and_give_the_official_hits(truth, submission):
+    """Brute force over all pairs of rows; the row numbers hold whatever the index and the rows that are dropped."""
+    truth, picks = table(truth), table(submission).set_index(pd.Index([7] * len(submission)))
+    pairs = find_matches(picks, truth)
+    expected, distances = set(), {}
+    for i, (run, name, *point) in enumerate(picks.itertuples(index=False)):
+        for j, (true_run, true_name, *true_point) in enumerate(truth.itertuples(index=False)):
+            squared = sum((a - b) ** 2 for a, b in zip(point, true_point, strict=True))
+            if (run, name) == (true_run, true_name) and squared <= (RADII[name] / 2) ** 2:
+                expected.add((i, j))
+                distances[i, j] = squared
+    assert len(pairs) == len(expected) and set(map(tuple, pairs.tolist())) == expected
+    found = [distances[pair] ** 0.5 for pair in map(tuple, pairs.tolist())]
+    assert found == pytest.approx(sorted(found))
+    hits = truth.iloc[np.unique(pairs[:, 1])]["particle_type"].value_counts()
+    official = score_submission(picks, truth).particles["tp"]
+    assert official[official > 0].to_dict() == hits[hits > 0].to_dict()
+    assert picks.iloc[pairs[:, 0]]["experiment"].tolist() == truth.iloc[pairs[:, 1]]["experiment"].tolist()
+
+
+def test_matches_refuse_what_the_score_refuses():
+    truth = table([("a", "ribosome", 0, 0, 0)])
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        find_matches(truth.assign(x=float("nan")), truth)
+    with pytest.raises(ValueError, match="two particles at"):
+        find_matches(truth, pd.concat([truth, truth]))
+    assert find_matches(truth[:0], truth).shape == find_matches(truth, truth[:0]).shape == (0, 2)

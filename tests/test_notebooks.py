@@ -11,7 +11,7 @@ from kaggle_utils.environment import detect
 from kaggle_utils.metrics import score_submission
 from kaggle_utils.models import load_model, name_model
 from kaggle_utils.notebooks import MAX_BYTES, NOTEBOOKS, find_notebooks, run_notebooks
-from kaggle_utils.particles import REPORT_PARTICLES
+from kaggle_utils.particles import PARTICLES, REPORT_PARTICLES
 from kaggle_utils.picks import read_truth
 from kaggle_utils.submission import read_submission, validate_submission
 
@@ -55,12 +55,16 @@ def complaints(notebook) -> list[str]:
 
 
 @pytest.mark.slow
-def test_all_six_go_from_tomograms_to_a_valid_submission(phantom_data, tmp_path, monkeypatch):
-    """Two cores, a minute: everything is as small as it can be, so that only what is broken shows."""
+@pytest.mark.parametrize("recipe", ["report", "competition"])
+def test_all_six_go_from_tomograms_to_a_valid_submission(recipe, phantom_data, tmp_path, monkeypatch):
+    """Unedited by either recipe. Two cores, a minute: everything is as small as it can be, so that only what is broken
+    shows."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # networks this small only wait for each other's threads
     sources = {path: path.read_bytes() for path in find_notebooks()}
-    env = detect({"CZII_DATA": str(phantom_data), "CZII_WORK": str(tmp_path / "work"), "CZII_SCALE": "smoke"})
-    assert (env.recipe, env.scale, env.submission) == ("report", "smoke", tmp_path / "work" / "submission.csv")
+    given = {"CZII_DATA": str(phantom_data), "CZII_WORK": str(tmp_path / "work"), "CZII_SCALE": "smoke"}
+    env = detect({**given, "CZII_RECIPE": recipe})
+    assert (env.recipe, env.scale, env.submission) == (recipe, "smoke", tmp_path / "work" / "submission.csv")
+    assert detect(given).recipe == "competition"
 
     pages = run_notebooks(env)
 
@@ -72,10 +76,12 @@ def test_all_six_go_from_tomograms_to_a_valid_submission(phantom_data, tmp_path,
     assert {path: path.read_bytes() for path in sources} == sources  # only --refresh writes them back
 
     # Every model stands alone, and the submission is one that the competition would take.
+    targets = [particle.name for particle in REPORT_PARTICLES] if recipe == "report" else ["fold_0", "fold_1"]
     for architecture in "unet", "vnet":
-        for particle in REPORT_PARTICLES:
-            model = load_model(env.models / "report-smoke" / name_model(architecture, particle.name))
-            assert model.particle == particle.name and len(model.config["runs"]) == 3
+        for target in targets:
+            model = load_model(env.models / f"{recipe}-smoke" / name_model(architecture, target))
+            assert model.particles == ((target,) if recipe == "report" else tuple(p.name for p in PARTICLES))
+            assert len(model.config["runs"]) == 3
     assert load_model(env.models / "report-smoke" / "baseline_model_ribosome").config["runs"] == ["TS_1_1"]
     assert validate_submission(env.submission, phantom_data) == []
     found = read_submission(env.submission)
@@ -104,7 +110,7 @@ def test_committed_notebooks_were_executed_in_order_without_error_or_a_machines_
 
 def test_committed_notebooks_show_a_demo_run_on_the_phantom(committed):
     shown = "".join(text for cell in code_cells(read(committed)) for text in texts(cell))
-    assert "report recipe at demo scale" in shown and "phantom" in shown
+    assert "competition recipe at demo scale" in shown and "phantom" in shown
 
 
 def test_committed_notebooks_are_small_and_depend_on_no_day(committed):

@@ -85,7 +85,9 @@ def test_a_run_whose_outputs_are_not_finite_is_named_with_the_model(phantom_data
 
 
 @pytest.mark.parametrize(("key", "theirs"), [("tomogram", "wbp"), ("min_size_fraction", 0.3), ("radius_fraction", 0.5)])
-def test_models_that_disagree_are_told_by_name(key, theirs, phantom_data, untrained):
+def test_models_that_disagree_are_told_by_name(key, theirs, phantom_data, untrained, monkeypatch):
+    """And before the first network has run: on a whole tomogram that takes minutes."""
+    monkeypatch.setattr(Predictor, "predict", lambda *arguments: pytest.fail("a network ran first"))
     message = f"different settings of {key}: 3d_unet_model_apo_ferritin has {theirs!r}, .*vnet_model_thyroglobulin has"
     with pytest.raises(ValueError, match=message):
         list(predict_runs(find_runs(phantom_data), phantom_data, untrained({key: theirs}), "train"))
@@ -112,11 +114,11 @@ def test_while_a_run_is_computed_the_next_one_is_read_and_no_more(monkeypatch):
         return np.zeros(volume.shape, np.uint8), np.zeros(volume.shape, np.float16)
 
     class Ensemble:
-        members = ()
+        models, views = (), 1
 
     monkeypatch.setattr(pipeline, "load_tomogram", load)
     monkeypatch.setattr(pipeline, "annotate", annotate)
-    monkeypatch.setattr(pipeline, "_agree", lambda ensemble, key: 1.0)
+    monkeypatch.setattr(pipeline, "agree", lambda models, key: 1.0)
     found = [run for run, picks in predict_runs(runs, "data", Ensemble())]
     assert found == runs
     assert events == [("TS_0", 2), ("TS_1", 3), ("TS_2", 4), ("TS_3", 5), ("TS_4", 5)]

@@ -132,7 +132,7 @@ def test_any_network_gives_in_slabs_what_it_gives_in_one_pass(network, cells, ax
 
 @settings(max_examples=30)
 @given(
-    st.sampled_from([("unet", 3), ("baseline", 4), ("unet", 16)]),
+    st.sampled_from([("unet", 3), ("baseline", 4), ("unet", 16), ("unet", 4, 6, True)]),
     CELLS,
     st.integers(0, 2),
     st.lists(st.integers(1, 6), min_size=1, max_size=4),
@@ -239,12 +239,13 @@ def test_a_stream_waits_for_all_that_the_network_sees_and_no_longer(network, axi
     assert all(reach - divisor < delay <= reach for delay in delays_of(network, axis, divisor)[-3:])
 
 
-@pytest.mark.parametrize(("architecture", "reach"), [("unet", 23), ("baseline", 3)])
-def test_the_kits_networks_see_as_far_as_by_hand(architecture, reach):
+@pytest.mark.parametrize(("kind", "reach"), [(("unet", 2), 23), (("baseline", 2), 3), (("unet", 2, 1, True), 47)])
+def test_the_kits_networks_see_as_far_as_by_hand(kind, reach):
     """U-Net: each way two convolutions over neighbours 1 and 2 voxels away, at the bottom 4: 20. Baseline: two of 1.
-    And a voxel shares its coarsest cell, of 4 or 2, with one that is 3 or 1 away."""
+    And a voxel shares its coarsest cell, of 4 or 2, with one that is 3 or 1 away. A stem doubles the U-Net's voxels: 40,
+    and cells of 8."""
     for axis in range(3):
-        network = build_model(architecture, 2)
+        network = build_model(*kind)
         assert reach_of(network, axis) == max(delays_of(network, axis, 1)) == reach
 
 
@@ -329,7 +330,7 @@ class Alive(TorchDispatchMode):
         return output
 
 
-@pytest.mark.parametrize("kind", [("unet", 4), ("baseline", 8), ("unet", 16)])
+@pytest.mark.parametrize("kind", [("unet", 4), ("baseline", 8), ("unet", 16), ("unet", 8, 6, True)])
 def test_what_a_call_holds_is_what_it_says_it_held(kind):
     """The plan for a slab's planes rests on it; it is counted here as tensors come and go. Beside it, at most: what
     was kept, joined to a slab, and what is to be kept."""

@@ -1,5 +1,6 @@
 """Sub-volumes: one normalisation, nothing of a run lost or counted twice, and no held-out voxel in training."""
 
+import shutil
 import tracemalloc
 from dataclasses import replace
 from itertools import product
@@ -364,3 +365,19 @@ def test_runs_are_loaded_normalised_with_their_picks(phantom_data):
     assert all(dataset.tensors[1].any() for dataset in datasets.values())
     with pytest.raises(FileNotFoundError, match="TS_9"):
         load_runs(phantom_data, ["TS_9"], recipe)
+
+
+def test_other_types_of_tomogram_come_along_where_a_run_has_them(phantom_data, tmp_path):
+    """In the recipe's order, each normalised by itself; none unless the recipe asks."""
+    data = tmp_path / "data"
+    shutil.copytree(phantom_data, data)
+    shutil.rmtree(next((data / "train/static/ExperimentRuns/TS_1_2").glob("*/wbp.zarr")))
+    recipe = replace(get_recipe("report", "smoke"), other_tomograms=("isonetcorrected", "wbp"))
+    first, second = load_runs(data, ["TS_1_1", "TS_1_2"], recipe)
+    for run, kinds in (first, ("isonetcorrected", "wbp")), (second, ("isonetcorrected",)):
+        expected = [normalise(load_tomogram(run.name, data, kind=kind).volume) for kind in kinds]
+        assert len(run.others) == len(expected)
+        for ours, theirs in zip(run.others, expected, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        assert not any(np.array_equal(other, run.volume) for other in run.others)
+    assert load_runs(data, ["TS_1_1"], get_recipe("report", "smoke"))[0].others == ()

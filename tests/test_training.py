@@ -16,17 +16,26 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from kaggle_utils import training
+from kaggle_utils import fitting, training
 from kaggle_utils.evaluation import compare_with_report
+from kaggle_utils.fitting import evaluate, fit, read_history
 from kaggle_utils.models import build_model, load_model, name_model, read_config, save_config
+from kaggle_utils.particles import PARTICLES
 from kaggle_utils.picks import write_picks
-from kaggle_utils.recipes import PUBLISHED, get_recipe
+from kaggle_utils.recipes import PUBLISHED, Augmentation, get_recipe
 from kaggle_utils.subvolumes import Run, build_datasets
 from kaggle_utils.tomograms import write_ome_zarr
-from kaggle_utils.training import evaluate, fit, read_history, train_model, train_models
+from kaggle_utils.training import train_fold, train_model, train_models
 
 SMOKE = get_recipe("report", "smoke")
 RECIPE = replace(SMOKE, subvolume_size=16, unet=replace(SMOKE.unet, epochs=4), vnet=replace(SMOKE.vnet, window=16))
+# With all that the report's trainings do without.
+COMPETITION = get_recipe("competition", "smoke")
+COMPETITION = replace(
+    COMPETITION,
+    crops=8,
+    unet=replace(COMPETITION.unet, learning_rate=2e-2, epochs=4, batch_size=2, mixup=0.5, average=0.9, best=2),
+)
 SPACING = 10.0
 CONFIG = {"seed": 0}
 
@@ -73,16 +82,29 @@ def without_seconds(folder: Path) -> pd.DataFrame:
     return read_history(folder).drop(columns="seconds")
 
 
+# Between them they have all that a training can have: fixed and drawn data, and everything that goes on with it.
+TRAININGS = {
+    "report": lambda folder: train_model(RUNS, "unet", "apo-ferritin", RECIPE, folder),
+    "competition": lambda folder: train_fold(RUNS, "unet", 1, COMPETITION, folder),
+}
+
+
 @pytest.fixture(scope="module")
-def uninterrupted(one_thread, tmp_path_factory) -> Path:
-    """A model folder as a training leaves it; not to be changed."""
-    return train_model(RUNS, "unet", "apo-ferritin", RECIPE, tmp_path_factory.mktemp("whole"))
+def whole_trainings(one_thread, tmp_path_factory) -> dict[str, Path]:
+    """Model folders as trainings leave them; not to be changed."""
+    return {name: train(tmp_path_factory.mktemp(name)) for name, train in TRAININGS.items()}
 
 
 @pytest.fixture
-def folder(uninterrupted, tmp_path) -> Path:
-    """A copy of it, in `tmp_path`."""
-    return Path(shutil.copytree(uninterrupted, tmp_path / uninterrupted.name))
+def folder(whole_trainings, tmp_path) -> Path:
+    """A copy of the report's, in `tmp_path`."""
+    return Path(shutil.copytree(whole_trainings["report"], tmp_path / whole_trainings["report"].name))
+
+
+@pytest.fixture
+def fold(whole_trainings, tmp_path) -> Path:
+    """A copy of the competition's, which leaves the second run out."""
+    return Path(shutil.copytree(whole_trainings["competition"], tmp_path / whole_trainings["competition"].name))
 
 
 class Scripted:
@@ -119,7 +141,7 @@ def test_history_has_a_row_an_epoch_and_is_kept(tmp_path):
 
 def test_history_has_the_mean_loss_of_the_steps_and_of_the_validation(tmp_path, monkeypatch):
     """At a learning rate of 0 both are what the network that came in gives, step by step."""
-    monkeypatch.setitem(training._OPTIMISERS, "adam", lambda weights, lr: torch.optim.SGD(weights, lr=0.0))
+    monkeypatch.setitem(fitting._OPTIMISERS, "adam", lambda weights, lr: torch.optim.SGD(weights, lr=0.0))
     datasets, network = make_datasets(), build_model("vnet", 2)  # group norm: the same in training and evaluation
     history = fit(network, datasets, replace(SMOKE.vnet, epochs=1), tmp_path / "model", CONFIG)
 
@@ -145,7 +167,7 @@ def test_the_report_validates_the_vnet_every_tenth_epoch(tmp_path):
 
 def test_weights_are_those_of_the_best_epoch(tmp_path, monkeypatch):
     scripted = Scripted(0.1, 0.6, 0.3, 0.6, 0.2)  # the first of equals
-    monkeypatch.setattr(training, "_validate", scripted)
+    monkeypatch.setattr(fitting, "_validate", scripted)
     network = build_model("unet", 2)
     fit(network, make_datasets(), replace(SMOKE.unet, epochs=5), tmp_path / "model", CONFIG)
 
@@ -156,7 +178,7 @@ def test_weights_are_those_of_the_best_epoch(tmp_path, monkeypatch):
 
 
 def test_a_model_that_finds_nothing_has_weights_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "_validate", Scripted(0.0, 0.0))
+    monkeypatch.setattr(fitting, "_validate", Scripted(0.0, 0.0))
     fit(build_model("unet", 2), make_datasets(), replace(SMOKE.unet, epochs=2), tmp_path / "model", CONFIG)
     assert (tmp_path / "model" / "weights.pt").is_file()
 
@@ -171,11 +193,11 @@ def test_a_model_that_finds_nothing_has_weights_too(tmp_path, monkeypatch):
     ],
 )
 def test_early_stopping_waits_for_patience_validations(patience, dice, epochs, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "_validate", Scripted(*dice))
+    monkeypatch.setattr(fitting, "_validate", Scripted(*dice))
     settings = replace(SMOKE.unet, epochs=5, patience=patience)
     assert len(fit(build_model("unet", 2), make_datasets(), settings, tmp_path / "model", CONFIG)) == epochs
     # It stays stopped.
-    monkeypatch.setattr(training, "_validate", None)
+    monkeypatch.setattr(fitting, "_validate", None)
     if epochs < 5:
         assert len(fit(build_model("unet", 2), make_datasets(), settings, tmp_path / "model", CONFIG)) == epochs
 
@@ -187,7 +209,7 @@ def test_a_loss_that_is_not_finite_ends_the_training_and_spoils_nothing(tmp_path
         calls.append(1)
         return logits.mean() * (float("nan") if len(calls) > 4 else 1)  # 3 training steps and 2 batches of validation
 
-    monkeypatch.setitem(training.LOSSES, "dice", diverging)
+    monkeypatch.setitem(fitting.LOSSES, "dice", diverging)
     settings = replace(SMOKE.unet, epochs=2, validate_every=2)
     with pytest.raises(FloatingPointError, match="3d_unet_model_ribosome: the loss is nan in epoch 2; lower the"):
         fit(build_model("unet", 2), make_datasets(), settings, folder, CONFIG)
@@ -202,7 +224,7 @@ def test_a_loss_that_is_not_finite_ends_the_training_and_spoils_nothing(tmp_path
 def test_evaluation_counts_as_a_loop_over_voxels_does():
     dataset, network = make_datasets()["validation"], build_model("vnet", 2)
     torch.nn.init.normal_(network.final.weight)  # as built, its outputs hardly vary
-    scores = evaluate(network, dataset, threshold=0.4)
+    (scores,) = evaluate(network, dataset, threshold=0.4)
 
     counts = {(truth, claim): 0 for truth in (0, 1) for claim in (0, 1)}
     network.eval()
@@ -217,6 +239,25 @@ def test_evaluation_counts_as_a_loop_over_voxels_does():
     assert scores["precision"] == pytest.approx(tp / (tp + fp))
     assert scores["recall"] == pytest.approx(tp / (tp + fn))
     assert scores["f1"] == pytest.approx(2 * tp / (2 * tp + fp + fn))
+
+
+def test_evaluation_of_several_particles_counts_each_against_all_others():
+    """A voxel is its strongest channel's, the background being the first; voxel by voxel."""
+    rng = np.random.default_rng(0)
+    masks = torch.from_numpy(rng.integers(0, 3, (3, 1, 8, 8, 8)).astype(np.uint8))
+    dataset = TensorDataset(torch.from_numpy(rng.standard_normal(masks.shape).astype(np.float32)), masks)
+    network = build_model("vnet", 2, particles=2).eval()
+    torch.nn.init.normal_(network.final.weight)
+    confusions = np.zeros((2, 2, 2), int)
+    for volume, mask in dataset:
+        with torch.inference_mode():
+            logits = network(volume[None])[0].flatten(1).T.tolist()
+        for truth, voxel in zip(mask.flatten().tolist(), logits, strict=True):
+            for particle in (1, 2):
+                confusions[particle - 1, int(truth == particle), int(max(voxel) == voxel[particle])] += 1
+    scores = evaluate(network, dataset)
+    assert [score["confusion"] for score in scores] == confusions.tolist() and confusions.min() > 0
+    assert scores[1]["recall"] == pytest.approx(confusions[1, 1, 1] / confusions[1, 1].sum())
 
 
 def test_evaluation_leaves_batch_norm_alone():
@@ -240,13 +281,13 @@ def test_a_trained_folder_holds_all_that_later_steps_need(folder):
 
 
 def test_scores_are_those_of_the_best_epochs_weights_on_each_share(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "_validate", Scripted(0.9, 0.1, 0.1, 0.1))
+    monkeypatch.setattr(fitting, "_validate", Scripted(0.9, 0.1, 0.1, 0.1))
     folder = train_model(RUNS, "unet", "apo-ferritin", RECIPE, tmp_path)
     model, last = load_model(folder), build_model("unet", 2)
     last.load_state_dict(torch.load(folder / "last.pt", weights_only=True)["network"])
     for split, dataset in build_datasets(RUNS, "apo-ferritin", RECIPE).items():
         scores = read_config(folder)["scores"][split]
-        assert scores == evaluate(model.network, dataset) != evaluate(last, dataset)
+        assert [scores] == evaluate(model.network, dataset) != evaluate(last, dataset)
 
 
 def test_a_rerun_gives_the_same_weights_and_another_seed_others(tmp_path):
@@ -264,7 +305,7 @@ def test_a_finished_model_is_left_as_it_is(folder, tmp_path, monkeypatch):
     assert contents(folder) == before
 
 
-def other_data() -> list[Run]:
+def other_voxel() -> list[Run]:
     """Differs in a single voxel, which lies in the test share."""
     runs = [replace(run, volume=run.volume.copy()) for run in RUNS]
     volumes = build_datasets(RUNS, "apo-ferritin", RECIPE)["test"].tensors[0]
@@ -276,6 +317,14 @@ def other_data() -> list[Run]:
     return runs
 
 
+def other_pick() -> list[Run]:
+    return [*RUNS[:1], replace(RUNS[1], points=RUNS[1].points.assign(z=RUNS[1].points["z"] + 0.1))]
+
+
+def other_spacing() -> list[Run]:
+    return [*RUNS[:1], replace(RUNS[1], voxel_spacing=10.012444)]
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
@@ -284,7 +333,10 @@ def other_data() -> list[Run]:
         ({"unet": replace(RECIPE.unet, width=3)}, "width was 2, is 3"),
         ({"seed": 7}, "seed was 0, is 7"),
         ({"radius_fraction": 0.5}, "radius_fraction was 1.0, is 0.5"),
-        ({}, "data_checksum was"),
+        ({"ratios": (0.6, 0.2, 0.2)}, r"ratios was \[0.7, 0.15, 0.15\], is \[0.6, 0.2, 0.2\]"),
+        (other_voxel, "data_checksum was"),
+        (other_pick, "data_checksum was"),
+        (other_spacing, "data_checksum was"),
     ],
 )
 @pytest.mark.parametrize("finished", [True, False])
@@ -293,8 +345,58 @@ def test_other_settings_or_data_are_refused_and_nothing_is_overwritten(change, c
         (folder / "config.json").unlink()  # written last of all
     before = contents(folder)
     with pytest.raises(ValueError, match=f"3d_unet_model_apo_ferritin.* trained differently .*{complaint}.*CZII_WORK"):
-        train_model(RUNS if change else other_data(), "unet", "apo-ferritin", replace(RECIPE, **change), tmp_path)
+        if callable(change):
+            train_model(change(), "unet", "apo-ferritin", RECIPE, tmp_path)
+        else:
+            train_model(RUNS, "unet", "apo-ferritin", replace(RECIPE, **change), tmp_path)
     assert contents(folder) == before
+
+
+# ---- folds
+
+
+def test_a_folds_folder_holds_all_that_later_steps_need(fold):
+    assert fold.name == "3d_unet_model_fold_1"
+    assert sorted(contents(fold)) == ["config.json", "history.csv", "last.pt", "thresholds.json", "weights.pt"]
+    model, config = load_model(fold), read_config(fold)
+    assert model.particles == tuple(particle.name for particle in PARTICLES) and set(model.thresholds.values()) == {0.5}
+    assert config["held_out"] == "B" and config["runs"] == ["A", "B"]
+    # Of the run that was trained on, and only that.
+    assert config["picks"] == {name: 9 if name in ("apo-ferritin", "ribosome") else 0 for name in model.particles}
+    scores = config["scores"]["validation"]
+    assert list(scores) == config["particles"]
+    # Cubes of 16 voxels cover the run; nine spheres of half a ribosome's radius lie on those of the apo-ferritins.
+    z, y, x = np.indices((16, 16, 16)) - 8
+    true = {name: sum(score["confusion"][1]) for name, score in scores.items()}
+    assert true == {**dict.fromkeys(scores, 0), "ribosome": 9 * int((z**2 + y**2 + x**2 <= 7.5**2).sum())}
+    assert scores["ribosome"]["f1"] > 0.1  # so there is something to keep and to average
+    assert {"merge": "logits", "decoder": "peaks", "views": 1, "offset": [0.0, 0.0, 0.0]}.items() <= config.items()
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"crops": 5}, "crops was 8, is 5"),
+        ({"centred": 0.1}, "centred was 0.8, is 0.1"),
+        ({"augmentation": Augmentation(flips=False)}, "augmentation was .*'flips': False"),
+        ({"background_ratio": 3.0}, "background_ratio was 0.5, is 3.0"),
+        ({"unet": replace(COMPETITION.unet, average=0.5)}, "average was 0.9, is 0.5"),
+    ],
+)
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_fold_of_other_settings_is_refused_and_nothing_is_overwritten(change, complaint, finished, fold, tmp_path):
+    if not finished:
+        (fold / "config.json").unlink()
+    before = contents(fold)
+    with pytest.raises(ValueError, match=f"3d_unet_model_fold_1.* trained differently .*{complaint}.*CZII_WORK"):
+        train_fold(RUNS, "unet", 1, replace(COMPETITION, **change), tmp_path)
+    assert contents(fold) == before
+
+
+def test_a_run_without_particles_is_no_run_to_leave_out(tmp_path):
+    bare = replace(RUNS[1], points=RUNS[1].points[:0])
+    with pytest.raises(ValueError, match="run B holds no particle to validate on"):
+        train_fold([RUNS[0], bare], "unet", 1, COMPETITION, tmp_path)
 
 
 # ---- being cut off
@@ -304,9 +406,9 @@ class Cut(BaseException):
     """As sudden as a kill, as far as the training can tell: nothing there catches it."""
 
 
-def train_until_cut(folder: Path, monkeypatch, name: str, after: int, before: bool) -> None:
-    """Train, but die at the `after`-th call of training.<name>, before it does anything or once it is done."""
-    original, calls = getattr(training, name), []
+def train_until_cut(train, folder: Path, monkeypatch, place, name: str, after: int, before: bool) -> None:
+    """Train, but die at the `after`-th call of <place>.<name>, before it does anything or once it is done."""
+    original, calls = getattr(place, name), []
 
     def cut(*arguments):
         calls.append(1)
@@ -317,24 +419,31 @@ def train_until_cut(folder: Path, monkeypatch, name: str, after: int, before: bo
             raise Cut
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, name, cut)
+        patch.setattr(place, name, cut)
         with pytest.raises(Cut):
-            train_model(RUNS, "unet", "apo-ferritin", RECIPE, folder)
+            train(folder)
 
 
 @pytest.mark.parametrize("before", [True, False])
 @pytest.mark.parametrize(
-    ("name", "after"), [("save_weights", 1), ("_save_last", 2), ("_save_last", 4), ("save_config", 1)]
+    ("place", "name", "after"),
+    [
+        (fitting, "save_weights", 1),
+        (fitting._State, "save", 2),
+        (fitting._State, "save", 4),
+        (training, "save_config", 1),
+    ],
 )
+@pytest.mark.parametrize("kind", TRAININGS)
 def test_a_training_cut_between_two_files_ends_as_an_uninterrupted_one(
-    name, after, before, uninterrupted, tmp_path, monkeypatch
+    kind, place, name, after, before, whole_trainings, tmp_path, monkeypatch
 ):
-    train_until_cut(tmp_path, monkeypatch, name, after, before)
-    cut = contents(train_model(RUNS, "unet", "apo-ferritin", RECIPE, tmp_path))
-    whole = contents(uninterrupted)
+    train_until_cut(TRAININGS[kind], tmp_path, monkeypatch, place, name, after, before)
+    folder, uninterrupted = TRAININGS[kind](tmp_path), whole_trainings[kind]
+    cut, whole = contents(folder), contents(uninterrupted)
     assert cut.keys() == whole.keys()
     assert all(cut[file] == whole[file] for file in ("weights.pt", "config.json", "thresholds.json"))
-    pd.testing.assert_frame_equal(without_seconds(tmp_path / uninterrupted.name), without_seconds(uninterrupted))
+    pd.testing.assert_frame_equal(without_seconds(folder), without_seconds(uninterrupted))
 
 
 LONG = replace(RECIPE, unet=replace(RECIPE.unet, epochs=24))
@@ -414,9 +523,11 @@ def test_a_checkpoint_that_cannot_be_read_is_told_as_such(damage, folder, tmp_pa
     assert contents(folder) == before
 
 
-def test_mixed_precision_scales_the_loss_and_takes_over_what_a_cpu_began(tmp_path, monkeypatch):
-    """The branch of the GPU, as far as a CPU can run it: PyTorch has the same scaler for the CPU."""
-    settings, datasets = replace(SMOKE.unet, epochs=2, learning_rate=1e-3), make_datasets()
+@pytest.mark.parametrize("clip", [None, 1e-3])
+def test_mixed_precision_scales_the_loss_and_takes_over_what_a_cpu_began(clip, tmp_path, monkeypatch):
+    """The branch of the GPU, as far as a CPU can run it: PyTorch has the same scaler for the CPU. Gradients are clipped
+    as they are, not as they are scaled."""
+    settings, datasets = replace(SMOKE.unet, epochs=2, learning_rate=1e-3, clip=clip), make_datasets()
 
     def train(name: str, epochs: int) -> dict:
         torch.manual_seed(0)
@@ -451,14 +562,22 @@ def data(tmp_path_factory) -> Path:
     return folder
 
 
-def test_two_workers_train_the_models_that_one_process_trains(data, tmp_path):
+@pytest.mark.parametrize(
+    ("recipe", "targets"),
+    [
+        (RECIPE, ["apo-ferritin", "ribosome"]),
+        pytest.param(COMPETITION, ["fold_0", "fold_1"], marks=pytest.mark.slow),
+    ],
+    ids=["report", "competition"],
+)
+def test_two_workers_train_the_models_that_one_process_trains(recipe, targets, data, tmp_path):
     """To the last bit, where each computes with as many threads; as `train_models` promises."""
     particles = ["apo-ferritin", "ribosome"]
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
-    one = train_models(data, ["A", "B"], "vnet", particles, RECIPE, tmp_path / "one")
+    one = train_models(data, ["A", "B"], "vnet", particles, recipe, tmp_path / "one")
     torch.set_num_threads(1)
-    two = train_models(data, ["A", "B"], "vnet", particles, RECIPE, tmp_path / "two", devices=("cpu", "cpu"))
-    assert [folder.name for folder in one] == [name_model("vnet", particle) for particle in particles]
+    two = train_models(data, ["A", "B"], "vnet", particles, recipe, tmp_path / "two", devices=("cpu", "cpu"))
+    assert [folder.name for folder in one] == [name_model("vnet", target) for target in targets]
     assert [folder.relative_to(tmp_path / "two") for folder in two] == [f.relative_to(tmp_path / "one") for f in one]
     for first, second in zip(one, two, strict=True):
         assert (first / "weights.pt").read_bytes() == (second / "weights.pt").read_bytes()
@@ -466,7 +585,7 @@ def test_two_workers_train_the_models_that_one_process_trains(data, tmp_path):
         pd.testing.assert_frame_equal(without_seconds(first), without_seconds(second))
 
     with pytest.raises(ValueError, match="trained differently .*seed was 0, is 1") as caught:
-        train_models(data, ["A", "B"], "vnet", particles, replace(RECIPE, seed=1), tmp_path / "two")
+        train_models(data, ["A", "B"], "vnet", particles, replace(recipe, seed=1), tmp_path / "two")
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)  # so it gets out of a worker, too
 
 
@@ -524,5 +643,5 @@ def test_full_scale_trains_as_the_report_does():
     }
     assert table == {"unet": ("dice", "adamw", 1e-4, 2, 400), "vnet": ("weighted_bce", "adam", 1e-5, 2, 100)}
     assert (recipe.baseline.loss, recipe.baseline.optimiser, recipe.baseline.batch_size) == ("bce", "adam", 2)
-    assert training._OPTIMISERS == {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    assert fitting._OPTIMISERS == {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     assert json.dumps(recipe.threshold) == "0.5"

@@ -1,12 +1,13 @@
 """Networks by name, and the model folder: everything that is needed to run a trained model again.
 
-A model folder holds `config.json` (architecture, particle, inference window, scores), `weights.pt` (the best epoch's),
+A model folder holds `config.json` (architecture, particles, inference window, scores), `weights.pt` (the best epoch's),
 `thresholds.json` ({particle: threshold}), `history.csv`, and `last.pt`, from which a training that was cut off goes on.
 Every network takes (n, 1, z, y, x) and returns logits."""
 
 import json
 import pickle
 import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -35,26 +36,34 @@ class TrainedModel:
     thresholds: dict[str, float]
 
     @property
+    def particles(self) -> tuple[str, ...]:
+        """The particles that the model finds, in the order of its channels (after the background, if several)."""
+        return tuple(self.config["particles"]) if "particles" in self.config else (self.config["particle"],)
+
+    @property
     def particle(self) -> str:
-        """The particle that the model finds."""
+        """The particle that a specialist finds."""
         return self.config["particle"]
 
     @property
     def threshold(self) -> float:
-        """The probability from which a voxel is claimed."""
+        """The probability from which a specialist claims a voxel."""
         return self.thresholds[self.particle]
 
 
-def name_model(architecture: str, particle: str) -> str:
-    """Return the name of one particle's model as the report writes it, e.g. "3d_unet_model_apo_ferritin"."""
-    return f"{_PREFIXES[architecture]}_{particle.replace('-', '_')}"
+def name_model(architecture: str, target: str) -> str:
+    """Return the name of one particle's model as the report writes it, e.g. "3d_unet_model_apo_ferritin", or of a
+    fold's."""
+    return f"{_PREFIXES[architecture]}_{target.replace('-', '_')}"
 
 
-def build_model(architecture: str, width: int) -> nn.Module:
-    """Return a new network; raises ValueError for an unknown architecture."""
+def build_model(architecture: str, width: int, particles: int = 1, stem: bool = False) -> nn.Module:
+    """Return a new network: one output for one particle, for several one more, for the background; `stem` is the
+    U-Net's. Raises ValueError for an unknown architecture."""
     if architecture not in ARCHITECTURES:
         raise ValueError(f"unknown architecture {architecture!r}; choose from {', '.join(ARCHITECTURES)}")
-    return ARCHITECTURES[architecture](width)
+    several = {"outputs": particles + 1} if particles > 1 else {}
+    return ARCHITECTURES[architecture](width, **several, **({"stem": True} if stem else {}))
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -62,10 +71,10 @@ def count_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def save_weights(folder: str | Path, network: nn.Module) -> None:
-    """Write the network's weights into a model folder, atomically."""
+def save_weights(folder: str | Path, weights: Mapping[str, torch.Tensor]) -> None:
+    """Write a network's weights, its `state_dict`, into a model folder, atomically."""
     with replacing(Path(folder) / "weights.pt") as temporary, open(temporary, "wb") as file:
-        torch.save(network.state_dict(), file)  # given a name, torch puts it into the file: no two would be the same
+        torch.save(weights, file)  # given a name, torch puts it into the file: no two would be the same
 
 
 def save_config(folder: str | Path, config: dict, thresholds: dict[str, float]) -> None:
@@ -88,16 +97,30 @@ def load_model(folder: str | Path, device: str = "cpu") -> TrainedModel:
     folder = Path(folder)
     config, thresholds = read_config(folder), _read_json(folder / "thresholds.json")
     try:
-        network = build_model(config["architecture"], config["width"])
+        particles = config["particles"] if "particles" in config else [config["particle"]]
+        network = build_model(config["architecture"], config["width"], len(particles), config.get("stem", False))
         network.load_state_dict(torch.load(folder / "weights.pt", map_location="cpu", weights_only=True))
         model = TrainedModel(folder.name, network, config, thresholds)
-        _ = model.threshold, config["window"], config["halo"]
+        _ = [thresholds[particle] for particle in particles], config["window"], config["halo"]
     except FileNotFoundError:
         raise
     except Exception as error:  # torch names a dozen ways in which weights can be broken
         raise ValueError(f"model folder {folder} cannot be loaded ({explain(error)}); train the model again") from error
     fold_norms(network.eval()).to(device, memory_format=torch.channels_last_3d)
     return model
+
+
+def agree(models: Sequence[TrainedModel], key: str):
+    """Return the setting that is in all models' configs; raises ValueError, naming the models, when there is none."""
+    lacking = [model.name for model in models if key not in model.config]
+    if lacking:
+        raise ValueError(f"the configs of {', '.join(lacking)} have no {key}; train these models again")
+    values = {model.name: model.config[key] for model in models}
+    first = next(iter(values.values()))
+    if any(value != first for value in values.values()):
+        listed = ", ".join(f"{name} has {value!r}" for name, value in values.items())
+        raise ValueError(f"the ensemble's models were trained with different settings of {key}: {listed}")
+    return first
 
 
 def fold_norms(network: nn.Module) -> nn.Module:

@@ -15,14 +15,15 @@ def double_convolution(inputs: int, outputs: int) -> nn.Sequential:
 class UNet3D(nn.Module):
     """Two levels down, a bottleneck, two levels up with concatenated skip connections; `width` is 32 in the report.
 
-    Takes (n, 1, z, y, x), edges divisible by `divisor`, and returns logits of the same shape.
+    Takes (n, 1, z, y, x), edges divisible by `divisor`, and returns logits (n, outputs, z, y, x). With `stem` all of it
+    works on voxels of twice the size: a strided convolution before it and a transposed one after it do the rest.
     """
 
-    divisor = 4
-
-    def __init__(self, width: int = 32):
+    def __init__(self, width: int = 32, outputs: int = 1, stem: bool = False):
         super().__init__()
-        self.enc1 = double_convolution(1, width)
+        self.divisor = 8 if stem else 4
+        self.stem = nn.Conv3d(1, width, kernel_size=2, stride=2) if stem else nn.Identity()
+        self.enc1 = double_convolution(width if stem else 1, width)
         self.pool1 = nn.MaxPool3d(2)
         self.enc2 = double_convolution(width, 2 * width)
         self.pool2 = nn.MaxPool3d(2)
@@ -31,10 +32,11 @@ class UNet3D(nn.Module):
         self.dec2 = double_convolution(4 * width, 2 * width)
         self.upconv1 = nn.ConvTranspose3d(2 * width, width, kernel_size=2, stride=2)
         self.dec1 = double_convolution(2 * width, width)
-        self.final = nn.Conv3d(width, 1, kernel_size=1)
+        final, size = (nn.ConvTranspose3d, 2) if stem else (nn.Conv3d, 1)
+        self.final = final(width, outputs, kernel_size=size, stride=size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        fine = self.enc1(x)
+        fine = self.enc1(self.stem(x))
         coarse = self.enc2(self.pool1(fine))
         deep = self.bottleneck(self.pool2(coarse))
         coarse = self.dec2(torch.cat([self.upconv2(deep), coarse], dim=1))

@@ -32,14 +32,15 @@ class VNet3D(nn.Module):
     """Three levels down by strided convolutions, a bottleneck, three up with skip connections added; `width` is 8 in
     the report.
 
-    Takes (n, 1, z, y, x), edges divisible by `divisor`, and returns logits of the same shape. Group norm makes each
-    output depend on the whole input, so a trained V-Net wants inputs of about its training size."""
+    Takes (n, 1, z, y, x), edges divisible by `divisor`, and returns logits (n, outputs, z, y, x). Group norm makes each
+    output depend on the whole input, so a trained V-Net wants inputs of about its training size. `stem` is that of the
+    U-Net."""
 
-    divisor = 8
-
-    def __init__(self, width: int = 8):
+    def __init__(self, width: int = 8, outputs: int = 1, stem: bool = False):
         super().__init__()
-        self.enc1 = ResidualBlock(1, width)
+        self.divisor = 16 if stem else 8
+        self.stem = nn.Conv3d(1, width, kernel_size=2, stride=2) if stem else nn.Identity()
+        self.enc1 = ResidualBlock(width if stem else 1, width)
         self.down1 = nn.Conv3d(width, width, kernel_size=2, stride=2)
         self.enc2 = ResidualBlock(width, 2 * width)
         self.down2 = nn.Conv3d(2 * width, 2 * width, kernel_size=2, stride=2)
@@ -52,10 +53,11 @@ class VNet3D(nn.Module):
         self.dec2 = ResidualBlock(2 * width, 2 * width)
         self.upconv1 = nn.ConvTranspose3d(2 * width, width, kernel_size=2, stride=2)
         self.dec1 = ResidualBlock(width, width)
-        self.final = nn.Conv3d(width, 1, kernel_size=1)
+        final, size = (nn.ConvTranspose3d, 2) if stem else (nn.Conv3d, 1)
+        self.final = final(width, outputs, kernel_size=size, stride=size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        skip1 = self.enc1(x)
+        skip1 = self.enc1(self.stem(x))
         skip2 = self.enc2(self.down1(skip1))
         skip3 = self.enc3(self.down2(skip2))
         x = self.bottleneck(self.down3(skip3))

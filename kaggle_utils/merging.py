@@ -1,0 +1,143 @@
+"""Several multi-class networks to one table of candidates. Arrays are (z, y, x) in voxels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from kaggle_utils.calibration import apply_thresholds
+from kaggle_utils.ensemble import combine_masks
+from kaggle_utils.inference import Predictor, to_probabilities
+from kaggle_utils.models import TrainedModel, agree
+from kaggle_utils.particles import REPORT_PARTICLES
+from kaggle_utils.picking import find_candidates, match_ranks, pick_particles
+
+COMMITTEES = {"unet": ("unet",), "vnet": ("vnet",), "average": ("unet", "vnet")}  # name -> its networks' architectures
+MERGES = ("logits", "probabilities", "ranks", "vote")
+_CLAIM = 0.5  # the probability from which a voxel is a particle's, in the vote and in the annotated mask
+
+
+@dataclass(frozen=True)
+class Committee:
+    """Networks that each find all particles, and how their outputs become picks.
+
+    `thresholds` are the confidences from which a candidate is a pick; `offset` (x, y, z in Angstrom) is subtracted from
+    its coordinates; `frequencies` and `recalls` are what the report's rule knows of the report's particles."""
+
+    name: str
+    models: tuple[TrainedModel, ...]
+    merge: str
+    decoder: str
+    thresholds: dict[str, float]
+    offset: np.ndarray
+    views: int
+    frequencies: np.ndarray
+    recalls: np.ndarray
+
+    @property
+    def particles(self) -> tuple[str, ...]:
+        """The particles, in the order of the networks' channels."""
+        return self.models[0].particles
+
+
+def make_committee(name: str, models: Sequence[TrainedModel], merge: str = "", decoder: str = "") -> Committee:
+    """Gather networks whose configs agree on particles, and on merge and decoder unless these are given.
+
+    Thresholds and offset are the means of the models'. Raises ValueError for models that disagree, and for an unknown
+    merge."""
+    merge, decoder = merge or agree(models, "merge"), decoder or agree(models, "decoder")
+    if merge not in MERGES:
+        raise ValueError(f"unknown merge {merge!r}; choose from {', '.join(MERGES)}")
+    particles = agree(models, "particles")
+    five = [particle.name for particle in REPORT_PARTICLES]
+    picks = np.array([np.mean([model.config["picks"][p] for model in models]) for p in five])
+    scores = [model.config["scores"]["validation"] for model in models]
+    return Committee(
+        name,
+        tuple(models),
+        merge,
+        decoder,
+        thresholds={p: float(np.mean([model.thresholds[p] for model in models])) for p in particles},
+        views=agree(models, "views"),
+        offset=np.mean([model.config.get("offset", (0.0, 0.0, 0.0)) for model in models], axis=0),
+        frequencies=picks / max(picks.sum(), 1),
+        recalls=np.array([np.mean([score[p]["recall"] for score in scores]) for p in five]),
+    )
+
+
+class Merger:
+    """What the networks of a committee have said of one run so far.
+
+    "logits" and "probabilities" are averaged over the networks; "ranks" averages, over each network's own candidates,
+    how high they rank; "vote" is the report's rule (section 4.4) on what at least one network claims."""
+
+    def __init__(self, committee: Committee, voxel_spacing: float, run: str):
+        self._committee, self._spacing, self._run = committee, voxel_spacing, run
+        self._fraction = agree(committee.models, "radius_fraction")  # now, not after all networks
+        self._sum: torch.Tensor | None = None
+        self._count = 0
+        self._tables: list[pd.DataFrame] = []
+
+    def add(self, logits: torch.Tensor) -> None:
+        """Take one network's logits, float32 (channels, z, y, x)."""
+        merge = self._committee.merge
+        output = logits if merge == "logits" else to_probabilities(logits)
+        if merge == "ranks":
+            self._tables.append(self._decode(output))
+        self._count += 1
+        if self._sum is None:
+            self._sum = output.clone() if output is logits else output
+        elif merge == "vote":
+            torch.maximum(self._sum, output, out=self._sum)
+        else:
+            self._sum += output
+
+    def finish(self) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+        """Return the candidates table, the annotated mask of the report's particles, uint8, and the probability of each
+        voxel's particle, float32 (0 in the background), both (z, y, x)."""
+        committee, merge = self._committee, self._committee.merge
+        total = self._sum if merge == "vote" else self._sum.div_(self._count)
+        probabilities = to_probabilities(total) if merge == "logits" else total
+        self._sum = None
+        five = [committee.particles.index(particle.name) for particle in REPORT_PARTICLES]
+        maps = [probabilities[index].cpu().numpy() for index in five]
+        annotated = combine_masks(maps, np.full(len(five), _CLAIM), committee.frequencies, committee.recalls)
+        confidence = np.zeros(annotated.shape, np.float32)
+        for label, probability in enumerate(maps, start=1):
+            np.copyto(confidence, probability, where=annotated == label)
+        if merge == "vote":
+            candidates = pick_particles(annotated, confidence, self._spacing, self._run, radius_fraction=self._fraction)
+            return candidates.drop(columns="voxels"), annotated, confidence
+        candidates = match_ranks(self._tables) if merge == "ranks" else self._decode(probabilities)
+        return candidates, annotated, confidence
+
+    def _decode(self, probabilities: torch.Tensor) -> pd.DataFrame:
+        committee = self._committee
+        maps = [probability.cpu().numpy() for probability in probabilities]
+        return find_candidates(maps, committee.particles, self._spacing, self._run, committee.decoder, self._fraction)
+
+
+def find_by_committee(
+    volume: np.ndarray,
+    voxel_spacing: float,
+    committee: Committee,
+    predictors: Sequence[Predictor],
+    run: str,
+    progress: bool = True,
+) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+    """Return the picks of a normalised volume, float32 (z, y, x), and what else `Merger.finish` does.
+
+    A candidate is a pick when it reaches its particle's threshold; the committee's offset is taken off. `predictors`
+    are those of the committee's models; they run one after the other, and memory holds one network's logits and the sum
+    so far, each 4 bytes a voxel and channel. Raises as `Predictor.predict_logits`."""
+    merger = Merger(committee, voxel_spacing, run)
+    total = sum(predictor.views for predictor in predictors) * volume.size
+    with tqdm(total=total, desc=run, unit="voxel", unit_scale=True, leave=False, disable=not progress) as bar:
+        for predictor in predictors:
+            merger.add(predictor.predict_logits(volume, run, bar.update))
+    candidates, annotated, confidence = merger.finish()
+    picks = apply_thresholds(candidates, committee.thresholds)
+    return picks.assign(**(picks[["x", "y", "z"]] - committee.offset)), annotated, confidence
