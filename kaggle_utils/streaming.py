@@ -84,9 +84,10 @@ class StreamedNetwork:
             inputs = [values[name] for name in step.inputs]
             for name in step.spent:
                 del values[name]
-            # Joined to what was kept, the inputs are there twice for a moment.
-            self.held = max(self.held, count_numbers(values.values()) + 2 * count_numbers(inputs))
+            others, taken = count_numbers(values.values()), count_numbers(inputs)
             values[step.name], keeping[step.name] = self._take(step.operation, inputs, kept.get(step.name), last)
+            # Joined to what was kept, the inputs are there twice for a moment; then they are there beside the output.
+            self.held = max(self.held, others + taken + max(taken, count_numbers([values[step.name]])))
         return values[self._output], keeping
 
     def _take(

@@ -17,6 +17,8 @@ import pytest
 
 from kaggle_utils import environment, publish, wheels
 from kaggle_utils.ensemble import save_choice
+from kaggle_utils.models import build_model, name_model, save_config, save_weights
+from kaggle_utils.particles import PARTICLES
 
 ROOT = Path(__file__).resolve().parents[1]
 NUMBERS = ["01", "02", "03", "04", "05", "06"]
@@ -169,6 +171,26 @@ def test_models_that_cannot_be_submitted_are_refused(pip, work, tmp_path):
     (models / "vnet_model_ribosome/weights.pt").write_bytes(b"broken")
     assert "vnet_model_ribosome" in refusal(models)
     assert pip.calls == []
+
+
+def test_folds_are_published_with_the_ensemble_that_was_chosen(pip, work, tmp_path):
+    """As many folds as there are; but of each architecture that the choice needs, one at least."""
+    models, names = tmp_path / "folds/models/competition-full", [particle.name for particle in PARTICLES]
+    for architecture in "unet", "vnet":
+        model = models / name_model(architecture, "fold_0")
+        config = {"particles": names, "architecture": architecture, "width": 2, "stem": True, "window": 16, "halo": 0}
+        save_weights(model, build_model(architecture, 2, len(names), stem=True).state_dict())
+        save_config(model, config | {"recipe": "competition", "scale": "full"}, dict.fromkeys(names, 0.5))
+    save_choice(tmp_path / "folds", "average")
+    dataset = publish.build_folder("jane", [models], tmp_path / "out") / "dataset"
+    assert (dataset / "models--competition-full--vnet_model_fold_0--weights.pt").is_file()
+    with pytest.raises(ValueError, match="chose 'average', which needs vnet_model_fold_0 too"):
+        publish.build_folder("jane", [models / "3d_unet_model_fold_0"], tmp_path / "alone")
+    save_choice(tmp_path / "folds", "unet")
+    publish.build_folder("jane", [models / "3d_unet_model_fold_0"], tmp_path / "alone")
+    save_choice(tmp_path / "folds", "mixed")  # left by the other recipe
+    with pytest.raises(ValueError, match="chose 'mixed', which needs"):
+        publish.build_folder("jane", [models], tmp_path / "mixed")
 
 
 def test_a_failure_leaves_what_was_there(folder, pip, monkeypatch):

@@ -242,8 +242,8 @@ def test_a_stream_waits_for_all_that_the_network_sees_and_no_longer(network, axi
 @pytest.mark.parametrize(("kind", "reach"), [(("unet", 2), 23), (("baseline", 2), 3), (("unet", 2, 1, True), 47)])
 def test_the_kits_networks_see_as_far_as_by_hand(kind, reach):
     """U-Net: each way two convolutions over neighbours 1 and 2 voxels away, at the bottom 4: 20. Baseline: two of 1.
-    And a voxel shares its coarsest cell, of 4 or 2, with one that is 3 or 1 away. A stem doubles the U-Net's voxels: 40,
-    and cells of 8."""
+    And a voxel shares its coarsest cell, of 4 or 2, with one that is 3 or 1 away. A stem doubles the U-Net's voxels:
+    40, and cells of 8."""
     for axis in range(3):
         network = build_model(*kind)
         assert reach_of(network, axis) == max(delays_of(network, axis, 1)) == reach
