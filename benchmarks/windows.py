@@ -1,9 +1,9 @@
 """How a V-Net should run over a whole tomogram: Dice and time of several ways to cut it into windows.
 
 Group norm takes its statistics over all that the network sees, so a V-Net that was trained on small cubes answers
-differently when it sees more, or less of a particle at a window's face. For every V-Net below --models and every run of
---data, in the training layout with its known picks, this measures the voxel Dice at the model's threshold, and the time
-as a multiple of the first setting's:
+differently when it sees more, or less of a particle at a window's face. For every V-Net of the report recipe below
+--models and every run of --data, in the training layout with its known picks, this measures the voxel Dice at the
+model's threshold, and the time as a multiple of the first setting's:
 
     python benchmarks/windows.py --data DIR --models DIR [--runs N] [--particles NAME ...] [--json FILE]
 
@@ -148,14 +148,14 @@ def dice(claimed: np.ndarray, truth: np.ndarray) -> float:
 
 
 def find_vnets(folder: Path, particles: list[str]) -> list[TrainedModel]:
-    """Load the V-Nets of `particles` below a folder; raises FileNotFoundError when there is none, and ValueError when
-    they were trained on cubes of different edges: the settings are those of one."""
+    """Load the V-Nets below a folder that are for one of `particles` alone; raises FileNotFoundError when there is
+    none, and ValueError when they were trained on cubes of different edges: the settings are those of one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     configs = {path.parent: read_config(path.parent) for path in sorted(folder.rglob("config.json"))}
     models = [
         load_model(path, device)
         for path, config in configs.items()
-        if config.get("architecture") == "vnet" and config["particle"] in particles
+        if config.get("architecture") == "vnet" and config.get("particle") in particles
     ]
     if not models:
         raise FileNotFoundError(f"no V-Net of {', '.join(particles)} below {folder}; train one first")

@@ -139,14 +139,16 @@ def validate(submission: Path, data: Path, split: str) -> int:
     return 0
 
 
-def publish(user: str, push: bool = False, only: tuple[str, ...] = (), **settings) -> int:
+def publish(
+    user: str, push: bool = False, only: tuple[str, ...] = (), recipe: str = RECIPE_NAMES[0], **settings
+) -> int:
     """Write and check the folder for the Kaggle CLI, print its commands, and with `push` run those that can be run."""
     from kaggle_utils.publish import build_folder, list_commands, push_folder
 
     if only and not push:
         raise ValueError("--only chooses what --push sends: give both, or neither")
-    folder = build_folder(user, **settings)
-    print(f"checked, and ready for Kaggle: {folder}\n{list_commands(folder)}", flush=True)
+    folder = build_folder(user, recipe=recipe, **settings)
+    print(f"checked, and ready for Kaggle: {folder}\n{list_commands(folder, recipe)}", flush=True)
     if push:
         print("\nnow:", flush=True)
         waiting = push_folder(folder, only)
@@ -195,7 +197,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         required=True,
         metavar="DIR",
-        help="model folders, or folders of them; those of one particle are averaged",
+        help="model folders, or folders of them, of one recipe",
     )
     command.add_argument("--out", type=Path, required=True, metavar="CSV", help="the submission")
     command.add_argument("--split", choices=("train", "test"), help="part of the data (test)")
@@ -230,6 +232,7 @@ def _parser() -> argparse.ArgumentParser:
         help="model folders, or folders of them, to go into the dataset",
     )
     command.add_argument("--out", type=Path, metavar="DIR", help="folder for dataset/ and kernels/ (work/publish)")
+    command.add_argument("--recipe", choices=RECIPE_NAMES, help="that the notebooks run there (competition)")
     command.add_argument("--push", action="store_true", help="send them with the kaggle command")
     command.add_argument("--only", nargs="+", metavar="06", help="push these notebooks alone, by their numbers")
     return parser

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from kaggle_utils.particles import get_particle
-from kaggle_utils.picks import angstrom_to_voxel
+from kaggle_utils.labels import locate_spheres, paint_spheres
 from kaggle_utils.recipes import Augmentation, CompetitionRecipe
 from kaggle_utils.subvolumes import Run
 
@@ -33,13 +32,8 @@ class Crops:
         self.recipe, self.device = recipe, torch.device(device)
         kept = torch.float16 if self.device.type == "cuda" else torch.float32
         self._volumes = [[torch.from_numpy(v).to(self.device, kept) for v in (run.volume, *run.others)] for run in runs]
-        self._centres, self._labels, self._radii = [], [], []
-        for run in runs:
-            points = run.points[run.points["particle_type"].isin(particles)]
-            names = points["particle_type"]
-            self._centres.append(angstrom_to_voxel(points[["x", "y", "z"]].to_numpy(), run.voxel_spacing))
-            self._labels.append(names.map({name: i for i, name in enumerate(particles, 1)}).to_numpy(np.uint8))
-            self._radii.append(np.array([get_particle(name).radius for name in names]) / run.voxel_spacing)
+        spheres = [locate_spheres(run.points, run.voxel_spacing, particles) for run in runs]
+        self._centres, self._radii, self._labels = (list(parts) for parts in zip(*spheres, strict=True))
         # Of each type that occurs: (run, index) of all its particles.
         self._found = [
             [(run, index) for run, labels in enumerate(self._labels) for index in np.flatnonzero(labels == label)]
@@ -62,7 +56,7 @@ class Crops:
         radii, labels = self._radii[run], self._labels[run]
         if self._found and generator.random() < augmentation.pasted:
             places, radii, labels = self._paste(volume, places, radii, labels, generator)
-        painted = paint_spheres(places, radii * self.recipe.radius_fraction, labels, size)
+        painted = paint_spheres(places, radii * self.recipe.radius_fraction, labels, (size, size, size))
         return self._disturb(volume, generator)[None], torch.from_numpy(painted).to(self.device)[None]
 
     def batches(self, seeds: Sequence[int], batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -158,18 +152,3 @@ def read_crop(volume: torch.Tensor, centre: np.ndarray, matrix: np.ndarray, size
     theta = torch.from_numpy(theta[::-1][:, [2, 1, 0, 3]].copy()).to(volume.device, torch.float32)
     grid = functional.affine_grid(theta[None], [1, 1, size, size, size], align_corners=True)
     return functional.grid_sample(box[None, None], grid, align_corners=True)[0, 0]
-
-
-def paint_spheres(centres: np.ndarray, radii: np.ndarray, labels: np.ndarray, size: int) -> np.ndarray:
-    """Return uint8 (size, size, size), 0 in the background: a voxel belongs to a sphere when its centre is at most the
-    radius away.
-
-    Centres (n, 3) and radii (n,) are in voxels, fractions included; a later sphere lies on top of an earlier one."""
-    painted = np.zeros((size, size, size), np.uint8)
-    low = np.maximum(np.ceil(centres - radii[:, None]), 0).astype(int)
-    high = np.minimum(np.floor(centres + radii[:, None]) + 1, size).astype(int)
-    for index in np.flatnonzero((high > low).all(axis=1)):
-        z, y, x = (np.arange(*bounds) - c for *bounds, c in zip(low[index], high[index], centres[index], strict=True))
-        inside = (z**2)[:, None, None] + (y**2)[:, None] + x**2 <= radii[index] ** 2
-        painted[tuple(map(slice, low[index], high[index]))][inside] = labels[index]
-    return painted

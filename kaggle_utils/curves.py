@@ -106,7 +106,7 @@ def _draw_history(loss_axes: Axes, dice_axes: Axes, history: pd.DataFrame) -> No
     if len(done):
         best = done.loc[done["validation_dice"].idxmax()]
         place = best["epoch"], best["validation_dice"]
-        dice_axes.plot(*place, "*", color="black", ms=11, label="best epoch, whose weights are kept")
+        dice_axes.plot(*place, "*", color="black", ms=11, label="best epoch")
         text = f"best {place[1]:.2f}\nepoch {place[0]:.0f}"
         dice_axes.annotate(
             text, (0.97, 0.05 if place[1] > 0.5 else 0.75), xycoords="axes fraction", ha="right", path_effects=HALO

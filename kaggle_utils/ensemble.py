@@ -216,20 +216,28 @@ def _average(outputs: Iterable[np.ndarray]) -> np.ndarray:
     return total if count == 1 else total / np.float32(count)
 
 
-def save_choice(work: str | Path, name: str) -> None:
-    """Keep the name of the ensemble that the submission shall use, in WORK/ensemble.json."""
-    write_text(Path(work) / _CHOICE, json.dumps({"ensemble": name}))
+def save_choice(work: str | Path, name: str, folder: str | Path) -> None:
+    """Keep the name of the ensemble that the submission shall use, and of the folder of its models, in
+    WORK/ensemble.json."""
+    write_text(Path(work) / _CHOICE, json.dumps({"ensemble": name, "models": Path(folder).name}))
 
 
-def read_choice(work: str | Path) -> str:
-    """Return the name that `save_choice` kept; raises FileNotFoundError or ValueError saying what to do otherwise."""
+def read_choice(work: str | Path, folder: str | Path | None = None) -> str:
+    """Return the name that `save_choice` kept, for the models in `folder`; raises FileNotFoundError or ValueError
+    saying what to do when there is none, or only one for other models."""
     path = Path(work) / _CHOICE
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: run the ensemble notebook (05) first, with the same work folder")
     try:
-        name = json.loads(path.read_text(encoding="utf-8"))["ensemble"]
+        choice = json.loads(path.read_text(encoding="utf-8"))
+        name, models = choice["ensemble"], choice["models"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} names no ensemble ({error!r}); run the ensemble notebook (05) again") from error
     if name not in list(ENSEMBLES):  # a list: whatever stands in the file, it need not be hashable
         raise ValueError(f"{path} names the unknown ensemble {name!r}; choose from {', '.join(ENSEMBLES)}")
+    if folder is not None and models != Path(folder).name:
+        raise ValueError(
+            f"{path} chose {name!r} of the models {models}, not of {Path(folder).name}: run the ensemble notebook (05) "
+            "with the recipe and scale of this one"
+        )
     return name

@@ -47,7 +47,8 @@ class Comparison:
     @property
     def leaders(self) -> pd.DataFrame:
         """The columns of the four best, which are as many as a chart has room for."""
-        return self.scores[self.scores.mean().nlargest(4).index]
+        order = self.scores.loc["score"] if "score" in self.scores.index else self.scores.mean()
+        return self.scores[order.nlargest(4).index]
 
 
 def read_scores(folder: str | Path, architecture: str, split: str) -> dict[str, dict]:

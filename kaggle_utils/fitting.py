@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -233,10 +234,20 @@ def _count(logits: torch.Tensor, masks: torch.Tensor, threshold: float) -> np.nd
 
 def _draw_batches(data: TensorDataset | Crops, size: int, generator: torch.Generator, device: str) -> Iterator:
     """The batches of an epoch, in an order, or with crops, that depend on the generator alone."""
+    on_gpu = torch.device(device).type == "cuda"
     if isinstance(data, Crops):
-        return data.batches(torch.randint(2**62, (len(data),), generator=generator).tolist(), size)
-    pinned = torch.device(device).type == "cuda"
-    return iter(DataLoader(data, size, shuffle=True, generator=generator, pin_memory=pinned))
+        batches = data.batches(torch.randint(2**62, (len(data),), generator=generator).tolist(), size)
+        return _draw_ahead(batches) if on_gpu else batches  # a CPU has no idle moment to draw in
+    return iter(DataLoader(data, size, shuffle=True, generator=generator, pin_memory=on_gpu))
+
+
+def _draw_ahead(batches: Iterator) -> Iterator:
+    """Yield batches, of which a thread draws the next one while a GPU computes on the last."""
+    with ThreadPoolExecutor(1) as drawer:
+        drawn = drawer.submit(next, batches, None)
+        while (batch := drawn.result()) is not None:
+            drawn = drawer.submit(next, batches, None)
+            yield batch
 
 
 def _mixed_loss(network, volumes, masks, loss_function, mixup: float, generator, device: str) -> torch.Tensor:

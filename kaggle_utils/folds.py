@@ -19,6 +19,8 @@ from kaggle_utils.models import TrainedModel, load_model, save_config
 from kaggle_utils.picking import DECODERS
 from kaggle_utils.subvolumes import Run
 
+_MEANS = ("logits", "probabilities")
+
 
 class Variant(NamedTuple):
     """A way from networks to candidates: whose outputs, how they are merged, how they are decoded."""
@@ -36,7 +38,7 @@ class Calibration:
     """What was found on the runs that were left out.
 
     `scores` has a row for each variant: its F-beta with thresholds on the plateau, in all (`score`) and for each
-    particle; `best` is the variant with the highest. `curves` and `offset` are the best one's, `candidates` the
+    particle; `best` is the mean of networks with the highest. `curves` and `offset` are its own, `candidates` the
     candidates of each on the runs `held_out`."""
 
     scores: pd.DataFrame
@@ -49,10 +51,18 @@ class Calibration:
 
 def calibrate(runs: Sequence[Run], folder: str | Path, device: str = "cpu", views: int = 1) -> Calibration:
     """Compare all variants on the runs that the models below `folder` left out, tune the best one's thresholds and
-    offset, and keep them, its merge, decoder and views in these models' folders, where inference finds them.
+    offset, and keep all that inference needs to know of it in the folders of these models.
 
-    Raises ValueError when no model left one of `runs` out, and as `find_models` and `load_model` do."""
-    models = [load_model(path, device) for path in find_models([folder])]
+    A run was left out by one network of each architecture, but a new tomogram is seen by all folds, whose mean is
+    calmer: thresholds carry over as far as that is alike. A vote claims more the more voters there are, and ranks
+    change their scale, so these are compared, but never the best.
+
+    Raises ValueError for models that are no folds, when none of them left one of `runs` out, and as `find_models` and
+    `load_model` do."""
+    paths = find_models([folder])
+    models = [load_model(path, device) for path in paths]
+    if strangers := [model.name for model in models if "held_out" not in model.config]:
+        raise ValueError(f"{', '.join(strangers)} in {folder} left no run out; give a folder of folds alone")
     found = predict_held_out(runs, models, device, views)
     names = sorted({model.config["held_out"] for model in models} & {run.name for run in runs})
     truth = pd.concat([run.points for run in runs if run.name in names])
@@ -63,14 +73,13 @@ def calibrate(runs: Sequence[Run], folder: str | Path, device: str = "cpu", view
         score = score_submission(picks, truth)
         scores[variant] = {"score": score.score, **score.particles["f_beta"]}
     table = pd.DataFrame.from_dict(scores, orient="index")
-    best = max(scores, key=lambda variant: scores[variant]["score"])  # the first of equals, which is the simplest
+    fit = [variant for variant in scores if variant.merge in _MEANS]
+    best = max(fit, key=lambda variant: scores[variant]["score"])  # the first of equals, which is the simplest
     thresholds = {name: curve.chosen for name, curve in curves[best].items()}
     offset = estimate_offset(apply_thresholds(found[best], thresholds), truth)
-    for model in models:
-        if model.config["architecture"] in COMMITTEES[best.ensemble]:
-            settings = {"merge": best.merge, "decoder": best.decoder, "views": views}
-            config = {**model.config, **settings, "offset": [float(value) for value in offset.correction]}
-            save_config(Path(folder) / model.name, config, thresholds)
+    settings = {**best._asdict(), "views": views, "offset": [float(value) for value in offset.correction]}
+    for path, model in zip(paths, models, strict=True):
+        save_config(path, {**model.config, **settings}, thresholds)
     return Calibration(table, best, curves[best], offset, found, tuple(names))
 
 
@@ -112,17 +121,14 @@ def predict_held_out(
     variants = _list_variants({model.config["architecture"] for model in models})
     tables: dict[Variant, list[pd.DataFrame]] = {variant: [] for variant in variants}
     for run, members in tqdm(chosen, desc="runs left out", unit="tomogram"):
-        mergers = {}
+        # On the host: a full-size run's logits are 2 GB a network, and each variant needs as much again while it lasts.
+        logits = [Predictor(model, device, views).predict_logits(run.volume, run.name).cpu() for model in members]
         for variant in variants:
-            own = [model for model in members if model.config["architecture"] in COMMITTEES[variant.ensemble]]
-            committee = make_committee(str(variant), own, variant.merge, variant.decoder)
-            mergers[variant] = Merger(committee, run.voxel_spacing, run.name)
-        for model in members:
-            logits = Predictor(model, device, views).predict_logits(run.volume, run.name)
-            for variant, merger in mergers.items():
-                if model.config["architecture"] in COMMITTEES[variant.ensemble]:
-                    merger.add(logits)
-        for variant, merger in mergers.items():
+            own = [i for i, m in enumerate(members) if m.config["architecture"] in COMMITTEES[variant.ensemble]]
+            committee = make_committee(str(variant), [members[i] for i in own], variant.merge, variant.decoder)
+            merger = Merger(committee, run.voxel_spacing, run.name)
+            for i in own:
+                merger.add(logits[i])
             tables[variant].append(merger.finish()[0])
     return {variant: pd.concat(parts, ignore_index=True) for variant, parts in tables.items()}
 

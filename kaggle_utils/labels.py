@@ -83,3 +83,33 @@ def make_annotated_mask(
     for label, particle in enumerate(particles, start=1):
         annotated[make_mask(points, shape, voxel_spacing, particle, radius_fraction) > 0] = label
     return annotated
+
+
+def locate_spheres(
+    points: pd.DataFrame, voxel_spacing: float, particles: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return where the spheres of some `particles` lie: centres (n, 3), z y x, and whole radii (n,), both in voxels
+    with their fractions, and labels uint8 (n,), 1 for the first of `particles`."""
+    chosen = points[points["particle_type"].isin(particles)]
+    centres = angstrom_to_voxel(chosen[["x", "y", "z"]].to_numpy(), voxel_spacing)
+    radii = np.array([get_particle(name).radius for name in chosen["particle_type"]], dtype=float) / voxel_spacing
+    labels = [list(particles).index(name) + 1 for name in chosen["particle_type"]]
+    return centres, radii, np.array(labels, np.uint8)
+
+
+def paint_spheres(
+    centres: np.ndarray, radii: np.ndarray, labels: np.ndarray, shape: tuple[int, int, int]
+) -> np.ndarray:
+    """Return uint8 (z, y, x), 0 in the background: a voxel belongs to a sphere when its centre is at most the radius
+    away.
+
+    Centres (n, 3) and radii (n,) are in voxels, fractions included: unlike the report's, these spheres are not moved to
+    the grid, so that they can be turned with a volume. A later one lies on top of an earlier one."""
+    painted = np.zeros(shape, np.uint8)
+    low = np.maximum(np.ceil(centres - radii[:, None]), 0).astype(int)
+    high = np.minimum(np.floor(centres + radii[:, None]) + 1, shape).astype(int)
+    for index in np.flatnonzero((high > low).all(axis=1)):
+        z, y, x = (np.arange(*bounds) - c for *bounds, c in zip(low[index], high[index], centres[index], strict=True))
+        inside = (z**2)[:, None, None] + (y**2)[:, None] + x**2 <= radii[index] ** 2
+        painted[tuple(map(slice, low[index], high[index]))][inside] = labels[index]
+    return painted

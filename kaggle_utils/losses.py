@@ -60,7 +60,6 @@ LOSSES = {
     "dice": dice_loss,
     "bce": bce_loss,
     "weighted_bce": weighted_bce_loss,
-    "cross_entropy": cross_entropy_loss,
     "tversky": tversky_loss,
     "cross_entropy_tversky": cross_entropy_tversky_loss,
 }

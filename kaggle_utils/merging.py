@@ -13,7 +13,7 @@ from kaggle_utils.ensemble import combine_masks
 from kaggle_utils.inference import Predictor, to_probabilities
 from kaggle_utils.models import TrainedModel, agree
 from kaggle_utils.particles import REPORT_PARTICLES
-from kaggle_utils.picking import find_candidates, match_ranks, pick_particles
+from kaggle_utils.picking import DECODERS, find_candidates, match_ranks, pick_particles
 
 COMMITTEES = {"unet": ("unet",), "vnet": ("vnet",), "average": ("unet", "vnet")}  # name -> its networks' architectures
 MERGES = ("logits", "probabilities", "ranks", "vote")
@@ -49,8 +49,9 @@ def make_committee(name: str, models: Sequence[TrainedModel], merge: str = "", d
     Thresholds and offset are the means of the models'. Raises ValueError for models that disagree, and for an unknown
     merge."""
     merge, decoder = merge or agree(models, "merge"), decoder or agree(models, "decoder")
-    if merge not in MERGES:
-        raise ValueError(f"unknown merge {merge!r}; choose from {', '.join(MERGES)}")
+    for what, choice, choices in (("merge", merge, MERGES), ("decoder", decoder, DECODERS)):
+        if choice not in choices:
+            raise ValueError(f"unknown {what} {choice!r}; choose from {', '.join(choices)}")
     particles = agree(models, "particles")
     five = [particle.name for particle in REPORT_PARTICLES]
     picks = np.array([np.mean([model.config["picks"][p] for model in models]) for p in five])
@@ -86,7 +87,7 @@ class Merger:
         merge = self._committee.merge
         output = logits if merge == "logits" else to_probabilities(logits)
         if merge == "ranks":
-            self._tables.append(self._decode(output))
+            self._tables.append(self._decode(output.cpu().numpy()))
         self._count += 1
         if self._sum is None:
             self._sum = output.clone() if output is logits else output
@@ -100,11 +101,11 @@ class Merger:
         voxel's particle, float32 (0 in the background), both (z, y, x)."""
         committee, merge = self._committee, self._committee.merge
         total = self._sum if merge == "vote" else self._sum.div_(self._count)
-        probabilities = to_probabilities(total) if merge == "logits" else total
+        probabilities = (to_probabilities(total) if merge == "logits" else total).cpu().numpy()
+        del total
         self._sum = None
-        five = [committee.particles.index(particle.name) for particle in REPORT_PARTICLES]
-        maps = [probabilities[index].cpu().numpy() for index in five]
-        annotated = combine_masks(maps, np.full(len(five), _CLAIM), committee.frequencies, committee.recalls)
+        maps = [probabilities[committee.particles.index(particle.name)] for particle in REPORT_PARTICLES]
+        annotated = combine_masks(maps, np.full(len(maps), _CLAIM), committee.frequencies, committee.recalls)
         confidence = np.zeros(annotated.shape, np.float32)
         for label, probability in enumerate(maps, start=1):
             np.copyto(confidence, probability, where=annotated == label)
@@ -114,10 +115,9 @@ class Merger:
         candidates = match_ranks(self._tables) if merge == "ranks" else self._decode(probabilities)
         return candidates, annotated, confidence
 
-    def _decode(self, probabilities: torch.Tensor) -> pd.DataFrame:
-        committee = self._committee
-        maps = [probability.cpu().numpy() for probability in probabilities]
-        return find_candidates(maps, committee.particles, self._spacing, self._run, committee.decoder, self._fraction)
+    def _decode(self, probabilities: np.ndarray) -> pd.DataFrame:
+        particles, decoder = self._committee.particles, self._committee.decoder
+        return find_candidates(probabilities, particles, self._spacing, self._run, decoder, self._fraction)
 
 
 def find_by_committee(

@@ -18,6 +18,10 @@ DECODERS = ("peaks", "components")
 # The probability from which "components" takes a voxel for its particle's: no other one can have more.
 CLAIMED = 0.5
 
+# Voxels of a map that are looked at: in a tomogram of the competition ten times what trained spheres fill. A network
+# that has hardly learnt is above `least` everywhere, and would cost gigabytes.
+_MOST = 2**21
+
 # Components smaller than this share of a sphere are noise; larger than so many spheres, they may be several particles.
 MIN_SIZE_FRACTION = 0.15
 _CROWDED = 1.5
@@ -102,7 +106,8 @@ def find_candidates(
         Meer 2002, doi:10.1109/34.1000236). "components" takes the mean position of the probability in each connected
         component of what has at least `CLAIMED`; a large one is first dealt out to the nearest of the maxima inside.
     radius_fraction : of the particle's radius, that the spheres had on which the network was trained.
-    least : above 0; no candidate starts from a voxel with less.
+    least : above 0; no candidate starts from a voxel with less, nor from one that is not among a map's two
+        million highest.
 
     Returns
     -------
@@ -128,7 +133,7 @@ def find_candidates(
         volume = np.ascontiguousarray(volume)
         ball = max(2.0, radius * radius_fraction)
         if decoder == "peaks":
-            _, centre = _seek_centres(volume, np.flatnonzero(volume >= least), ball, radius * _APART)
+            _, centre = _seek_centres(volume, _find_highest(volume, least), ball, radius * _APART)
         else:
             centre = _find_components(volume, max(CLAIMED, least), ball, radius * _APART)
         confidence, _ = _weigh_balls(volume, centre, ball)
@@ -205,6 +210,14 @@ def find_peaks(heatmap: np.ndarray, threshold: float, radius: float) -> tuple[np
         index = index[~((other > value) | ((other == value) & (rival < index[:, None]))).any(axis=1)]
     index = index[np.argsort(-flat[index], kind="stable")]
     return np.stack(np.unravel_index(index, heatmap.shape), axis=1), flat[index]
+
+
+def _find_highest(volume: np.ndarray, least: float) -> np.ndarray:
+    """Return the flat indices of the voxels with at least `least`, in rising order, but of no more than `_MOST`."""
+    index = np.flatnonzero(volume >= least)
+    if len(index) > _MOST:
+        index = np.sort(index[np.argpartition(volume.reshape(-1)[index], -_MOST)[-_MOST:]])
+    return index
 
 
 def _find_components(volume: np.ndarray, least: float, ball: float, apart: float) -> np.ndarray:

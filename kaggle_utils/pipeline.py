@@ -17,7 +17,7 @@ import torch
 from kaggle_utils.ensemble import Ensemble, annotate, load_specialists, make_ensemble
 from kaggle_utils.inference import Predictor
 from kaggle_utils.merging import COMMITTEES, Committee, find_by_committee, make_committee
-from kaggle_utils.models import TrainedModel, agree, load_model, read_config
+from kaggle_utils.models import TrainedModel, agree, load_model, name_model, read_config
 from kaggle_utils.picking import pick_particles
 from kaggle_utils.subvolumes import normalise
 from kaggle_utils.tomograms import Tomogram, load_tomogram
@@ -39,23 +39,33 @@ class Prediction:
 def load_ensemble(name: str, folder: str | Path, device: str = "cpu") -> Ensemble | Committee:
     """Load what makes ensemble `name` of the model folders below `folder`, specialists or folds.
 
-    Raises ValueError for an unknown name, and as `load_model`, `make_ensemble` and `make_committee` do."""
+    Raises ValueError for an unknown name, FileNotFoundError when folds are missing, and as `load_model`,
+    `make_ensemble` and `make_committee` do."""
     folds = [path for path in sorted(Path(folder).glob("*_fold_*")) if (path / "config.json").is_file()]
     if not folds:
         return load_specialists(name, folder, device)
     if name not in COMMITTEES:
         raise ValueError(f"unknown ensemble {name!r}; choose from {', '.join(COMMITTEES)}")
-    return assemble(name, [load_model(p, device) for p in folds if read_config(p)["architecture"] in COMMITTEES[name]])
+    count = read_config(folds[0])["folds"]
+    wanted = {name_model(kind, f"fold_{fold}") for kind in COMMITTEES[name] for fold in range(count)}
+    if missing := sorted(wanted - {path.name for path in folds}):
+        raise FileNotFoundError(
+            f"ensemble {name!r} needs {', '.join(missing)} too, but {folder} has no finished ones; run the training "
+            "notebooks (03 and 04) to their ends, then the ensemble notebook (05)"
+        )
+    return make_committee(name, [load_model(path, device) for path in folds if path.name in wanted])
 
 
 def assemble(name: str, models: Sequence[TrainedModel]) -> Ensemble | Committee:
-    """Make an ensemble of specialists, or a committee of networks for all particles.
-
-    Raises ValueError for some of both, and as `make_ensemble` and `make_committee` do."""
+    """Make an ensemble of specialists, or of networks for all particles a committee of those that their calibration
+    chose; raises ValueError for some of both, and as `make_ensemble` and `make_committee` do."""
     several = [model for model in models if len(model.particles) > 1]
     if several and len(several) < len(models):
         raise ValueError("models for one particle and models for all cannot be mixed; give folders of one recipe")
-    return make_committee(name, models) if several else make_ensemble(name, models)
+    if not several:
+        return make_ensemble(name, models)
+    architectures = COMMITTEES[agree(models, "ensemble")]
+    return make_committee(name, [model for model in models if model.config["architecture"] in architectures])
 
 
 def predict_run(

@@ -18,6 +18,7 @@ from pathlib import Path
 from kaggle_utils.environment import COMPETITION, NAME_PART
 from kaggle_utils.files import write_text
 from kaggle_utils.notebooks import find_notebooks
+from kaggle_utils.recipes import RECIPE_NAMES
 from kaggle_utils.wheels import PYTHON, collect_wheels, find_imports, find_wheel_faults
 
 DATASET_TITLE = "CZII Kaggle kit"
@@ -36,13 +37,18 @@ _MODEL_FILES = ("config.json", "weights.pt", "thresholds.json", "history.csv")
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
 OUT = _REPOSITORY / "work" / "publish"
-_ON_KAGGLE = "competition-full"  # recipe and scale that `environment.detect` chooses there
 _PATIENCE, _PAUSE = 90, 10  # how often, and after how many seconds, a new dataset is asked whether it is ready
 _ABSENT = re.compile("403|404|not found|forbidden|permission", re.IGNORECASE)  # what the CLI says of no such dataset
 _FAILURE = re.compile(r"(creation|push) error:|not valid \w+ sources|Authentication required")  # often with status 0
 
 
-def build_folder(user: str, models: Iterable[str | Path] = (), out: str | Path = OUT, python: str = PYTHON) -> Path:
+def build_folder(
+    user: str,
+    models: Iterable[str | Path] = (),
+    out: str | Path = OUT,
+    python: str = PYTHON,
+    recipe: str = RECIPE_NAMES[0],
+) -> Path:
     """Write OUT/dataset and OUT/kernels/<slug>, check them, and return OUT; it is replaced as a whole or not at all.
 
     Parameters
@@ -52,6 +58,7 @@ def build_folder(user: str, models: Iterable[str | Path] = (), out: str | Path =
         along. With both, the submission needs no other notebook's outputs.
     out : the folder; one that is there already must have been written by this function.
     python : whose wheels are wanted.
+    recipe : that the notebooks shall run.
 
     Raises
     ------
@@ -81,7 +88,7 @@ def build_folder(user: str, models: Iterable[str | Path] = (), out: str | Path =
     dataset = partial / "dataset"
     dataset.mkdir(parents=True)
     try:
-        copy_models(models, dataset)
+        copy_models(models, dataset, recipe)
         collect_wheels(dataset, python)
         metadata = {
             "id": f"{user}/{_slugify(DATASET_TITLE)}",
@@ -115,7 +122,7 @@ def build_folder(user: str, models: Iterable[str | Path] = (), out: str | Path =
             }
             folder = partial / "kernels" / _slugify(kernel["title"])
             folder.mkdir(parents=True)
-            shutil.copyfile(notebook, folder / notebook.name)
+            write_text(folder / notebook.name, _choose_recipe(notebook.read_text(encoding="utf-8"), recipe))
             write_text(folder / "kernel-metadata.json", json.dumps(kernel, indent=1))
         faults = find_faults(partial, python)
         if faults:
@@ -130,7 +137,17 @@ def build_folder(user: str, models: Iterable[str | Path] = (), out: str | Path =
     return out
 
 
-def copy_models(models: Iterable[str | Path], dataset: Path) -> None:
+def _choose_recipe(notebook: str, recipe: str) -> str:
+    """Return a notebook's text with a line in its first code cell that chooses a recipe other than the default."""
+    if recipe == RECIPE_NAMES[0]:
+        return notebook
+    content = json.loads(notebook)
+    first = next(cell for cell in content["cells"] if cell["cell_type"] == "code")
+    first["source"] = f'import os\nos.environ["CZII_RECIPE"] = "{recipe}"\n' + "".join(first["source"])
+    return json.dumps(content, indent=1)
+
+
+def copy_models(models: Iterable[str | Path], dataset: Path, recipe: str) -> None:
     """Copy model folders into `dataset` under flat names, and `ensemble.json` of the work folder that they are in.
 
     Raises as `find_models`, `load_model` and `read_choice` do, and ValueError for two models of one name, for a config
@@ -160,9 +177,9 @@ def copy_models(models: Iterable[str | Path], dataset: Path) -> None:
     if len(works) > 1:
         raise ValueError(f"{' and '.join(map(str, works.values()))} chose different ensembles; publish one's models")
     for choice, work in works.items():
-        if len(groups) > 1 and _ON_KAGGLE not in groups:
+        if len(groups) > 1 and f"{recipe}-full" not in groups:
             raise ValueError(f"models of {' and '.join(sorted(groups))}: publish those of one, or none can be chosen")
-        names = groups.get(_ON_KAGGLE) or next(iter(groups.values()))  # as `environment.find_models` will
+        names = groups.get(f"{recipe}-full") or next(iter(groups.values()))  # as `environment.find_models` will
         needed = {name_model(kind, p.name) for p in REPORT_PARTICLES for kind in ENSEMBLES[choice](p.name)}
         if choice in COMMITTEES and any("_fold_" in name for name in names):  # how many folds there are, who knows
             needed = {name_model(kind, "fold_0") for kind in COMMITTEES[choice]}
@@ -210,14 +227,14 @@ def find_faults(folder: Path, python: str = PYTHON) -> list[str]:
     return faults + find_wheel_faults(sorted((folder / "dataset").glob("*.whl")), modules, python)
 
 
-def list_commands(folder: Path) -> str:
+def list_commands(folder: Path, recipe: str = RECIPE_NAMES[0]) -> str:
     """Return the commands for a folder of `build_folder`, with a word on when each is due."""
     shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     dataset, note = shown / "dataset", _name_version(folder)
     groups = sorted({path.name.split("--")[1] for path in folder.glob("dataset/models--*--config.json")})
     lines = [f"models: {', '.join(groups)}"] if groups else []
-    if groups and _ON_KAGGLE not in groups:
-        lines.append(f"  06 takes them, for there is no {_ON_KAGGLE}; with a GPU 03 and 04 train anew, at full scale")
+    if groups and f"{recipe}-full" not in groups:
+        lines.append(f"  06 takes them, for there is no {recipe}-full; with a GPU 03 and 04 train anew, at full scale")
     if groups and not (folder / "dataset" / "ensemble.json").is_file():
         lines.append("  but no ensemble.json beside them, so the submission waits for the ensemble notebook's")
     lines += [

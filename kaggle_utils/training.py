@@ -16,9 +16,10 @@ from torch.utils.data import TensorDataset
 
 from kaggle_utils.crops import Crops
 from kaggle_utils.fitting import evaluate, fit, require_same
-from kaggle_utils.labels import make_annotated_mask
+from kaggle_utils.labels import locate_spheres, paint_spheres
 from kaggle_utils.models import build_model, name_model, read_config, save_config
 from kaggle_utils.particles import PARTICLES
+from kaggle_utils.picks import read_run
 from kaggle_utils.recipes import CompetitionRecipe, ModelRecipe, Recipe
 from kaggle_utils.subvolumes import (
     SPLITS,
@@ -28,6 +29,7 @@ from kaggle_utils.subvolumes import (
     place_subvolumes,
     preprocess_and_filter_subvolumes,
 )
+from kaggle_utils.tomograms import read_shape
 
 
 def train_models(
@@ -39,8 +41,8 @@ def train_models(
     folder: str | Path,
     devices: Sequence[str] = ("cpu",),
 ) -> list[Path]:
-    """Train models of `architecture` for some particles and return their model folders, below `folder`: one for each
-    particle, or by the competition recipe one for all of them for each fold.
+    """Train models of `architecture` and return their model folders, below `folder`: one for each of `particles`, or by
+    the competition recipe, whatever these are, one for all particles for each fold.
 
     With several devices the models are shared out among them, one process each, and the CPU's threads with them.
     Nothing else in a model's training depends on how many there are: processes with as many threads give the same
@@ -49,6 +51,7 @@ def train_models(
     train, targets = train_model, list(particles)
     if isinstance(recipe, CompetitionRecipe):
         train, targets = train_fold, list_folds(len(runs), recipe)
+        _check_runs(data, runs, recipe)  # before hours of training, not when a run's fold comes
     jobs = [(train, data, tuple(runs), architecture, target, recipe, Path(folder)) for target in targets]
     if len(devices) == 1:
         loaded = load_runs(data, runs, recipe)
@@ -130,7 +133,10 @@ def list_folds(runs: int, recipe: CompetitionRecipe) -> list[int]:
 
 
 def build(network: ModelRecipe, recipe: Recipe) -> nn.Module:
-    """Return a new network as a recipe wants it: for one particle, or by the competition recipe for all."""
+    """Return a new network as a recipe wants it: for one particle, or by the competition recipe for all; raises
+    ValueError for the baseline, which finds one, by the competition recipe."""
+    if isinstance(recipe, CompetitionRecipe) and network.architecture == "baseline":
+        raise ValueError("the baseline finds one particle: train it by the report recipe")
     particles = len(PARTICLES) if isinstance(recipe, CompetitionRecipe) else 1
     return build_model(network.architecture, network.width, particles, network.stem)
 
@@ -154,9 +160,12 @@ def train_fold(
     folder = Path(folder) / name_model(architecture, f"fold_{fold}")
     names = [particle.name for particle in PARTICLES]
     held_out, others = runs[fold], [run for index, run in enumerate(runs) if index != fold]
+    # Each fold starts from other weights and draws other crops: networks that differ are worth more together.
+    seed = 1000 * recipe.seed + fold
     config = {
         "particles": names,
         **_describe(network_recipe, recipe, runs),
+        "seed": seed,
         "held_out": held_out.name,
         "crops": recipe.crops,
         "centred": recipe.centred,
@@ -165,9 +174,9 @@ def train_fold(
     }
     if _is_finished(folder, config):
         return folder
-    masks = make_annotated_mask(
-        held_out.points, held_out.volume.shape, held_out.voxel_spacing, names, recipe.radius_fraction
-    )
+    # The very spheres that the crops have, or the best epoch would be the best at something else.
+    centres, radii, labels = locate_spheres(held_out.points, held_out.voxel_spacing, names)
+    masks = paint_spheres(centres, radii * recipe.radius_fraction, labels, held_out.volume.shape)
     if not masks.any():
         raise ValueError(f"run {held_out.name} holds no particle to validate on; leave it out of the runs")
     size = recipe.subvolume_size
@@ -175,7 +184,7 @@ def train_fold(
         held_out.volume, masks, place_subvolumes(masks.shape, size), size, recipe.background_ratio, recipe.seed
     )
     validation = TensorDataset(*(torch.from_numpy(array)[:, None] for array in cubes))
-    torch.manual_seed(recipe.seed)
+    torch.manual_seed(seed)
     network = build(network_recipe, recipe)
     datasets = {"train": Crops(others, names, recipe, device), "validation": validation}
     fit(network, datasets, network_recipe, folder, config, device=device, position=position)
@@ -184,6 +193,8 @@ def train_fold(
     counts = pd.concat([run.points for run in others])["particle_type"].value_counts()
     finished = {
         **config,
+        "folds": len(list_folds(len(runs), recipe)),
+        "ensemble": "average",
         "merge": recipe.merge,
         "decoder": recipe.decoder,
         "views": recipe.views,
@@ -193,6 +204,16 @@ def train_fold(
     }
     save_config(folder, finished, dict.fromkeys(names, recipe.threshold))
     return folder
+
+
+def _check_runs(data: str | Path, runs: Sequence[str], recipe: CompetitionRecipe) -> None:
+    """Raise ValueError, naming the run, for one that cannot be left out: without picks, or smaller than a crop."""
+    for run in runs:
+        shape = read_shape(run, data, "train", recipe.tomogram)
+        if min(shape) < recipe.subvolume_size:
+            raise ValueError(f"run {run} has {shape} voxels, but crops need {recipe.subvolume_size} along each axis")
+        if not len(read_run(run, data)):
+            raise ValueError(f"run {run} has no picks, so nothing can be learnt from it or checked on it; leave it out")
 
 
 def _describe(network: ModelRecipe, recipe: Recipe, runs: list[Run]) -> dict:

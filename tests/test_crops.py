@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from kaggle_utils.crops import Crops, draw_matrix, paint_spheres, read_crop
-from kaggle_utils.labels import make_annotated_mask
+from kaggle_utils.crops import Crops, draw_matrix, read_crop
+from kaggle_utils.labels import locate_spheres, make_annotated_mask, paint_spheres
 from kaggle_utils.particles import PARTICLES
 from kaggle_utils.recipes import Augmentation, get_recipe
 from kaggle_utils.subvolumes import Run
@@ -208,4 +208,27 @@ def test_spheres_are_the_voxels_within_the_radius(seed):
     grid = np.indices(expected.shape)
     for centre, radius, label in zip(centres, radii, labels, strict=True):
         expected[((grid - centre[:, None, None, None]) ** 2).sum(0) <= radius**2] = label
-    np.testing.assert_array_equal(paint_spheres(centres, radii, labels, 12), expected)
+    np.testing.assert_array_equal(paint_spheres(centres, radii, labels, expected.shape), expected)
+
+
+def test_crops_and_whole_runs_are_painted_alike():
+    """What a fold is validated on are the labels that it was trained on, cut out."""
+    run = make_run()
+    centres, radii, labels = locate_spheres(run.points, SPACING, NAMES)
+    whole = paint_spheres(centres, radii * RECIPE.radius_fraction, labels, run.volume.shape)
+    cubes = np.lib.stride_tricks.sliding_window_view(whole, (16, 16, 16)).reshape(-1, 16**3)
+    crops = Crops([run], NAMES, RECIPE)
+    for seed in range(5):
+        drawn = crops.draw(seed)[1].numpy().reshape(-1)
+        assert drawn.any() and (cubes == drawn).all(axis=1).any()
+
+
+def test_volumes_in_half_precision_give_the_same_crops():
+    """As they are kept on a GPU: what is read is computed in single precision."""
+    recipe = replace(RECIPE, augmentation=Augmentation(turned=1.0))
+    full, half = (Crops([make_run()], NAMES, recipe) for _ in range(2))
+    half._volumes = [[volume.half() for volume in kinds] for kinds in half._volumes]
+    for seed in range(5):
+        (volume, labels), (other, same) = full.draw(seed), half.draw(seed)
+        assert other.dtype == torch.float32 and torch.equal(labels, same)
+        torch.testing.assert_close(volume, other, rtol=0, atol=5e-3)

@@ -1,5 +1,6 @@
 """Many models, one mask: the report's rule voxel by voxel, its mixtures, and that it streams."""
 
+import json
 import tracemalloc
 from dataclasses import fields, replace
 from itertools import product
@@ -475,20 +476,28 @@ def test_the_comparison_counts_held_out_voxels_of_every_ensemble(models, monkeyp
 
 def test_the_choice_is_kept_for_the_next_notebook(tmp_path):
     for name in ENSEMBLES:
-        save_choice(tmp_path / "work", name)
+        save_choice(tmp_path / "work", name, "report-full")
         assert read_choice(tmp_path / "work") == name
 
 
 def test_a_missing_or_broken_choice_says_what_to_do(tmp_path):
     with pytest.raises(FileNotFoundError, match="ensemble.json is missing: run the ensemble notebook .05. first"):
         read_choice(tmp_path)
-    for content in ("", "unet", "[]", "{}", '"unet"', "null"):
+    for content in ("", "unet", "[]", "{}", '"unet"', "null", '{"ensemble": "unet"}'):
         (tmp_path / "ensemble.json").write_text(content)
         with pytest.raises(ValueError, match="ensemble.json names no ensemble .*run the ensemble notebook .05. again"):
             read_choice(tmp_path)
-    for content in ('{"ensemble": "resnet"}', '{"ensemble": ["unet"]}', '{"ensemble": null}'):
-        (tmp_path / "ensemble.json").write_text(content)
+    for name in ("resnet", ["unet"], None):
+        (tmp_path / "ensemble.json").write_text(json.dumps({"ensemble": name, "models": "report-full"}))
         with pytest.raises(
             ValueError, match="ensemble.json names the unknown ensemble .*choose from unet, vnet, mixed"
         ):
             read_choice(tmp_path)
+
+
+def test_a_choice_among_other_models_is_refused(tmp_path):
+    """Of the other recipe, or of another scale: the ensemble would be one that nobody has compared with anything."""
+    save_choice(tmp_path, "unet", tmp_path / "models" / "report-full")
+    assert read_choice(tmp_path, "elsewhere/report-full") == "unet"
+    with pytest.raises(ValueError, match="chose 'unet' of the models report-full, not of competition-full"):
+        read_choice(tmp_path, tmp_path / "models" / "competition-full")

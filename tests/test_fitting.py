@@ -164,5 +164,25 @@ def test_validation_is_the_mean_dice_of_the_particles_that_are_there():
     network = torch.nn.Identity()
     network.forward = lambda volumes: logits
     data = TensorDataset(torch.zeros(1, 1, 4, 4, 4), torch.from_numpy(masks))
-    result = fitting._validate(network, data, replace(SETTINGS, loss="cross_entropy"), 0.5, "cpu")
+    result = fitting._validate(network, data, SETTINGS, 0.5, "cpu")
     assert result["validation_dice"] == pytest.approx(0.5)
+
+
+def test_batches_drawn_ahead_are_the_same_in_the_same_order():
+    seen = []
+
+    def draw():
+        for number in range(4):
+            seen.append(number)
+            yield number, number
+
+    ahead = fitting._draw_ahead(draw())
+    assert next(ahead) == (0, 0)
+    assert list(ahead) == [(1, 1), (2, 2), (3, 3)] and seen == [0, 1, 2, 3]
+
+    def fail():
+        yield 1, 1
+        raise MemoryError("drawing")
+
+    with pytest.raises(MemoryError, match="drawing"):
+        list(fitting._draw_ahead(fail()))

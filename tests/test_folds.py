@@ -12,7 +12,7 @@ import pytest
 import torch
 from scipy.special import softmax
 
-from kaggle_utils import evaluation, folds, training
+from kaggle_utils import evaluation, folds, picking, training
 from kaggle_utils.folds import Variant, calibrate, check_thresholds, predict_held_out
 from kaggle_utils.merging import MERGES, Merger, make_committee
 from kaggle_utils.metrics import score_submission, voxel_scores
@@ -30,6 +30,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = [particle.name for particle in PARTICLES]
 SMOKE = get_recipe("competition", "smoke")
 SPACING = 10.0
+
+
+@pytest.fixture(autouse=True)
+def few_voxels(monkeypatch):
+    """What has hardly learnt claims every voxel, and candidates would take minutes."""
+    monkeypatch.setattr(picking, "_MOST", 1000)
 
 
 def make_run(name: str, seed: int) -> Run:
@@ -109,6 +115,54 @@ def test_a_finished_fold_is_kept_and_another_recipe_is_refused(trained, phantom_
     assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
     with pytest.raises(ValueError, match="crops was 4, is 8"):
         train_fold(runs, "unet", 1, replace(SMOKE, crops=8), trained)
+
+
+def test_an_ensemble_with_a_fold_missing_is_refused(trained, tmp_path):
+    """06 must not submit less than 05 has tuned, because a training has not ended."""
+    folder = copy(trained, tmp_path / "models")
+    (folder / "vnet_model_fold_1" / "config.json").unlink()
+    assert len(load_ensemble("unet", folder).models) == 2
+    with pytest.raises(FileNotFoundError, match="ensemble 'average' needs vnet_model_fold_1 too"):
+        load_ensemble("average", folder)
+    with pytest.raises(ValueError, match="unknown ensemble 'mixed'"):
+        load_ensemble("mixed", folder)
+
+
+def test_one_variant_after_the_other_is_merged(trained, phantom_data, monkeypatch):
+    """Nine sums of a full-size run are 20 GB; one is 2."""
+    alive, most = [], []
+
+    class Counted(Merger):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            alive.append(self)
+
+        def finish(self):
+            most.append(len(alive))
+            alive.remove(self)
+            return super().finish()
+
+    monkeypatch.setattr(folds, "Merger", Counted)
+    runs = load_runs(phantom_data, find_runs(phantom_data), SMOKE)
+    predict_held_out(runs[:1], [load_model(path) for path in sorted(trained.iterdir())])
+    assert set(most) == {1} and len(most) == 9
+
+
+def test_runs_that_cannot_be_left_out_are_refused_before_any_training(phantom_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "train_fold", None)
+    names = find_runs(phantom_data)
+    with pytest.raises(ValueError, match=f"run {names[0]} has .* voxels, but crops need 400"):
+        training.train_models(phantom_data, names, "unet", NAMES, replace(SMOKE, subvolume_size=400), tmp_path)
+    monkeypatch.setattr(training, "read_run", lambda run, data: RUNS[0].points.iloc[:0])
+    with pytest.raises(ValueError, match=f"run {names[0]} has no picks"):
+        training.train_models(phantom_data, names, "unet", NAMES, SMOKE, tmp_path)
+    with pytest.raises(ValueError, match="the baseline finds one particle"):
+        training.build(SMOKE.baseline, SMOKE)
+
+
+def test_folds_start_from_different_weights_and_draw_different_crops(trained):
+    seeds = [read_config(trained / f"3d_unet_model_fold_{fold}")["seed"] for fold in range(2)]
+    assert len(set(seeds)) == 2
 
 
 # ---- merging
@@ -213,14 +267,17 @@ def test_a_calibration_is_kept_with_the_models_and_applied(trained, phantom_data
     folder = copy(trained, tmp_path / "models")
     calibration = calibrate(runs, folder)
     assert set(calibration.scores.index) == set(calibration.candidates)
-    assert calibration.scores["score"].max() == calibration.scores.loc[[calibration.best], "score"].iloc[0]
+    means = calibration.scores[[variant.merge in ("logits", "probabilities") for variant in calibration.candidates]]
+    assert means["score"].max() == means.loc[[calibration.best], "score"].iloc[0]
     for path in folder.iterdir():
         config, thresholds = read_config(path), json.loads((path / "thresholds.json").read_text())
-        concerned = calibration.best.ensemble in ("average", config["architecture"])
-        chosen = {name: curve.chosen for name, curve in calibration.curves.items()}
-        assert (thresholds == chosen) == concerned
-        if concerned:
-            assert (config["merge"], config["decoder"]) == calibration.best[1:]
+        assert thresholds == {name: curve.chosen for name, curve in calibration.curves.items()}
+        assert (config["ensemble"], config["merge"], config["decoder"]) == calibration.best
+    # Those who take whatever is in the folder get the networks that were chosen, and no others.
+    everybody = assemble("predict", [load_model(path) for path in sorted(folder.iterdir())])
+    chosen = load_ensemble(calibration.best.ensemble, folder)
+    assert [model.name for model in everybody.models] == [model.name for model in chosen.models]
+    assert everybody.thresholds == chosen.thresholds
     committee = load_ensemble(calibration.best.ensemble, folder)
     picks = predict_run(runs[0].name, phantom_data, committee, split="train").picks
     assert (picks["confidence"] >= picks["particle_type"].map(committee.thresholds)).all()

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from kaggle_utils import picking
 from kaggle_utils.labels import make_annotated_mask
 from kaggle_utils.metrics import score_submission
 from kaggle_utils.picking import DECODERS, find_candidates, find_peaks, match_ranks, pick_particles
@@ -534,7 +535,7 @@ def test_merging_follows_the_definition(seed, models):
     tables = []
     for _ in range(models):
         rows = [
-            (rng.choice(["ribosome", "thyroglobulin"]), *rng.uniform(0, 300, 3), rng.random())
+            (rng.choice(["ribosome", "thyroglobulin"]), *rng.uniform(0, 200, 3), rng.random())
             for _ in range(rng.integers(0, 9))
         ]
         tables.append(make_candidates(*rows))
@@ -601,3 +602,21 @@ def test_a_true_mask_gives_back_every_particle_of_the_phantom(phantom_data):
     present = scores.loc[truth["particle_type"].unique()]
     assert len(found) == len(truth) and len(present) >= 4
     assert (present["f_beta"] == 1).all() and (present["fp"] == 0).all() and (present["fn"] == 0).all()
+
+
+def test_a_map_that_is_high_everywhere_costs_no_more_than_its_highest_voxels(monkeypatch):
+    """As of a network that has hardly learnt: the blob is found, and the rest is not looked at."""
+    rng = np.random.default_rng(0)
+    volume = rng.uniform(0.14, 0.15, (40, 40, 40)).astype(np.float32)
+    grid = np.indices(volume.shape)
+    volume[((grid - 20) ** 2).sum(axis=0) <= 9] = 0.9
+    looked = []
+    seek = picking._seek_centres
+    monkeypatch.setattr(picking, "_MOST", 500)
+    monkeypatch.setattr(
+        picking, "_seek_centres", lambda volume, index, *rest: looked.append(index) or seek(volume, index, *rest)
+    )
+    table = find_candidates([volume], ["apo-ferritin"], 10.0, "TS_1_1")
+    assert len(looked[0]) == 500 and (np.diff(looked[0]) > 0).all()
+    assert table["confidence"].iloc[0] > 0.8
+    np.testing.assert_allclose(table[["x", "y", "z"]].iloc[0], [200, 200, 200], atol=1)

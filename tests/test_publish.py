@@ -18,6 +18,7 @@ import pytest
 from kaggle_utils import environment, publish, wheels
 from kaggle_utils.ensemble import save_choice
 from kaggle_utils.models import build_model, name_model, save_config, save_weights
+from kaggle_utils.notebooks import NOTEBOOKS
 from kaggle_utils.particles import PARTICLES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,7 +90,7 @@ def work(untrained_pairs, tmp_path):
         (target / "last.pt").write_bytes(b"much")
         config = json.loads((model / "config.json").read_text()) | {"recipe": "report", "scale": "full"}
         (target / "config.json").write_text(json.dumps(config))
-    save_choice(folder, "average")
+    save_choice(folder, "average", "report-full")
     return folder
 
 
@@ -181,16 +182,30 @@ def test_folds_are_published_with_the_ensemble_that_was_chosen(pip, work, tmp_pa
         config = {"particles": names, "architecture": architecture, "width": 2, "stem": True, "window": 16, "halo": 0}
         save_weights(model, build_model(architecture, 2, len(names), stem=True).state_dict())
         save_config(model, config | {"recipe": "competition", "scale": "full"}, dict.fromkeys(names, 0.5))
-    save_choice(tmp_path / "folds", "average")
+    save_choice(tmp_path / "folds", "average", "competition-full")
     dataset = publish.build_folder("jane", [models], tmp_path / "out") / "dataset"
     assert (dataset / "models--competition-full--vnet_model_fold_0--weights.pt").is_file()
     with pytest.raises(ValueError, match="chose 'average', which needs vnet_model_fold_0 too"):
         publish.build_folder("jane", [models / "3d_unet_model_fold_0"], tmp_path / "alone")
-    save_choice(tmp_path / "folds", "unet")
+    save_choice(tmp_path / "folds", "unet", "competition-full")
     publish.build_folder("jane", [models / "3d_unet_model_fold_0"], tmp_path / "alone")
-    save_choice(tmp_path / "folds", "mixed")  # left by the other recipe
+    save_choice(tmp_path / "folds", "mixed", "competition-full")  # left by the other recipe
     with pytest.raises(ValueError, match="chose 'mixed', which needs"):
         publish.build_folder("jane", [models], tmp_path / "mixed")
+
+
+def test_the_report_recipe_is_one_word_away_on_kaggle_too(pip, tmp_path):
+    """Nobody can set a variable there before a notebook starts; the default needs none, and its notebooks are ours."""
+    kernels = publish.build_folder("jane", out=tmp_path / "out", recipe="report") / "kernels"
+    for path in kernels.glob("*/*.ipynb"):
+        first = next(cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code")
+        head, same = "".join(first["source"]).split("\n", 2)[1:]
+        assert head == 'os.environ["CZII_RECIPE"] = "report"'
+        original = json.loads((NOTEBOOKS / path.name).read_text())
+        assert same == "".join(next(cell for cell in original["cells"] if cell["cell_type"] == "code")["source"])
+    plain = publish.build_folder("jane", out=tmp_path / "out") / "kernels"
+    for path in plain.glob("*/*.ipynb"):
+        assert path.read_bytes() == (NOTEBOOKS / path.name).read_bytes()
 
 
 def test_a_failure_leaves_what_was_there(folder, pip, monkeypatch):

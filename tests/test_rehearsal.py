@@ -108,7 +108,7 @@ def dataset(image, untrained_pairs, tmp_path_factory):
     shutil.copytree(untrained_pairs, folder / "work/models/report-full")
     for path in folder.glob("work/models/*/*/config.json"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"recipe": "report", "scale": "full"}))
-    save_choice(folder / "work", "average")
+    save_choice(folder / "work", "average", "report-full")
     code = "import sys; print('%d.%d' % sys.version_info[:2])"
     python = subprocess.run([image / "bin/python", "-c", code], capture_output=True, text=True, check=True).stdout
     return build_folder("someone", [folder / "work/models/report-full"], folder / "out", python.strip()) / "dataset"
@@ -167,7 +167,9 @@ def shown(notebook) -> str:
 def test_notebook_06_makes_a_valid_submission(play, dataset, competition, convention, tmp_path):
     mounts = CONVENTIONS[convention]
     (tmp_path / "earlier").mkdir()
-    save_choice(tmp_path / "earlier", "mixed")  # the dataset says otherwise, but what notebook 05 left is newer
+    save_choice(
+        tmp_path / "earlier", "mixed", "report-full"
+    )  # the dataset says otherwise, but what notebook 05 left is newer
     notebook, work = play("06_submission", dict(zip(mounts, (competition, dataset, tmp_path / "earlier"), strict=True)))
     text = shown(notebook)
     wheel = next(dataset.glob("czii_kaggle_utils-*.whl")).name

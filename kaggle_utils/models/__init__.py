@@ -1,7 +1,8 @@
 """Networks by name, and the model folder: everything that is needed to run a trained model again.
 
-A model folder holds `config.json` (architecture, particles, inference window, scores), `weights.pt` (the best epoch's),
-`thresholds.json` ({particle: threshold}), `history.csv`, and `last.pt`, from which a training that was cut off goes on.
+A model folder holds `config.json` (architecture, particles, inference window, scores), `weights.pt` (the best epoch's,
+or the average of the best), `thresholds.json` ({particle: threshold}), `history.csv`, and `last.pt`, from which a
+training that was cut off goes on.
 Every network takes (n, 1, z, y, x) and returns logits."""
 
 import json
@@ -101,7 +102,7 @@ def load_model(folder: str | Path, device: str = "cpu") -> TrainedModel:
         network = build_model(config["architecture"], config["width"], len(particles), config.get("stem", False))
         network.load_state_dict(torch.load(folder / "weights.pt", map_location="cpu", weights_only=True))
         model = TrainedModel(folder.name, network, config, thresholds)
-        _ = [thresholds[particle] for particle in particles], config["window"], config["halo"]
+        _ = [thresholds[particle] + 0.0 for particle in particles], config["window"], config["halo"]
     except FileNotFoundError:
         raise
     except Exception as error:  # torch names a dozen ways in which weights can be broken
@@ -119,7 +120,7 @@ def agree(models: Sequence[TrainedModel], key: str):
     first = next(iter(values.values()))
     if any(value != first for value in values.values()):
         listed = ", ".join(f"{name} has {value!r}" for name, value in values.items())
-        raise ValueError(f"the ensemble's models were trained with different settings of {key}: {listed}")
+        raise ValueError(f"the ensemble's models have different settings of {key}: {listed}")
     return first
 
 
