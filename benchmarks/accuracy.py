@@ -17,8 +17,9 @@ whole epochs, so its minutes are met as near as those allow; the table says what
 
 A finished contender leaves OUT/<contender>.json and its picks OUT/<contender>.csv and is not run again, so contenders
 may be run by several calls. `--without TECHNIQUE ...` runs the competition recipe with one technique after the other
-turned off. The table is made of what lies there, with 90 % intervals from a bootstrap over the stored
-picks; `--contenders` with no name makes the table alone.
+turned off; what concerns only the picks uses the networks that `competition` has left. `--thresholds` tunes
+thresholds on each test run and applies them to the others. The table is made of what lies there, with 90 % intervals
+from a bootstrap over the stored picks; `--contenders` with no name makes the table alone.
 """
 
 import argparse
@@ -42,16 +43,16 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from kaggle_utils.calibration import bootstrap_score
-from kaggle_utils.ensemble import ENSEMBLES
+from kaggle_utils.calibration import apply_thresholds, bootstrap_score, tune_thresholds
+from kaggle_utils.ensemble import ENSEMBLES, find_models
 from kaggle_utils.environment import keep_freed_memory
 from kaggle_utils.files import replacing, write_text
 from kaggle_utils.fitting import evaluate, fit
 from kaggle_utils.folds import Calibration, calibrate
 from kaggle_utils.labels import make_annotated_mask
-from kaggle_utils.merging import Committee
+from kaggle_utils.merging import Committee, make_committee
 from kaggle_utils.metrics import score_submission
-from kaggle_utils.models import build_model, count_parameters
+from kaggle_utils.models import build_model, count_parameters, load_model
 from kaggle_utils.particles import PARTICLES, REPORT_PARTICLES, report_label
 from kaggle_utils.picking import pick_particles
 from kaggle_utils.picks import read_truth
@@ -116,6 +117,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     techniques = [*TRAINED_WITHOUT, *CALIBRATED_WITHOUT]
     parser.add_argument("--without", nargs="+", choices=techniques, metavar="TECHNIQUE", help=", ".join(techniques))
+    parser.add_argument("--thresholds", action="store_true", help="of the finished competition networks, see above")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     keep_freed_memory()
@@ -123,6 +125,9 @@ def main(arguments: list[str] | None = None) -> None:
     for technique in options.without or [None]:
         for contender in ["competition"] if technique else options.contenders:
             compete(contender, truth, argparse.Namespace(**{**vars(options), "without": technique}))
+    if options.thresholds:
+        print(compare_thresholds(options, truth).to_string(float_format="{:.4f}".format))
+        return
     table = make_table(options.out, truth)
     with replacing(options.out / "table.csv") as temporary:
         table.to_csv(temporary, index=False)
@@ -410,6 +415,9 @@ def train_competition(options: argparse.Namespace) -> Trained:
             train_fold(runs, "unet", fold, recipe, folder)
             log(f"competition: {clock.minutes:.1f} minutes spent ({clock.wall_minutes:.1f} on the wall)")
     minutes, wall_minutes = clock.minutes, clock.wall_minutes
+    if technique in CALIBRATED_WITHOUT:
+        done = json.loads((options.out / "competition.json").read_text(encoding="utf-8"))
+        minutes, wall_minutes = done["minutes"], done["wall minutes"]
     calibration = calibrate(runs, folder)
     log(calibration.scores.round(3).to_string())
     log(f"{calibration.best}; offset {calibration.offset}")
@@ -436,6 +444,33 @@ def measure_fold(runs: list[Run], recipe: CompetitionRecipe, threads: int) -> tu
             minutes.append(clock.minutes)
     a_crop = (minutes[2] - minutes[1]) / (counts[2] - counts[1])  # the first was a warm-up
     return max(0.0, minutes[1] - a_crop * counts[1]), a_crop
+
+
+def compare_thresholds(options: argparse.Namespace, truth: pd.DataFrame) -> pd.DataFrame:
+    """Tune thresholds on each test run alone and apply them to the others.
+
+    Returns F-beta in all and for each particle, averaged over the runs tuned on: of the argmax, of the plateau, of 0.5,
+    and of hindsight, the argmax of the very runs that are scored."""
+    paths = find_models([options.out / "competition"])
+    everything = make_committee("folds", [load_model(path) for path in paths])
+    everything = replace(everything, thresholds=dict.fromkeys(NAMES, 0.0), offset=np.zeros(3))
+    names = find_runs(options.data, "test")
+    found = pd.concat([picks for _, picks in predict_runs(names, options.data, everything)], ignore_index=True)
+    rows: dict[str, list[dict]] = {kind: [] for kind in ("argmax", "plateau", "0.5", "hindsight")}
+    for name in names:
+        inside, others = (truth[(truth["experiment"] == name) == same] for same in (True, False))
+        candidates = found[found["experiment"] != name]
+        tuned = tune_thresholds(found[found["experiment"] == name], inside, NAMES)
+        chosen = {
+            "argmax": {particle: curve.argmax for particle, curve in tuned.items()},
+            "plateau": {particle: curve.chosen for particle, curve in tuned.items()},
+            "0.5": dict.fromkeys(NAMES, 0.5),
+            "hindsight": {p: curve.argmax for p, curve in tune_thresholds(candidates, others, NAMES).items()},
+        }
+        for kind, thresholds in chosen.items():
+            score = score_submission(apply_thresholds(candidates, thresholds), others)
+            rows[kind].append({"F-beta": score.score, **score.particles["f_beta"]})
+    return pd.DataFrame({kind: pd.DataFrame(scores).mean() for kind, scores in rows.items()}).T
 
 
 # What `--without` can turn off: in training, or only afterwards, on the networks of `competition`.
