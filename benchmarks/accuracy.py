@@ -122,12 +122,12 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     keep_freed_memory()
     truth = read_truth(options.data / "test_truth" / "overlay" / "ExperimentRuns")
-    for technique in options.without or [None]:
-        for contender in ["competition"] if technique else options.contenders:
-            compete(contender, truth, argparse.Namespace(**{**vars(options), "without": technique}))
     if options.thresholds:
         print(compare_thresholds(options, truth).to_string(float_format="{:.4f}".format))
         return
+    for technique in options.without or [None]:
+        for contender in ["competition"] if technique else options.contenders:
+            compete(contender, truth, argparse.Namespace(**{**vars(options), "without": technique}))
     table = make_table(options.out, truth)
     with replacing(options.out / "table.csv") as temporary:
         table.to_csv(temporary, index=False)

@@ -43,6 +43,8 @@ def load_ensemble(name: str, folder: str | Path, device: str = "cpu") -> Ensembl
     `make_ensemble` and `make_committee` do."""
     folds = [path for path in sorted(Path(folder).glob("*_fold_*")) if (path / "config.json").is_file()]
     if not folds:
+        if not any(Path(folder).glob("*/config.json")):
+            raise FileNotFoundError(f"{folder} holds no finished model; run the training notebooks (03 and 04)")
         return load_specialists(name, folder, device)
     if name not in COMMITTEES:
         raise ValueError(f"unknown ensemble {name!r}; choose from {', '.join(COMMITTEES)}")

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from kaggle_utils import picking
 from kaggle_utils.labels import make_annotated_mask
 from kaggle_utils.metrics import score_submission
 from kaggle_utils.phantom import write_phantom
@@ -122,3 +123,27 @@ def test_crops_are_centred_on_every_class_equally_often(accuracy):
     labels = [1 + accuracy.NAMES.index(name) for name in ("apo-ferritin", "ribosome")]
     shares = [centres.count(label) / len(centres) for label in labels]
     assert shares == pytest.approx([1 / 3, 1 / 3], abs=0.1)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_techniques_are_turned_off_one_at_a_time(accuracy, tmp_path, monkeypatch, capsys):
+    """One that concerns only the picks costs no training; the others train beside the whole recipe, not over it."""
+    monkeypatch.setattr(picking, "_MOST", 1000)  # networks that have hardly learnt claim every voxel
+    data, out = tmp_path / "data", tmp_path / "out"
+    write_phantom(data, runs=3, test_runs=2, shape=(48, 72, 72))
+    options = ["--data", str(data), "--out", str(out), "--minutes", "0.01", "--threads", "1"]
+    accuracy.main([*options, "--contenders", "competition"])
+    weights = (out / "competition" / "3d_unet_model_fold_0" / "weights.pt").read_bytes()
+    accuracy.main([*options, "--without", "second-fold", "averages"])
+    results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in out.glob("*.json")}
+    assert set(results) == {"competition", "competition without second-fold", "competition without averages"}
+    minutes = {name.split()[-1]: result["minutes"] for name, result in results.items()}
+    assert minutes["second-fold"] == minutes["competition"] != minutes["averages"]
+    assert results["competition without second-fold"]["parameters"] == results["competition"]["parameters"] / 2
+    assert (out / "competition" / "3d_unet_model_fold_0" / "weights.pt").read_bytes() == weights
+    config = json.loads((out / "competition-averages" / "3d_unet_model_fold_0" / "config.json").read_text())
+    assert config["average"] == 0
+    capsys.readouterr()
+    accuracy.main([*options, "--thresholds"])
+    printed = capsys.readouterr().out
+    assert all(kind in printed for kind in ("argmax", "plateau", "0.5", "hindsight"))
