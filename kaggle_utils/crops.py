@@ -134,8 +134,9 @@ def draw_matrix(generator: np.random.Generator, strength: Augmentation) -> np.nd
         turn = np.eye(3)
         turn[np.ix_(axes, axes)] = [[np.cos(value), -np.sin(value)], [np.sin(value), np.cos(value)]]
         matrix = turn @ matrix
-    # Quarter turns must stay exact: otherwise each upright crop would be interpolated by a hair.
-    return np.where(np.abs(matrix - np.rint(matrix)) < 1e-9, np.rint(matrix), matrix)
+    # Quarter turns must be exact: otherwise each upright crop would be interpolated by a hair.
+    upright = np.rint(matrix)
+    return upright if np.abs(matrix - upright).max() < 1e-9 else matrix
 
 
 def read_crop(volume: torch.Tensor, centre: np.ndarray, matrix: np.ndarray, size: int) -> torch.Tensor:

@@ -280,10 +280,10 @@ def test_predict_with_a_wrong_setting_is_one_message_and_status_2(
 def test_publish_builds_says_and_pushes_only_when_asked(monkeypatch, tmp_path, capsys):
     calls = []
     monkeypatch.setattr(publish, "build_folder", lambda user, **settings: calls.append((user, settings)) or tmp_path)
-    monkeypatch.setattr(publish, "list_commands", lambda folder: "  kaggle datasets create")
+    monkeypatch.setattr(publish, "list_commands", lambda folder, recipe: "  kaggle datasets create")
     monkeypatch.setattr(publish, "push_folder", lambda *arguments: calls.append(arguments) or ["czii-04"])
     assert main(["publish", "--user", "jane"]) == 0
-    assert calls == [("jane", {})]
+    assert calls == [("jane", {"recipe": "competition"})]
     out = capsys.readouterr().out
     assert str(tmp_path) in out and out.endswith("\n  kaggle datasets create\n")
     arguments = ["--models", "a", "b", "--out", "c", "--push", "--only", "04"]

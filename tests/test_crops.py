@@ -107,7 +107,7 @@ def test_no_turn_leads_far_from_the_z_axis(seed, tilt):
     """A rotation about x or y by more than the tilts would turn the missing wedge where no tomogram has it."""
     strength = Augmentation(turned=1.0, turn=180, tilt=tilt)
     matrix = draw_matrix(np.random.default_rng(seed), strength)
-    np.testing.assert_allclose(matrix @ matrix.T, np.eye(3), atol=1e-12)
+    np.testing.assert_allclose(matrix @ matrix.T, np.eye(3), atol=1e-8)
     assert abs(matrix[0, 0]) >= np.cos(np.deg2rad(tilt)) ** 2 - 1e-9
 
 

@@ -122,7 +122,7 @@ def test_mixup_mixes_volumes_and_both_losses(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     mixed = fitting._mixed_loss(network, volumes, masks, loss, 1.0, generator, "cpu")
     outputs = network(volumes)
-    share = float(((shares[0] - outputs.flip(0)) / (outputs - outputs.flip(0))).median())
+    share = float(((shares[0] - outputs.flip(0)) / (outputs - outputs.flip(0))).detach().median())
     assert 0 <= share <= 1
     torch.testing.assert_close(shares[0], share * outputs + (1 - share) * outputs.flip(0), rtol=1e-3, atol=1e-4)
     expected = [cross_entropy_tversky_loss(shares[0], m) for m in (masks, masks.flip(0))]

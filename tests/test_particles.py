@@ -134,18 +134,19 @@ def test_scales_differ_in_what_the_table_says_and_in_nothing_else():
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("name", RECIPE_NAMES)
 def test_every_recipe_fits_its_networks(name, scale):
-    """Two poolings, or three strided convolutions, must divide the cubes that a network sees."""
+    """Two poolings, or three strided convolutions, must divide the cubes that a network sees; a stem is one more."""
     recipe = get_recipe(name, scale)
     assert (recipe.name, recipe.scale) == (name, scale)
-    assert recipe.subvolume_size % 8 == 0 and sum(recipe.ratios) == pytest.approx(1)
-    assert recipe.vnet.window == 2 * recipe.subvolume_size and recipe.vnet.window % 8 == 0
+    divisor = 16 if recipe.vnet.stem else 8
+    assert recipe.subvolume_size % divisor == 0 and sum(recipe.ratios) == pytest.approx(1)
+    assert recipe.vnet.window >= 2 * recipe.subvolume_size and recipe.vnet.window % divisor == 0
     for model in (recipe.unet, recipe.vnet, recipe.baseline):
         assert model.window is None or model.window > 2 * model.halo
         assert model.epochs >= model.validate_every >= 1
 
 
 def test_unknown_recipes_and_scales_name_the_choices():
-    with pytest.raises(ValueError, match="unknown recipe 'reports'; choose from report"):
+    with pytest.raises(ValueError, match="unknown recipe 'reports'; choose from competition, report"):
         get_recipe("reports")
     with pytest.raises(ValueError, match="unknown scale 'tiny'; choose from demo, full"):
         get_recipe("report", "tiny")
