@@ -288,7 +288,8 @@ def test_publish_builds_says_and_pushes_only_when_asked(monkeypatch, tmp_path, c
     assert str(tmp_path) in out and out.endswith("\n  kaggle datasets create\n")
     arguments = ["--models", "a", "b", "--out", "c", "--push", "--only", "04"]
     assert main(["publish", "--user", "jane", *arguments]) == 0
-    assert calls[1:] == [("jane", {"models": [Path("a"), Path("b")], "out": Path("c")}), (tmp_path, ["04"])]
+    given = {"recipe": "competition", "models": [Path("a"), Path("b")], "out": Path("c")}
+    assert calls[1:] == [("jane", given), (tmp_path, ["04"])]
     assert "not pushed, for they wait for others: czii-04" in capsys.readouterr().out
 
 

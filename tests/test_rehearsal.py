@@ -183,7 +183,9 @@ def test_notebook_06_makes_a_valid_submission(play, dataset, competition, conven
 def test_notebook_03_trains_on_the_phantom_where_there_are_no_data(play, dataset):
     notebook, work = play("03_unet_training", {"czii-kit": dataset}, {"CZII_SCALE": "smoke"})
     assert "data: none found, so a phantom" in shown(notebook)
-    models = sorted(str(config.parent.relative_to(work / "models")) for config in work.glob("models/*/*/config.json"))
+    models = sorted(
+        str(config.parent.relative_to(work / "models")) for config in work.glob("models/*-smoke/*/config.json")
+    )
     folds = [f"competition-smoke/3d_unet_model_fold_{fold}" for fold in range(2)]
     assert models == [*folds, "report-smoke/baseline_model_ribosome"]
 
