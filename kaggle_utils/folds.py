@@ -112,13 +112,18 @@ def predict_held_out(
 ) -> dict[Variant, pd.DataFrame]:
     """Return the candidates of every variant on the runs that models left out, each run by those that did.
 
-    Each network goes through its run once, whatever the number of variants."""
+    Each network goes through its run once, whatever the number of variants. Raises ValueError when no model left one of
+    `runs` out, and for a run that not every architecture left out."""
     chosen = [(run, [model for model in models if model.config["held_out"] == run.name]) for run in runs]
     chosen = [(run, members) for run, members in chosen if members]
     if not chosen:
         listed = ", ".join(run.name for run in runs)
         raise ValueError(f"no model left one of the runs {listed} out; train the folds on these runs")
-    variants = _list_variants({model.config["architecture"] for model in models})
+    kinds = {model.config["architecture"] for model in models}
+    for run, members in chosen:
+        if lacking := kinds - {model.config["architecture"] for model in members}:
+            raise ValueError(f"run {run.name} was left out by no finished {', '.join(lacking)}; train all folds first")
+    variants = _list_variants(kinds)
     tables: dict[Variant, list[pd.DataFrame]] = {variant: [] for variant in variants}
     for run, members in tqdm(chosen, desc="runs left out", unit="tomogram"):
         # On the host: a full-size run's logits are 2 GB a network, and each variant needs as much again while it lasts.
