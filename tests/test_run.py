@@ -182,7 +182,8 @@ def test_ctrl_c_waits_for_the_command_to_tidy_up(tmp_path):
         "except KeyboardInterrupt:\n    time.sleep(0.3)\n    print('tidy', flush=True)\n    sys.exit(130)"
     )
     parent = (
-        "import sys, run\nrun.prepare = lambda: None\n"
+        # A shell's background job, such as these tests may be, starts with Ctrl-C ignored.
+        "import signal, sys, run\nsignal.signal(signal.SIGINT, signal.default_int_handler)\nrun.prepare = lambda: None\n"
         f"run.demo = lambda arguments: run.call(sys.executable, '-c', {child!r})\nsys.exit(run.main(['demo']))"
     )
     process = subprocess.Popen(
