@@ -183,7 +183,8 @@ def test_ctrl_c_waits_for_the_command_to_tidy_up(tmp_path):
     )
     parent = (
         # A shell's background job, such as these tests may be, starts with Ctrl-C ignored.
-        "import signal, sys, run\nsignal.signal(signal.SIGINT, signal.default_int_handler)\nrun.prepare = lambda: None\n"
+        "import signal, sys, run\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "run.prepare = lambda: None\n"
         f"run.demo = lambda arguments: run.call(sys.executable, '-c', {child!r})\nsys.exit(run.main(['demo']))"
     )
     process = subprocess.Popen(
