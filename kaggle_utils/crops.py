@@ -22,8 +22,7 @@ class Crops:
 
     Parameters
     ----------
-    runs : in memory; what a crop reads is copied to `device` crop by crop, as float16 on a GPU, where the interpolation
-        takes place.
+    runs : in memory; their volumes are copied to `device` once, on a GPU as float16; crops are read and turned there.
     particles : labelled 1, 2, ... in this order.
     recipe : edge of the crops, their number in an epoch, labels and augmentation.
     """
@@ -124,8 +123,7 @@ def draw_matrix(generator: np.random.Generator, strength: Augmentation) -> np.nd
     The missing wedge makes z special: what is seen from the side looks nothing like what is seen from above, so no turn
     goes far from the z axis."""
     matrix = np.diag(np.where(generator.random(3) < 0.5, -1.0, 1.0)) if strength.flips else np.eye(3)
-    turns = generator.integers(4) if strength.quarter_turns else 0
-    angle = np.pi / 2 * turns
+    angle = np.pi / 2 * generator.integers(4) if strength.quarter_turns else 0.0
     tilts = np.zeros(2)
     if generator.random() < strength.turned:
         angle += np.deg2rad(generator.uniform(-1, 1) * strength.turn)
