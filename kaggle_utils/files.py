@@ -1,10 +1,14 @@
-"""Writing files so that a crash at any instant leaves the old file or the new one, never half of either."""
+"""Files that nothing can break: writing so that a crash at any instant leaves the old file or the new one, never half
+of either, and reading JSON from strangers."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
+
+_MOST_JSON = 2**26  # bytes; the largest that anyone writes here, a run's picks, has some hundred kB
 
 
 @contextmanager
@@ -31,3 +35,23 @@ def write_text(path: str | Path, text: str) -> None:
     """Write `text` to `path` as UTF-8 with Unix line ends, atomically."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write `content` to `path`, atomically; raises OSError, as on a full disk, and then leaves the old file."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def read_json(path: str | Path) -> object:
+    """Return what a JSON file holds; raises FileNotFoundError for a missing file, and ValueError, naming the file, for
+    one that is larger than 64 MB, is not UTF-8, is no JSON or is nested too deeply."""
+    path = Path(path)
+    with open(path, "rb") as file:
+        content = file.read(_MOST_JSON + 1)
+    if len(content) > _MOST_JSON:
+        raise ValueError(f"{path} has more than {_MOST_JSON} bytes, which no such file needs")
+    try:
+        return json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON ({error})") from error

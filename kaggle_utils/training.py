@@ -17,7 +17,7 @@ from torch.utils.data import TensorDataset
 from kaggle_utils.crops import Crops
 from kaggle_utils.fitting import evaluate, fit, require_same
 from kaggle_utils.labels import locate_spheres, paint_spheres
-from kaggle_utils.models import build_model, name_model, read_config, save_config
+from kaggle_utils.models import build_model, load_tensors, name_model, read_config, save_config
 from kaggle_utils.particles import PARTICLES
 from kaggle_utils.picks import read_run
 from kaggle_utils.recipes import CompetitionRecipe, ModelRecipe, Recipe
@@ -116,7 +116,7 @@ def train_model(
     torch.manual_seed(recipe.seed)
     network = build(network_recipe, recipe)
     fit(network, datasets, network_recipe, folder, config, recipe.threshold, device, position)
-    network.load_state_dict(torch.load(folder / "weights.pt", map_location=device, weights_only=True))
+    network.load_state_dict(load_tensors(folder / "weights.pt"))
     scores = {split: evaluate(network, datasets[split], recipe.threshold, device)[0] for split in SPLITS}
     picks = sum(int((run.points["particle_type"] == particle).sum()) for run in runs)
     finished = {**config, "min_size_fraction": recipe.min_size_fraction, "scores": scores, "picks": picks}
@@ -188,7 +188,7 @@ def train_fold(
     network = build(network_recipe, recipe)
     datasets = {"train": Crops(others, names, recipe, device), "validation": validation}
     fit(network, datasets, network_recipe, folder, config, device=device, position=position)
-    network.load_state_dict(torch.load(folder / "weights.pt", map_location=device, weights_only=True))
+    network.load_state_dict(load_tensors(folder / "weights.pt"))
     scores = dict(zip(names, evaluate(network, validation, device=device), strict=True))
     counts = pd.concat([run.points for run in others])["particle_type"].value_counts()
     finished = {

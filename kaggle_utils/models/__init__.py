@@ -5,9 +5,11 @@ or the average of the best), `thresholds.json` ({particle: threshold}), `history
 training that was cut off goes on.
 Every network takes (n, 1, z, y, x) and returns logits."""
 
+import io
 import json
 import pickle
 import textwrap
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from kaggle_utils.files import replacing, write_text
+from kaggle_utils.files import read_json, write_bytes, write_text
 from kaggle_utils.models.baseline import Baseline3D
 from kaggle_utils.models.unet import UNet3D
 from kaggle_utils.models.vnet import VNet3D
@@ -72,10 +74,34 @@ def count_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
+def save_tensors(path: str | Path, content: object) -> None:
+    """Write tensors, and lists, dicts, numbers and texts around them, atomically; raises OSError, as on a full disk,
+    and then leaves the old file."""
+    file = io.BytesIO()  # torch would put a name into the file, so that no two were the same, and hide the disk's error
+    torch.save(content, file)
+    write_bytes(path, file.getvalue())
+
+
+def load_tensors(path: str | Path) -> object:
+    """Return, on the CPU, what `save_tensors` wrote; raises FileNotFoundError, and ValueError, naming the file, for
+    anything else: it may come from a stranger, so nothing but tensors, numbers and texts is read, and no archive that
+    unpacks to more than its own size."""
+    path = Path(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
+        if packed:
+            raise ValueError("its tensors are packed, which torch never does")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # torch names a dozen ways in which a file can be broken
+        raise ValueError(f"{path} cannot be read ({explain(error)})") from error
+
+
 def save_weights(folder: str | Path, weights: Mapping[str, torch.Tensor]) -> None:
     """Write a network's weights, its `state_dict`, into a model folder, atomically."""
-    with replacing(Path(folder) / "weights.pt") as temporary, open(temporary, "wb") as file:
-        torch.save(weights, file)  # given a name, torch puts it into the file: no two would be the same
+    save_tensors(Path(folder) / "weights.pt", weights)
 
 
 def save_config(folder: str | Path, config: dict, thresholds: dict[str, float]) -> None:
@@ -100,7 +126,7 @@ def load_model(folder: str | Path, device: str = "cpu") -> TrainedModel:
     try:
         particles = config["particles"] if "particles" in config else [config["particle"]]
         network = build_model(config["architecture"], config["width"], len(particles), config.get("stem", False))
-        network.load_state_dict(torch.load(folder / "weights.pt", map_location="cpu", weights_only=True))
+        network.load_state_dict(load_tensors(folder / "weights.pt"))
         model = TrainedModel(folder.name, network, config, thresholds)
         _ = [thresholds[particle] + 0.0 for particle in particles], config["window"], config["halo"]
     except FileNotFoundError:
@@ -149,9 +175,9 @@ def _read_json(path: Path) -> dict:
             f"{path} is missing: {path.parent} is no finished model folder; run the training notebook"
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); train the model again") from error
+        raise ValueError(f"{error}; train the model again") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no JSON object; train the model again")
     return content
