@@ -1,17 +1,22 @@
 """Where the kit runs, and where its data, its work folder, its submission and its devices are."""
 
-import ctypes
 import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+import time
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+
+from kaggle_utils.machine import check_devices as check_devices
+from kaggle_utils.machine import find_devices
+from kaggle_utils.machine import find_free_memory as find_free_memory
+from kaggle_utils.machine import keep_freed_memory as keep_freed_memory
 
 # How Kaggle mounts inputs: the old convention, then the new ones (competitions, datasets and notebooks by owner).
 _KAGGLE_INPUTS = ("*", "competitions/*", "datasets/*/*", "notebooks/*/*")
@@ -19,12 +24,15 @@ COMPETITION = "czii-cryo-et-object-identification"
 # A file of a model folder in a dataset without sub-folders: models--report-full--vnet_model_ribosome--weights.pt. No
 # part begins with a dot or holds a separator, so that none can lead out of the work folder.
 NAME_PART = r"([A-Za-z0-9_]+(?:[.-][A-Za-z0-9_]+)*)"
-_FLAT_FILE = re.compile(rf"models--{NAME_PART}--{NAME_PART}--(config\.json|weights\.pt|thresholds\.json|history\.csv)")
+# What is copied of what may be a stranger's: these files of a model folder, and no more than so many bytes of each.
+_MOST_BYTES = {"config.json": 2**26, "thresholds.json": 2**26, "history.csv": 2**26, "weights.pt": 2**31}
+_FLAT_FILE = re.compile(rf"models--{NAME_PART}--{NAME_PART}--({'|'.join(map(re.escape, _MOST_BYTES))})")
 # What the package needs and the images of Kaggle and Colab lack: module -> distribution.
 _NOT_IN_IMAGES = {"zarr": "zarr", "cc3d": "connected-components-3d"}
-# From glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _REPOSITORY = Path(__file__).resolve().parents[1]
+# Of a notebook or a command, in seconds of time.monotonic: either imports this module before anything that takes time.
+STARTED = time.monotonic()
+_KAGGLE_HOURS = 12.0  # that a notebook may run
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,7 @@ class Environment:
     """What a notebook needs to know of its surroundings.
 
     `data` is the folder that holds `train/` and `test/`, or None when there is none; `devices` are torch device names,
-    one for each worker."""
+    one for each worker; `hours` is how long this process may run from `STARTED` on, or None."""
 
     platform: str
     data: Path | None
@@ -41,6 +49,7 @@ class Environment:
     recipe: str
     scale: str
     devices: tuple[str, ...]
+    hours: float | None = None
 
     def __str__(self) -> str:
         data = self.data.name if self.data else "none found, so synthetic tomograms (phantom)"
@@ -58,13 +67,18 @@ class Environment:
         """Where notebooks write synthetic runs when there are no data."""
         return self.work / "phantom"
 
+    @property
+    def parts(self) -> Path:
+        """Where each test run's picks are kept until all are done."""
+        return self.work / "parts"
+
 
 def prepare(root: Path = Path("/")) -> str:
     """Install what is missing, and return a line that says what there is: platform, package, data and work folder.
 
     A notebook's first cell calls it, before anything but this module can be imported. On a machine of one's own the
     line names no paths, for it is committed with the notebooks. Raises as `install_missing` and `find_data` do."""
-    install_missing(root)
+    install_missing()
     platform = find_platform()
     data, work = find_data(platform, root=root), _find_work(platform, os.environ, root)
     package = _REPOSITORY
@@ -80,9 +94,9 @@ def prepare(root: Path = Path("/")) -> str:
 def detect(environ: Mapping[str, str] = os.environ, root: Path = Path("/")) -> Environment:
     """Find out where we are.
 
-    The variables CZII_DATA, CZII_WORK, CZII_SUBMISSION, CZII_RECIPE and CZII_SCALE win over what is found. `root` is
-    the file system's root (another one in tests). Raises FileNotFoundError when CZII_DATA is not a folder in the
-    competition's layout."""
+    The variables CZII_DATA, CZII_WORK, CZII_SUBMISSION, CZII_RECIPE, CZII_SCALE and CZII_HOURS win over what is found.
+    `root` is the file system's root (another one in tests). Raises FileNotFoundError when CZII_DATA is not a folder in
+    the competition's layout, ValueError when CZII_HOURS is no time."""
     platform = find_platform(environ)
     work = _find_work(platform, environ, root)
     submission = work / "submission.csv"
@@ -101,7 +115,19 @@ def detect(environ: Mapping[str, str] = os.environ, root: Path = Path("/")) -> E
         # The full recipes take hours even on a GPU, and are wasted on a phantom.
         scale=environ.get("CZII_SCALE") or ("full" if data and devices[0] != "cpu" else "demo"),
         devices=devices,
+        hours=_read_hours(environ, _KAGGLE_HOURS if platform == "kaggle" else None),
     )
+
+
+def _read_hours(environ: Mapping[str, str], default: float | None) -> float | None:
+    text = environ.get("CZII_HOURS")
+    try:
+        hours = float(text) if text else default
+    except ValueError:
+        hours = 0.0
+    if hours is not None and not 0 < hours < float("inf"):
+        raise ValueError(f"CZII_HOURS={text} is no number of hours")
+    return hours
 
 
 def collect_outputs(here: Environment, root: Path = Path("/")) -> list[str]:
@@ -111,13 +137,16 @@ def collect_outputs(here: Environment, root: Path = Path("/")) -> list[str]:
     On Kaggle each notebook starts with an empty work folder, and finds what earlier ones left among its inputs:
     `models/*/*/` and `ensemble.json`. A published dataset holds the same without folders, as
     `models--<recipe>-<scale>--<model>--<file>`; what a notebook left wins over it. What the work folder has already is
-    kept; elsewhere nothing is done."""
+    kept; elsewhere nothing is done.
+
+    Any of it may be a stranger's: of a model folder only what belongs there is copied, and with a warning none of it
+    when a file is too large (2 GB for the weights, else 64 MB) or a link that leads out of its input."""
     copied = []
     # The latest notebook first: those after one that chose hand the choice on, and so may those before it an old one.
     places = sorted(_mounted(root), key=lambda place: place.name, reverse=True) if here.platform == "kaggle" else []
     for place in sorted(places, key=_is_flat):
         for target, files in {**_find_folders(place), **_find_flat(place)}.items():
-            if (here.work / target).exists():
+            if (here.work / target).exists() or not all(_is_copied(file, name, place) for name, file in files.items()):
                 continue
             # Under another name until it is complete: a model folder must be whole or absent.
             partial = (here.work / target).with_name(f".{target.name}.partial")
@@ -128,7 +157,7 @@ def collect_outputs(here: Environment, root: Path = Path("/")) -> list[str]:
             partial.rename(here.work / target)
             copied.append(target.name)
         choice, target = place / "ensemble.json", here.work / "ensemble.json"
-        if choice.is_file() and not target.exists():
+        if choice.is_file() and not target.exists() and _is_copied(choice, choice.name, place):
             partial = target.with_name(f".{target.name}.partial")
             partial.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(choice, partial)
@@ -149,9 +178,9 @@ def find_models(here: Environment) -> Path:
 
 def _find_folders(place: Path) -> dict[Path, dict[str, Path]]:
     """Finished model folders below PLACE/models, as {folder relative to the work folder: {name: file}}."""
-    folders = [config.parent for config in sorted(place.glob("models/*/*/config.json"))]
+    folders = [config.parent for config in sorted(place.glob("models/[!.]*/[!.]*/config.json"))]
     return {
-        folder.relative_to(place): {f.name: f for f in folder.iterdir() if f.is_file() and f.name != "last.pt"}
+        folder.relative_to(place): {name: folder / name for name in _MOST_BYTES if (folder / name).is_file()}
         for folder in folders
     }
 
@@ -160,10 +189,20 @@ def _find_flat(place: Path) -> dict[Path, dict[str, Path]]:
     """The same of the model folders that are in PLACE itself, in the form without folders."""
     folders: dict[Path, dict[str, Path]] = {}
     for file in sorted(place.glob("models--*")):
-        if match := _FLAT_FILE.fullmatch(file.name):
+        if (match := _FLAT_FILE.fullmatch(file.name)) and file.is_file():
             group, model, name = match.groups()
             folders.setdefault(Path("models", group, model), {})[name] = file
     return {target: files for target, files in folders.items() if "config.json" in files}
+
+
+def _is_copied(file: Path, name: str, place: Path) -> bool:
+    """Whether a file below `place`, which is to be called `name`, may be copied; tells why not."""
+    most, inside = _MOST_BYTES.get(name, 2**26), file.resolve().is_relative_to(place.resolve())
+    if inside and file.stat().st_size <= most:
+        return True
+    fault = f"has more than {most} bytes" if inside else f"leads out of {place}"
+    warnings.warn(f"{file} {fault}: it is not copied, nor is the model that it belongs to", stacklevel=3)
+    return False
 
 
 def _is_flat(place: Path) -> bool:
@@ -223,73 +262,9 @@ def _find_work(platform: str, environ: Mapping[str, str], root: Path) -> Path:
     return Path(environ.get("CZII_WORK") or work).absolute()
 
 
-def find_devices() -> tuple[str, ...]:
-    """Return every CUDA device by its torch name, or ("cpu",)."""
-    import torch
-
-    return tuple(f"cuda:{index}" for index in range(torch.cuda.device_count())) or ("cpu",)
-
-
-def check_devices(devices: Iterable[str]) -> None:
-    """Raise ValueError, naming the choices, for a device that the kit cannot use or this machine does not have."""
-    import torch
-
-    known = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-    unknown = [device for device in devices if device not in known]
-    if unknown:
-        raise ValueError(f"unknown device {', '.join(unknown)}; this machine has {', '.join(known)}")
-
-
-def keep_freed_memory() -> None:
-    """Tell glibc to keep what is freed for the next allocation of this process.
-
-    By default it maps every block above 32 MB (at first 128 kB) afresh and hands it back when freed, so that each
-    activation and gradient of a 3D network is mapped, zeroed page by page and unmapped again: on the CPU a training
-    step or a forward pass takes nearly twice as long. Elsewhere nothing is done."""
-    if sys.platform != "linux":
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-def find_free_memory(device: str) -> int:
-    """Return how many bytes a torch device has for this process: those that are free, and those that this process holds
-    for the next allocation. A cautious 4 GiB where nobody says."""
-    import torch
-
-    if torch.device(device).type == "cuda":
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + cached
-    free = [4 * 2**30]
-    with suppress(OSError, StopIteration):
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-        free = [int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]) * 1024]
-    with suppress(OSError, ValueError):  # a container may have less than its machine; "max" where it has not
-        group = Path("/sys/fs/cgroup")
-        limit, used = (int((group / f"memory.{name}").read_text(encoding="utf-8")) for name in ("max", "current"))
-        statistics = dict(line.split() for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines())
-        free.append(limit - used + int(statistics.get("inactive_file", 0)))  # files read once are given up first
-    return max(0, min(free)) + _count_held()
-
-
-def _count_held() -> int:
-    """Bytes that glibc keeps for the next allocation (its mallinfo2, whose eighth number this is); 0 elsewhere."""
-
-    class Information(ctypes.Structure):
-        _fields_ = [(f"number_{index}", ctypes.c_size_t) for index in range(10)]
-
-    mallinfo2 = getattr(ctypes.CDLL(None), "mallinfo2", None) if sys.platform == "linux" else None
-    if mallinfo2 is None:
-        return 0
-    mallinfo2.restype = Information
-    return mallinfo2().number_8
-
-
-def install_missing(root: Path = Path("/")) -> None:
-    """Install what the images of Kaggle and Colab lack, from wheels in a mounted Kaggle dataset where there are any,
-    else with pip.
+def install_missing() -> None:
+    """Install what the images of Kaggle and Colab lack: from wheels beside the package or in the folder `wheels` there,
+    where there are any, else with pip. What is installed can run code, so no other input is searched.
 
     Raises ModuleNotFoundError saying what to do on a machine of one's own, where nothing is installed unasked, and when
     pip fails."""
@@ -298,14 +273,14 @@ def install_missing(root: Path = Path("/")) -> None:
         return
     if find_platform() == "local":
         raise ModuleNotFoundError(f"{' and '.join(missing)} not installed: pip install -r requirements.txt")
-    kit = _REPOSITORY.parent if _REPOSITORY.suffix == ".whl" else _REPOSITORY  # its own wheels before all others
-    folders = [folder for place in (kit, *_mounted(root)) for folder in (place, place / "wheels")]
-    wheels = next((str(folder) for folder in folders if any(folder.glob("zarr-*.whl"))), None)
-    source = ["--no-index", "--find-links", wheels] if wheels else []
+    kit = _REPOSITORY.parent if _REPOSITORY.suffix == ".whl" else _REPOSITORY
+    wheels = next((str(folder) for folder in (kit, kit / "wheels") if any(folder.glob("zarr-*.whl"))), None)
+    options = ["--no-index", "--find-links", wheels] if wheels else []
     wanted = [*missing, f"numpy=={version('numpy')}"]  # the running kernel's must stay
-    if subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *source, *wanted], check=False).returncode:
+    if subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *options, *wanted], check=False).returncode:
+        source = wheels or f"the internet, and there are no wheels in {kit} or its folder wheels"
         raise ModuleNotFoundError(
-            f"pip could not install {' and '.join(missing)}: turn the notebook's internet on, "
-            "or add a dataset that holds their wheels"
+            f"pip could not install {' and '.join(missing)} from {source}: turn the notebook's internet on, "
+            "or add the kit's dataset with their wheels"
         )
     importlib.invalidate_caches()

@@ -1,9 +1,10 @@
 """Files that nothing can break: writing so that a crash at any instant leaves the old file or the new one, never half
-of either, and reading JSON from strangers."""
+of either, and reading what strangers wrote."""
 
 import json
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -43,15 +44,27 @@ def write_bytes(path: str | Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
-def read_json(path: str | Path) -> object:
-    """Return what a JSON file holds; raises FileNotFoundError for a missing file, and ValueError, naming the file, for
-    one that is larger than 64 MB, is not UTF-8, is no JSON or is nested too deeply."""
-    path = Path(path)
+def read_bytes(path: str | Path, most: int) -> bytes:
+    """Return what a file holds; raises OSError when it cannot be read, and ValueError, naming it, when it has more than
+    `most` bytes, of which no more are then read."""
     with open(path, "rb") as file:
-        content = file.read(_MOST_JSON + 1)
-    if len(content) > _MOST_JSON:
-        raise ValueError(f"{path} has more than {_MOST_JSON} bytes, which no such file needs")
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"{path} has more than {most} bytes, which no such file needs")
+    return content
+
+
+def read_json(path: str | Path, object_hook: Callable[[dict], object] | None = None) -> object:
+    """Return what a JSON file holds, `object_hook` of each object in it; raises FileNotFoundError for a missing file,
+    and ValueError, naming the file, for one that is larger than 64 MB, is not UTF-8, is no JSON or is nested too
+    deeply."""
+    content = read_bytes(path, _MOST_JSON)
     try:
-        return json.loads(content.decode("utf-8"))
+        return json.loads(content.decode("utf-8"), object_hook=object_hook)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error})") from error
+
+
+def is_number(value: object, least: float = -sys.float_info.max, most: float = sys.float_info.max) -> bool:
+    """Whether a value out of JSON is a number from `least` to `most`; neither texts nor truth values are, nor NaN."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most

@@ -4,15 +4,16 @@ A picks table is a pandas DataFrame with the columns `experiment`, `particle_typ
 others."""
 
 import importlib.util
+import io
 import json
-import math
+import reprlib
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from kaggle_utils.files import write_text
+from kaggle_utils.files import is_number, read_bytes, read_json, write_text
 from kaggle_utils.particles import PARTICLES, get_particle
 from kaggle_utils.tomograms import default_data, is_plain_name
 
@@ -22,6 +23,10 @@ PICK_COLUMNS = ("experiment", "particle_type", "x", "y", "z")
 # spacing is within a quarter of a voxel of the densities' centres, and counting from the voxels' corners (0.5) is
 # worse.
 VOXEL_OFFSET = 0.0
+
+_FARTHEST = 1e7  # Angstrom; no tomogram is a millimetre long, and beyond it sums and squares lose their digits
+_LONGEST_NAME = 200  # characters; a stranger's may be as long as its file
+_MOST_BYTES = 2**28  # of a CSV of true picks; that of all the competition's runs has less than one
 
 # The author of predictions in copick files. Not kaggle_utils: copick parts its file names at underscores.
 PREDICTION_USER = "kaggle-utils"
@@ -43,7 +48,8 @@ def read_run(run: str, data: str | Path | None = None, split: str = "train") -> 
     Every JSON file in DATA/<split>/overlay/ExperimentRuns/<run>/Picks is read (copick's `<user>_<session>_` before the
     particle may be there or not). An unknown particle's file, or an empty one, is left out with a warning.
 
-    Raises FileNotFoundError when the run has no overlay, ValueError for a malformed file.
+    Raises FileNotFoundError when the run has no overlay, and ValueError, naming run and file, for a file that is larger
+    than 64 MB or malformed, and for coordinates that are no numbers or more than a millimetre away.
     """
     data = default_data() if data is None else Path(data)
     folder = data / split / "overlay" / "ExperimentRuns"
@@ -66,21 +72,22 @@ def read_overlay(experiment_runs: str | Path) -> pd.DataFrame:
 def read_truth(path: str | Path) -> pd.DataFrame:
     """Return true picks from an overlay's ExperimentRuns folder, or from a CSV with the columns of a picks table.
 
-    Raises FileNotFoundError for a missing path, ValueError for a CSV without those columns or with coordinates that are
-    no numbers."""
+    Raises FileNotFoundError for a missing path, and as `read_run` does; so does a CSV that is larger than 256 MB or
+    lacks those columns."""
     path = Path(path)
     if path.is_dir():
         return read_overlay(path)
+    content = io.BytesIO(read_bytes(path, _MOST_BYTES))
     try:
-        table = pd.read_csv(path, dtype={"experiment": str, "particle_type": str})
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        table = pd.read_csv(content, dtype=dict.fromkeys(PICK_COLUMNS, str))
+    except (ValueError, OverflowError) as error:  # of which pandas' own are kinds
         raise ValueError(f"{path} is not a CSV of picks: {error}") from error
     missing = [column for column in PICK_COLUMNS if column not in table]
     if missing:
         raise ValueError(f"{path} lacks the columns {', '.join(missing)}")
     coordinates = table[["x", "y", "z"]].apply(pd.to_numeric, errors="coerce")
-    if not np.isfinite(coordinates.to_numpy()).all():
-        raise ValueError(f"{path} has coordinates that are no finite numbers")
+    if not (coordinates.abs() <= _FARTHEST).all(axis=None):
+        raise ValueError(f"{path} has coordinates that are no finite numbers, or more than a millimetre away")
     if table[["experiment", "particle_type"]].isna().any(axis=None):
         raise ValueError(f"{path} has rows without a run or a particle")
     return table[list(PICK_COLUMNS)].assign(**coordinates.astype(float))
@@ -95,7 +102,8 @@ def write_picks(
     names. Raises ValueError, before anything is written, for an unknown particle, a missing or infinite value, a run
     whose name would leave FOLDER, or a user or session with a separator or an underscore, at which copick parts file
     names."""
-    if prefix and ("_" in user_id + session_id or not is_plain_name(user_id + session_id)):
+    author = user_id + session_id
+    if prefix and ("_" in author or not is_plain_name(author) or not author.isprintable()):
         raise ValueError(
             f"copick allows no underscore or separator in the user {user_id!r} or the session {session_id!r}; "
             "use a hyphen"
@@ -106,8 +114,8 @@ def write_picks(
     for name in columns["particle_type"].unique():
         get_particle(name)
     for run in columns["experiment"].unique():
-        if not is_plain_name(run):
-            raise ValueError(f"{run!r} cannot be a run's name: its picks would be written outside {folder}")
+        if not isinstance(run, str) or not is_plain_name(run) or not run.isprintable():
+            raise ValueError(f"{run!r} cannot be a run's name: its picks would be written outside {folder}, or nowhere")
     written = []
     for (run, name), group in points.groupby(["experiment", "particle_type"], sort=True):
         record = {
@@ -200,14 +208,20 @@ def _read_picks_folder(run_folder: Path) -> pd.DataFrame:
 
 def _read_picks_file(path: Path, run: str) -> pd.DataFrame | None:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
         name = record.get("pickable_object_name") or path.stem.rsplit("_", 1)[-1]
-        locations = [point["location"] for point in record["points"]]
-        points = [[float(location[axis]) for axis in "xyz"] for location in locations]
+        points = [[point["location"][axis] for axis in "xyz"] for point in record["points"]]
+        if not isinstance(name, str) or len(name) > _LONGEST_NAME:
+            raise TypeError(f"pickable_object_name is {reprlib.repr(name)}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"run {run}: {path} is not a copick picks file ({error!r}); download it again") from error
-    if not all(math.isfinite(value) for point in points for value in point):
-        raise ValueError(f"run {run}: {path} has coordinates that are no finite numbers")
+        cause = error.__cause__ or error  # of `read_json`, which names the file
+        why = f"{type(cause).__name__}: {cause}"  # not its `repr`, which may hold all that is in the file
+        raise ValueError(f"run {run}: {path} is not a copick picks file ({why}); download it again") from error
+    if not all(is_number(value, -_FARTHEST, _FARTHEST) for point in points for value in point):
+        raise ValueError(
+            f"run {run}: {path} has coordinates that are no finite numbers, or more than a millimetre away; "
+            "download it again"
+        )
     try:
         get_particle(name)
     except ValueError as error:

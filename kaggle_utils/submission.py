@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import re
+import warnings
 from codecs import BOM_UTF8
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kaggle_utils.files import replacing
+from kaggle_utils.files import read_bytes, replacing
 from kaggle_utils.particles import PARTICLES, get_particle
 from kaggle_utils.picks import PICK_COLUMNS
 from kaggle_utils.tomograms import find_runs, find_tomograms, read_shape, read_voxel_spacing, read_zarr
@@ -21,8 +22,14 @@ COLUMNS = ("id", *PICK_COLUMNS)
 
 DECIMALS = 4  # of an Angstrom: a hundred-thousandth of a voxel, far below the error of any pick
 _EDGE = 10.0**-DECIMALS  # Angstrom; rounding may move a pick on the very edge of a tomogram outside by half of this
+_MOST_BYTES = 2**28  # some five million picks, or 10,000 in each of 500 runs, which hold some 200 particles each
 _SHOWN = 10  # lines that a violation lists, and wrong names that get a line, before "and 123 more"
 _NAMES = [particle.name for particle in PARTICLES]
+
+
+def is_run_name(name: object) -> bool:
+    """Whether a run of this name can stand in a submission: a text, not blank, of printable characters."""
+    return isinstance(name, str) and bool(name.strip()) and name.isprintable()
 
 
 def write_submission(picks: pd.DataFrame, path: str | Path) -> None:
@@ -60,8 +67,9 @@ def write_submission(picks: pd.DataFrame, path: str | Path) -> None:
 def read_submission(path: str | Path) -> pd.DataFrame:
     """Return a submission's rows: id (integer), experiment, particle_type (text), x, y, z (Angstrom).
 
-    Raises FileNotFoundError for a missing file and ValueError, listing all that is wrong, for one that is empty, is not
-    UTF-8, has other columns, rows of another length, ids that are not integers or coordinates that are not finite.
+    Raises FileNotFoundError for a missing file and ValueError, listing all that is wrong, for one that is empty, larger
+    than 256 MB, not UTF-8, has other columns, rows of another length, ids that are not integers or coordinates that are
+    not finite.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no submission {path}")
@@ -74,10 +82,13 @@ def read_submission(path: str | Path) -> pd.DataFrame:
 def validate_submission(path: str | Path, data: str | Path, split: str = "test") -> list[str]:
     """Check a submission against every rule of the format; return a line for each broken one, with the file's lines.
 
-    The rules: a file in UTF-8 without byte order mark; the six columns in their order; unique integers as ids; runs of
-    DATA/<split>; known particles (beta-amylase is legal); finite coordinates inside the run's tomogram, whose shape and
-    voxel spacing come from its metadata; no pick twice; no more picks in a run than make sense. Runs without picks are
-    legal.
+    The rules: a file in UTF-8 without byte order mark, of 256 MB at most; the six columns in their order; unique
+    integers as ids; runs of DATA/<split>; known particles (beta-amylase is legal); finite coordinates inside the run's
+    tomogram, whose shape and voxel spacing come from its metadata; no pick twice; no more picks in a run than make
+    sense. Runs without picks are legal.
+
+    A tomogram without readable metadata is no fault of the submission: it is told in a warning, and whether picks are
+    inside it is not checked.
 
     Parameters
     ----------
@@ -124,7 +135,7 @@ def _check_picks(picks: pd.DataFrame) -> None:
     if missing:
         raise ValueError(f"the picks have no column {', '.join(missing)}")
     for run in picks["experiment"].unique():
-        if not isinstance(run, str) or not run.strip() or not run.isprintable():
+        if not is_run_name(run):
             raise ValueError(f"{run!r} cannot be the name of a run")
     for name in picks["particle_type"].unique():
         get_particle(name if isinstance(name, str) else repr(name))
@@ -140,16 +151,20 @@ def _check_picks(picks: pd.DataFrame) -> None:
 
 def _check_places(table: pd.DataFrame, data: Path, split: str) -> list[str]:
     """Return violations of the rules that need the tomograms: coordinates outside, and too many picks."""
-    violations, extents = [], []
+    violations, extents, broken = [], [], []
     run_of_row, runs = pd.factorize(table["experiment"])
     for run in runs:
         try:
             kind = next(iter(find_tomograms(run, data, split)), "denoised")
             spacing = read_voxel_spacing(read_zarr(run, data, split, kind))
             extents.append([size * spacing for size in read_shape(run, data, split, kind)[::-1]])  # x, y, z
-        except Exception as error:  # zarr has errors of its own; no broken tomogram may hide what else is wrong
+        except Exception as error:  # zarr has errors of its own
             extents.append([math.inf] * 3)
-            violations.append(f"picks of run {run} could not be checked, as its tomogram is unreadable: {error}")
+            broken.append(f"run {run} ({error})")
+    if broken:
+        more = f"; and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""
+        listed = "; ".join(broken[:_SHOWN]) + more
+        warnings.warn(f"no picks are checked against tomograms that cannot be read: {listed}", stacklevel=3)
     extents = np.array(extents).reshape(-1, 3)
 
     for axis, name in enumerate("xyz"):
@@ -176,7 +191,10 @@ def _read(path: Path) -> tuple[pd.DataFrame, list[str]]:
     The table has the column `line` (the file's, from 1) and those of COLUMNS that the header names: ids as integers or
     NA, coordinates as finite numbers or NaN, the others as text. Rows with too few or too many fields are left out.
     """
-    content, violations = path.read_bytes(), []
+    try:
+        content, violations = read_bytes(path, _MOST_BYTES), []
+    except ValueError as error:  # too large to be looked at
+        return pd.DataFrame(), [str(error)]
     if content.startswith(BOM_UTF8):
         content = content.removeprefix(BOM_UTF8)
         violations.append("line 1: begins with a byte order mark; save the file as UTF-8 without one")

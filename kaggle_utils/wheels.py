@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from email.parser import HeaderParser
@@ -125,7 +126,7 @@ def read_wheel(path: Path) -> Wheel:
             headers = HeaderParser().parsestr(archive.read(metadata).decode())
         python = SpecifierSet(headers.get("Requires-Python", ""))
         needs = tuple(map(Requirement, headers.get_all("Requires-Dist", [])))
-    except (ValueError, zipfile.BadZipFile, StopIteration) as error:
+    except (ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, StopIteration) as error:
         raise ValueError(f"{path} is no wheel ({error!r}); remove it") from error
     modules = frozenset(re.split(r"[/.]", entry)[0] for entry in names)
     return Wheel(path.name, name, version, wheel_tags, python, needs, modules)

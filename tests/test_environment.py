@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,19 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kaggle_utils import environment
+from kaggle_utils import environment, machine
 from kaggle_utils.environment import (
     collect_outputs,
     detect,
     find_data,
-    find_devices,
-    find_free_memory,
     find_models,
     find_platform,
     has_layout,
     install_missing,
     prepare,
 )
+from kaggle_utils.machine import find_devices, find_free_memory, keep_freed_memory
 
 KAGGLE = {"KAGGLE_KERNEL_RUN_TYPE": "Interactive"}
 COLAB = {"COLAB_RELEASE_TAG": "release-colab_20250101"}
@@ -232,42 +232,50 @@ def be_on(monkeypatch, platform: dict[str, str]) -> None:
 NUMPY = f"numpy=={np.__version__}"  # whatever else comes, it stays
 
 
-@pytest.mark.parametrize("mount", ["czii-wheels", "datasets/someone/czii-wheels", "czii-kit/wheels"])
-def test_wheels_of_a_dataset_are_installed_offline(tmp_path, monkeypatch, pip, mount):
-    wheels = tmp_path / "kaggle/input" / mount
-    wheels.mkdir(parents=True)
-    (wheels / "zarr-3.1.6-py3-none-any.whl").touch()
+@pytest.mark.parametrize("wheels", ["", "wheels"])
+@pytest.mark.parametrize("form", ["", "czii_kaggle_utils-0.1.0-py3-none-any.whl"])
+@pytest.mark.parametrize("mount", ["czii-kit", "datasets/someone/czii-kit"])
+def test_the_kits_own_wheels_are_installed_offline(tmp_path, monkeypatch, pip, mount, form, wheels):
+    """Be the kit a folder or a wheel, and whatever else is mounted."""
+    kit, stranger = tmp_path / "kaggle/input" / mount, tmp_path / "kaggle/input/a-model"
+    for folder in kit / wheels, stranger:
+        folder.mkdir(parents=True)
+        (folder / "zarr-3.1.6-py3-none-any.whl").touch()
     be_on(monkeypatch, KAGGLE)
-    install_missing(tmp_path)
+    monkeypatch.setattr(environment, "_REPOSITORY", kit / form)
+    install_missing()
     assert pip.command[:4] == [sys.executable, "-m", "pip", "install"]
-    assert pip.command[pip.command.index("--find-links") + 1] == str(wheels) and "--no-index" in pip.command
+    assert pip.command[pip.command.index("--find-links") + 1] == str(kit / wheels) and "--no-index" in pip.command
     assert pip.command[-3:] == ["zarr", "connected-components-3d", NUMPY]
 
 
-def test_the_kits_own_wheels_come_before_all_others(tmp_path, monkeypatch, pip):
-    """Be the kit a folder or a wheel, and whatever else is mounted."""
-    for place in ("a-stranger", "czii-kit"):
-        (tmp_path / "kaggle/input" / place).mkdir(parents=True)
-        (tmp_path / "kaggle/input" / place / "zarr-3.1.6-py3-none-any.whl").touch()
+@pytest.mark.parametrize("mount", ["a-model", "datasets/a-stranger/a-model", "notebooks/a-stranger/a-model"])
+@pytest.mark.parametrize("folder", ["", "wheels"])
+def test_no_strangers_wheel_is_installed(tmp_path, monkeypatch, pip, mount, folder):
+    """A wheel is code: a dataset of models must not bring any. Where the kit has none, the error says where it was
+    looked for."""
+    place, kit = tmp_path / "kaggle/input" / mount / folder, tmp_path / "kaggle/input/czii-kit"
+    place.mkdir(parents=True)
+    (place / "zarr-3.1.6-py3-none-any.whl").touch()
     be_on(monkeypatch, KAGGLE)
-    kit = tmp_path / "kaggle/input/czii-kit"
-    for place in (kit, kit / "czii_kaggle_utils-0.1.0-py3-none-any.whl"):
-        monkeypatch.setattr(environment, "_REPOSITORY", place)
-        install_missing(tmp_path)
-        assert pip.command[pip.command.index("--find-links") + 1] == str(kit)
+    monkeypatch.setattr(environment, "_REPOSITORY", kit)
+    pip.status = 1  # there is no internet
+    with pytest.raises(ModuleNotFoundError, match=f"there are no wheels in {kit} or its folder wheels: turn the"):
+        install_missing()
+    assert "--find-links" not in pip.command and not any("a-model" in word for word in pip.command)
 
 
 @pytest.mark.parametrize("platform", [KAGGLE, COLAB])
 def test_without_wheels_the_internet_is_used(tmp_path, monkeypatch, pip, platform):
     be_on(monkeypatch, platform)
-    install_missing(tmp_path)
+    install_missing()
     assert "--no-index" not in pip.command and pip.command[-3:] == ["zarr", "connected-components-3d", NUMPY]
 
 
 def test_only_what_is_missing_is_installed(tmp_path, monkeypatch, pip):
     be_on(monkeypatch, KAGGLE)
     pip.missing = {"cc3d"}
-    install_missing(tmp_path)
+    install_missing()
     assert "zarr" not in pip.command and pip.command[-2:] == ["connected-components-3d", NUMPY]
 
 
@@ -275,21 +283,21 @@ def test_only_what_is_missing_is_installed(tmp_path, monkeypatch, pip):
 def test_nothing_missing_nothing_done(tmp_path, monkeypatch, pip, platform):
     pip.missing = set()
     be_on(monkeypatch, platform)
-    install_missing(tmp_path)
+    install_missing()
     assert pip.command is None
 
 
 def test_on_ones_own_machine_nothing_is_installed_unasked(tmp_path, pip):
     with pytest.raises(ModuleNotFoundError, match=r"zarr and connected-components-3d not installed: pip install -r"):
-        install_missing(tmp_path)
+        install_missing()
     assert pip.command is None
 
 
 def test_a_failing_pip_says_what_to_do(tmp_path, monkeypatch, pip):
     be_on(monkeypatch, KAGGLE)
     pip.status = 1
-    with pytest.raises(ModuleNotFoundError, match="turn the notebook's internet on, or add a dataset"):
-        install_missing(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="turn the notebook's internet on, or add the kit's dataset"):
+        install_missing()
 
 
 def test_importing_needs_nothing_that_may_be_missing():
@@ -396,6 +404,75 @@ def test_other_names_are_no_models(tmp_path, name):
     assert not (tmp_path / "kaggle/working").exists()
 
 
+def test_of_a_model_folder_only_what_belongs_there_is_copied(tmp_path):
+    """A stranger's may hold anything, and as much of it as fits on a disk."""
+    place = tmp_path / "kaggle/input/someones-models"
+    folder = place / "models/report-full/vnet_model_ribosome"
+    folder.mkdir(parents=True)
+    for name, text in FILES.items():
+        (folder / name).write_text(text)
+    for name in ("last.pt", "previous.pt", "kaggle_utils.py", "zarr-3.1.6-py3-none-any.whl", ".config.json"):
+        (folder / name).write_text("?")
+    (folder / "deeper").mkdir()
+    (folder / "weights.pt").unlink(), (folder / "weights.pt").mkdir()
+    shutil.copytree(folder, place / "models/report-full/.hidden")
+    here = detect(KAGGLE, tmp_path)
+    assert collect_outputs(here, tmp_path) == ["vnet_model_ribosome"]
+    copied = {path.relative_to(here.work).as_posix() for path in here.work.rglob("*") if path.is_file()}
+    expected = FILES.keys() - {"weights.pt"}
+    assert copied == {f"models/report-full/vnet_model_ribosome/{name}" for name in expected}
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize(
+    ("name", "bytes_", "complaint"),
+    [
+        ("weights.pt", 2**31 + 1, "has more than 2147483648 bytes"),
+        ("config.json", 2**26 + 1, "has more than 67108864 bytes"),
+        ("history.csv", 2**26 + 1, "has more than 67108864 bytes"),
+        ("weights.pt", None, "leads out of"),
+        ("config.json", None, "leads out of"),
+        ("ensemble.json", 2**26 + 1, "has more than 67108864 bytes"),
+        ("ensemble.json", None, "leads out of"),
+    ],
+)
+def test_what_is_too_large_or_leads_out_is_left_with_a_warning(tmp_path, flat, name, bytes_, complaint):
+    """With the model that it belongs to, and with no other."""
+    place = tmp_path / "kaggle/input/someones-models"
+    for model in "good_model", "bad_model":
+        if flat:
+            publish(place, model)
+        else:
+            for file, text in FILES.items():
+                (place / "models/report-full" / model).mkdir(parents=True, exist_ok=True)
+                (place / "models/report-full" / model / file).write_text(text)
+    bad = place / (f"models--report-full--bad_model--{name}" if flat else f"models/report-full/bad_model/{name}")
+    bad = place / name if name == "ensemble.json" else bad
+    bad.unlink(missing_ok=True)
+    if bytes_ is None:
+        (tmp_path / "secret").write_text("{}")
+        bad.symlink_to(tmp_path / "secret")
+    else:
+        with open(bad, "wb") as file:
+            file.truncate(bytes_)
+    here = detect(KAGGLE, tmp_path)
+    with pytest.warns(UserWarning, match=rf"{bad.name} {complaint}.*it is not copied") as caught:
+        copied = collect_outputs(here, tmp_path)
+    assert len(caught) == 1
+    assert sorted(copied) == (["bad_model", "good_model"] if name == "ensemble.json" else ["good_model"])
+    assert not (here.work / "ensemble.json").exists()
+
+
+def test_a_link_that_stays_inside_its_input_is_followed(tmp_path):
+    place = publish(tmp_path / "kaggle/input/someones-models", "vnet_model_ribosome")
+    weights = place / "models--report-full--vnet_model_ribosome--weights.pt"
+    weights.rename(place / "shared.pt"), weights.symlink_to("shared.pt")
+    here = detect(KAGGLE, tmp_path)
+    assert collect_outputs(here, tmp_path) == ["vnet_model_ribosome"]
+    copied = here.models / "report-full/vnet_model_ribosome/weights.pt"
+    assert copied.read_text() == "weights" and not copied.is_symlink()
+
+
 def test_a_copy_that_was_cut_off_is_made_again(tmp_path, monkeypatch):
     publish(tmp_path / "kaggle/input/kit", "vnet_model_ribosome")
     here, copyfile = detect(KAGGLE, tmp_path), environment.shutil.copyfile
@@ -475,7 +552,7 @@ def test_freed_memory_is_kept_for_the_next_array():
     code = """
 import resource, sys
 import numpy as np
-from kaggle_utils.environment import keep_freed_memory
+from kaggle_utils.machine import keep_freed_memory
 
 if sys.argv[1] == "keep":
     keep_freed_memory()
@@ -498,8 +575,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 def test_elsewhere_nothing_is_done_about_freed_memory(monkeypatch):
     monkeypatch.setattr(sys, "platform", "win32")
-    monkeypatch.setattr(environment.ctypes, "CDLL", lambda name: pytest.fail("loaded"))
-    environment.keep_freed_memory()
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda name: pytest.fail("loaded"))
+    keep_freed_memory()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")
@@ -509,15 +586,15 @@ def test_free_memory_is_some_of_the_machines():
 
 
 def test_what_this_process_has_freed_but_keeps_is_free():
-    environment.keep_freed_memory()
+    keep_freed_memory()
     array = np.ones(2**26)
-    before = environment._count_held()
+    before = machine._count_held()
     del array
-    assert environment._count_held() - before >= 0.9 * 2**29
+    assert machine._count_held() - before >= 0.9 * 2**29
 
 
 def test_where_nobody_says_how_much_is_free_there_is_a_cautious_guess(monkeypatch):
-    monkeypatch.setattr(environment, "_count_held", lambda: 0)
+    monkeypatch.setattr(machine, "_count_held", lambda: 0)
 
     def refuse(*arguments, **settings):
         raise FileNotFoundError
@@ -530,7 +607,7 @@ def test_where_nobody_says_how_much_is_free_there_is_a_cautious_guess(monkeypatc
     ("limit", "free"), [("max", 6 * 2**30), (str(8 * 2**30), 3 * 2**30), (str(64 * 2**30), 6 * 2**30), ("1024", 0)]
 )
 def test_a_container_may_have_less_than_its_machine_and_gives_up_files_that_it_read(monkeypatch, limit, free):
-    monkeypatch.setattr(environment, "_count_held", lambda: 0)
+    monkeypatch.setattr(machine, "_count_held", lambda: 0)
     files = {
         "/proc/meminfo": f"MemTotal: 33554432 kB\nMemFree: 1024 kB\nMemAvailable: {6 * 2**20} kB\n",
         "/sys/fs/cgroup/memory.max": limit + "\n",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import tracemalloc
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -11,8 +12,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from kaggle_utils import submission
 from kaggle_utils.metrics import score_submission
-from kaggle_utils.submission import COLUMNS, DECIMALS, read_submission, validate_submission, write_submission
+from kaggle_utils.submission import (
+    COLUMNS,
+    DECIMALS,
+    is_run_name,
+    read_submission,
+    validate_submission,
+    write_submission,
+)
 
 HEADER = "id,experiment,particle_type,x,y,z\n"
 PARTICLES = [
@@ -168,6 +177,8 @@ def test_a_good_submission_has_no_violations(tmp_path, data):
     assert validate_submission(tmp_path / "written.csv", data) == []
     assert check(tmp_path, data, HEADER + "7,TS_1,beta-amylase,1e2,2,3\r\n\r\n-3,TS_2,ribosome,1,2.5,3") == []
     assert check(tmp_path, data, HEADER.replace("\n", "\r") + '1,"TS_1","ribosome",1,2,3\r') == []
+    mixed = HEADER + "0,TS_1,ribosome,1,2,3\r1,TS_1,ribosome,2,2,3\r\n\n2,TS_1,ribosome,3,2,3"
+    assert check(tmp_path, data, mixed) == [] and len(read_submission(tmp_path / "submission.csv")) == 3
 
 
 GOOD = "0,TS_1,ribosome,1,2,3\n"
@@ -203,6 +214,10 @@ BROKEN = [
     (HEADER + GOOD + "1,TS_1,ribosome,1,2,200.27\n", ["z is outside", "line 3 (200.27 of 200.25)"]),
     (HEADER + GOOD + "1,TS_2,ribosome,100.2,2,3\n", ["x is outside", "line 3 (100.2 of 100.12)"]),
     (HEADER + GOOD + "1,TS_1,ribosome,1,-0.01,3\n", ["y is outside", "line 3 (-0.01 of"]),
+    (HEADER + GOOD + "\x00" * 100 + "\n", ["line 3 (1)", "6 fields"]),
+    (HEADER + "0,TS_1\x00,ribosome,1,2,3\n", ["run 'TS_1\\x00' is not in", "line 2"]),
+    (HEADER + "0,TS_1,ribosome,1,2,3\x00\n", ["z is not a finite number", "line 2 ('3\\x00')"]),
+    (HEADER + "0,TS_1,ribosome,1,2,３\n", ["z is not a finite number", "line 2"]),
     (HEADER + GOOD + "1,TS_1,ribosome,1.0,2e0,3\n", ["the pick stands in a line before", "line 3"]),
 ]
 
@@ -279,13 +294,65 @@ def test_missing_files(tmp_path, data):
         check(tmp_path, tmp_path / "no data", HEADER)
 
 
-def test_a_broken_tomogram_does_not_hide_other_violations(tmp_path, data):
-    write_run(tmp_path, "TS_1", (20, 40, 60))
-    write_run(tmp_path, "TS_2", (20, 40, 60))
-    (tmp_path / "test/static/ExperimentRuns/TS_1/VoxelSpacing10.000/denoised.zarr/.zattrs").write_text("{")
-    violations = check(tmp_path, tmp_path, HEADER + "0,TS_1,ribosome,1,2,9999\n1,TS_2,ribosome,1,2,9999\n")
-    assert len(violations) == 2 and "run TS_1 could not be checked" in violations[0]
-    assert "z is outside the run's tomogram: line 3 (9999 of" in violations[1]
+def test_a_tomogram_that_cannot_be_read_is_no_fault_of_the_submission(tmp_path, data):
+    """It is told, nothing of it is checked that cannot be, and no other violation is hidden."""
+    for run in "TS_1", "TS_2", "TS_3":
+        write_run(tmp_path, run, (20, 40, 60))
+    zarr = "VoxelSpacing10.000/denoised.zarr"
+    (tmp_path / "test/static/ExperimentRuns/TS_1" / zarr / ".zattrs").write_text("{")
+    (tmp_path / "test/static/ExperimentRuns/TS_2" / zarr / "0/.zarray").unlink()
+    row = "{},TS_{},ribosome,1,2,9999\n".format
+    with pytest.warns(UserWarning, match=r"tomograms that cannot be read: run TS_1 \(.*; run TS_2 \(") as caught:
+        assert check(tmp_path, tmp_path, HEADER + row(0, 1) + row(1, 2)) == []
+    assert len(caught) == 1
+    with pytest.warns(UserWarning, match="cannot be read"):
+        violations = check(tmp_path, tmp_path, HEADER + row(0, 1) + row(1, 3) + row(1, 4))
+    assert [line.split(":")[0] for line in violations] == [
+        "id used before",
+        f"run 'TS_4' is not in {tmp_path / 'test'}",
+        "z is outside the run's tomogram",
+    ]
+    assert "line 3 (9999 of" in violations[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "legal"),
+    [
+        ("TS_5_4", True),
+        ("é 1,5", True),
+        ("", False),
+        (" ", False),
+        ("a\n", False),
+        ("\0", False),
+        ("\udcff", False),
+        (5, False),
+    ],
+)
+def test_names_of_runs_that_can_stand_in_a_submission(tmp_path, name, legal):
+    assert is_run_name(name) == legal
+    try:
+        write_submission(picks_table([(name, "ribosome", 1, 2, 3)]), tmp_path / "submission.csv")
+    except ValueError:
+        assert not legal
+    else:
+        assert legal and read_submission(tmp_path / "submission.csv")["experiment"].tolist() == [name]
+
+
+def test_a_file_of_any_size_is_refused_without_being_read(tmp_path, data, monkeypatch):
+    """It would take some 18 times its size in memory; a legal one of five million picks has 256 MB."""
+    assert submission._MOST_BYTES == 2**28
+    monkeypatch.setattr(submission, "_MOST_BYTES", 2**20)
+    path = tmp_path / "submission.csv"
+    with open(path, "wb") as file:
+        file.write(HEADER.encode())
+        file.truncate(2**40)  # of which the disk has one block
+    tracemalloc.start()
+    (violation,) = validate_submission(path, data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert violation == f"{path} has more than 1048576 bytes, which no such file needs" and peak < 2**23
+    with pytest.raises(ValueError, match="submission.csv has more than 1048576 bytes"):
+        read_submission(path)
 
 
 @pytest.mark.parametrize(

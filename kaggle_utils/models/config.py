@@ -1,0 +1,155 @@
+"""What the JSON of a model folder may say. It may come from a stranger: each value that inference reads is checked when
+it is read, so that no later step needs to."""
+
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from reprlib import repr as shorten
+
+from kaggle_utils.files import is_number, read_json
+from kaggle_utils.particles import PARTICLES
+
+_AGAIN = "train the model again"
+_PARTICLES = [particle.name for particle in PARTICLES]
+# What models, merging and picking know; they stand above this module. tests/test_strangers.py compares.
+_ARCHITECTURES = ["baseline", "unet", "vnet"]
+_COMMITTEES = ["unet", "vnet", "average"]
+_MERGES = ["logits", "probabilities", "ranks", "vote"]
+_DECODERS = ["peaks", "components"]
+
+# A rule: what a value must be, in words, and as a test of it and the config that it is in.
+_Rule = tuple[str, Callable[[object, dict], bool]]
+
+
+class Settings(dict):
+    """An object in a JSON file. A key that it lacks is no slip of the code but a fault of the file, and told as such:
+    `settings[key]` then raises ValueError."""
+
+    def __init__(self, path: Path, content: dict):
+        super().__init__(content)
+        self._path = path
+
+    def __missing__(self, key: str):
+        raise ValueError(f"{self._path} has no {key!r}; {_AGAIN}")
+
+
+def read_config(folder: str | Path) -> Settings:
+    """Return a finished model folder's `config.json`, in which each value that inference reads is sound, or absent.
+
+    Raises FileNotFoundError for an unfinished folder, and ValueError naming file and key for a value that is not sound,
+    and later for one that is absent where it is needed."""
+    path = Path(folder) / "config.json"
+    config = _read(path)
+    for key, (words, is_sound) in _RULES.items():
+        if key in config and not is_sound(config[key], config):
+            raise ValueError(f"{path}: {key} is {shorten(config[key])}, but must be {words}; {_AGAIN}")
+    return config
+
+
+def read_thresholds(folder: str | Path, particles: Sequence[str]) -> dict[str, float]:
+    """Return the thresholds of `particles`, from 0 to 1, in a model folder's `thresholds.json`; raises as `read_config`
+    does, also for absent ones."""
+    path = Path(folder) / "thresholds.json"
+    content = _read(path)
+    for name in particles:
+        if not is_number(content[name], 0, 1):
+            raise ValueError(f"{path}: {name} is {shorten(content[name])}, but must be a number from 0 to 1; {_AGAIN}")
+    return {name: float(content[name]) for name in particles}
+
+
+def require_file(path: Path) -> None:
+    """Raise FileNotFoundError unless a model folder has this file."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: {path.parent} is no finished model folder; run the training notebook"
+        )
+
+
+def _read(path: Path) -> Settings:
+    require_file(path)
+    try:
+        content = read_json(path, partial(Settings, path))
+    except ValueError as error:
+        raise ValueError(f"{error}; {_AGAIN}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object; {_AGAIN}")
+    return content
+
+
+def _is_whole(value: object, least: int, most: int) -> bool:
+    return isinstance(value, int) and is_number(value, least, most)
+
+
+def _whole(least: int, most: int) -> _Rule:
+    return f"a whole number from {least} to {most}", lambda value, _: _is_whole(value, least, most)
+
+
+def _number(least: float, most: float) -> _Rule:
+    return f"a number from {least} to {most}", lambda value, _: is_number(value, least, most)
+
+
+def _choice(choices: list[str]) -> _Rule:  # a list, for the value need not be hashable
+    return f"one of {', '.join(choices)}", lambda value, _: value in choices
+
+
+def _text(words: str, pattern: str) -> _Rule:
+    return words, lambda value, _: isinstance(value, str) and re.fullmatch(pattern, value) is not None
+
+
+def _is_window(value: object, config: dict) -> bool:
+    return value is None or _is_whole(value, 1, 1024)
+
+
+def _is_stem(value: object, config: dict) -> bool:
+    return value is False or (value is True and config.get("architecture") != "baseline")
+
+
+def _are_particles(value: object, config: dict) -> bool:
+    known = isinstance(value, list) and all(name in _PARTICLES and value.count(name) == 1 for name in value)
+    return known and len(value) > 1 and config.get("architecture") != "baseline"
+
+
+def _is_offset(value: object, config: dict) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(is_number(axis, -1000, 1000) for axis in value)
+
+
+def _are_picks(value: object, config: dict) -> bool:
+    return all(_is_whole(count, 0, 10**9) for count in _list_by_particle(value, config))
+
+
+def _are_scores(value: object, config: dict) -> bool:
+    if not isinstance(value, dict) or "validation" not in value:
+        return isinstance(value, dict)
+    scores = _list_by_particle(value["validation"], config)
+    return all(isinstance(score, dict) and is_number(score.get("recall"), 0, 1) for score in scores)
+
+
+def _list_by_particle(value: object, config: dict) -> list:
+    """What a value says of each particle: of a network for several it must be an object of all their names."""
+    if "particles" not in config:
+        return [value]
+    return list(value.values()) if isinstance(value, dict) and value.keys() == set(config["particles"]) else [None]
+
+
+_RULES: dict[str, _Rule] = {
+    "architecture": _choice(_ARCHITECTURES),
+    "width": _whole(1, 256),
+    "particle": _choice(_PARTICLES),
+    "particles": (f"a list of several of {', '.join(_PARTICLES)}, and not for a baseline", _are_particles),
+    "stem": ("true or false, and not true for a baseline", _is_stem),
+    "window": ("null or a whole number from 1 to 1024", _is_window),
+    "halo": _whole(0, 512),
+    "tomogram": _text("a name of letters, digits, '_', '.', '+' and '-'", r"\w[\w.+-]{0,99}"),  # it goes into a glob
+    "radius_fraction": _number(0.05, 2),
+    "min_size_fraction": _number(0, 10),
+    "views": _whole(1, 16),
+    "merge": _choice(_MERGES),
+    "decoder": _choice(_DECODERS),
+    "offset": ("three numbers from -1000 to 1000 (Angstrom)", _is_offset),
+    "ensemble": _choice(_COMMITTEES),
+    "picks": ("a whole number, or one for each of its particles", _are_picks),
+    "scores": ("an object whose validation, if any, has a recall for each particle", _are_scores),
+    "folds": _whole(1, 1000),
+    "held_out": _text("a text of up to 200 characters", "(?s).{0,200}"),
+}
