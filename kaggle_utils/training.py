@@ -14,8 +14,9 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from kaggle_utils.checkpoints import OtherSettings, find_changes, telling
 from kaggle_utils.crops import Crops
-from kaggle_utils.fitting import evaluate, fit, require_same
+from kaggle_utils.fitting import evaluate, fit
 from kaggle_utils.labels import locate_spheres, paint_spheres
 from kaggle_utils.models import build_model, load_tensors, name_model, read_config, save_config
 from kaggle_utils.particles import PARTICLES
@@ -120,7 +121,8 @@ def train_model(
     scores = {split: evaluate(network, datasets[split], recipe.threshold, device)[0] for split in SPLITS}
     picks = sum(int((run.points["particle_type"] == particle).sum()) for run in runs)
     finished = {**config, "min_size_fraction": recipe.min_size_fraction, "scores": scores, "picks": picks}
-    save_config(folder, finished, {particle: recipe.threshold})
+    with telling(folder / "config.json"):
+        save_config(folder, finished, {particle: recipe.threshold})
     return folder
 
 
@@ -202,7 +204,8 @@ def train_fold(
         "scores": {"validation": scores},
         "picks": {name: int(counts.get(name, 0)) for name in names},
     }
-    save_config(folder, finished, dict.fromkeys(names, recipe.threshold))
+    with telling(folder / "config.json"):
+        save_config(folder, finished, dict.fromkeys(names, recipe.threshold))
     return folder
 
 
@@ -235,7 +238,10 @@ def _is_finished(folder: Path, config: dict) -> bool:
     """Whether a folder holds a finished model; raises ValueError when it was trained otherwise."""
     if not (folder / "config.json").is_file():
         return False
-    require_same(config, read_config(folder), folder)
+    if changes := find_changes(config, read_config(folder)):
+        raise OtherSettings(
+            f"{folder} was trained differently ({changes}); delete it, or choose another work folder (CZII_WORK)"
+        )
     return True
 
 

@@ -10,10 +10,11 @@ from test_crops import NAMES, make_run
 from torch.utils.data import TensorDataset
 
 from kaggle_utils import fitting
+from kaggle_utils.checkpoints import State
 from kaggle_utils.crops import Crops
 from kaggle_utils.fitting import fit
 from kaggle_utils.losses import cross_entropy_tversky_loss
-from kaggle_utils.models import build_model
+from kaggle_utils.models import build_model, load_tensors
 from kaggle_utils.recipes import get_recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -40,24 +41,24 @@ def train(settings, folder, network=None):
 
 
 def load(folder):
-    return torch.load(folder / "weights.pt", weights_only=True)
+    return load_tensors(folder / "weights.pt")
 
 
 def test_the_rate_warms_up_and_falls_as_half_a_cosine():
-    state = fitting._State(make_network(), replace(SETTINGS, warm_up=0.1, learning_rate=2.0), "cpu")
+    state = State(make_network(), replace(SETTINGS, warm_up=0.1, learning_rate=2.0), "cpu")
     rates = {}
     for progress in (0.0, 0.05, 0.1, 0.55, 0.9999):
         state.set_rate(progress)
         rates[progress] = state._optimiser.param_groups[0]["lr"]
     assert 0 < rates[0.0] < 0.05 and rates[0.05] == pytest.approx(1.0, rel=0.05) and rates[0.1] == pytest.approx(2.0)
     assert rates[0.55] == pytest.approx(1.0) and rates[0.9999] < 1e-3
-    constant = fitting._State(make_network(), SETTINGS, "cpu")
+    constant = State(make_network(), SETTINGS, "cpu")
     constant.set_rate(0.9)
     assert constant._optimiser.param_groups[0]["lr"] == SETTINGS.learning_rate
 
 
 def test_gradients_are_clipped_to_their_norm():
-    state = fitting._State(make_network(), replace(SETTINGS, clip=1e-3), "cpu")
+    state = State(make_network(), replace(SETTINGS, clip=1e-3), "cpu")
     state.step(1e4 * sum(weights.square().sum() for weights in state.network.parameters()))
     norms = [weights.grad.norm() for weights in state.network.parameters() if weights.grad is not None]
     assert math.sqrt(sum(float(norm) ** 2 for norm in norms)) == pytest.approx(1e-3, rel=1e-3)
@@ -68,14 +69,14 @@ def test_the_moving_average_is_the_formulas(tmp_path):
     validated and kept, while the network itself goes on as without."""
     plain, averaged = tmp_path / "plain", tmp_path / "averaged"
     after_steps = []
-    original = fitting._State.step
+    original = State.step
 
     def step(state, loss):
         original(state, loss)
         after_steps.append({name: tensor.clone() for name, tensor in state.network.state_dict().items()})
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fitting._State, "step", step)
+        patch.setattr(State, "step", step)
         network, _ = train(replace(SETTINGS, epochs=1, average=0.7), averaged)
     expected = after_steps[0]
     for weights in after_steps[1:]:
@@ -136,7 +137,7 @@ def test_a_resumed_training_ends_with_the_same_weights(tmp_path, monkeypatch):
     settings = replace(SETTINGS, epochs=4, average=0.9, best=2, warm_up=0.2, clip=1.0, mixup=0.5)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train(settings, whole)
-    saved, save = [], fitting._State.save
+    saved, save = [], State.save
 
     def save_and_die(state, *arguments):
         save(state, *arguments)
@@ -145,7 +146,7 @@ def test_a_resumed_training_ends_with_the_same_weights(tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(fitting._State, "save", save_and_die)
+        patch.setattr(State, "save", save_and_die)
         with pytest.raises(KeyboardInterrupt):
             train(settings, cut)
     torch.manual_seed(99)

@@ -59,7 +59,7 @@ def trained(one_thread, phantom_data, tmp_path_factory) -> Path:
 
 def copy(trained: Path, folder: Path) -> Path:
     """A calibration writes into the model folders: into these."""
-    return Path(shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("last.pt")))
+    return Path(shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("last.pt", "previous.pt")))
 
 
 # ---- nothing leaks

@@ -1,12 +1,9 @@
 """Training: it learns, it keeps the best epoch, it survives being killed, and it never mixes what differs."""
 
 import json
-import multiprocessing
 import os
 import pickle
 import shutil
-import signal
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,10 +13,10 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from kaggle_utils import fitting, training
+from kaggle_utils import checkpoints, fitting, training
 from kaggle_utils.evaluation import compare_with_report
 from kaggle_utils.fitting import evaluate, fit, read_history
-from kaggle_utils.models import build_model, load_model, name_model, read_config, save_config
+from kaggle_utils.models import build_model, load_model, load_tensors, name_model, read_config, save_config
 from kaggle_utils.particles import PARTICLES
 from kaggle_utils.picks import write_picks
 from kaggle_utils.recipes import PUBLISHED, Augmentation, get_recipe
@@ -37,6 +34,7 @@ COMPETITION = replace(
     unet=replace(COMPETITION.unet, learning_rate=2e-2, epochs=4, batch_size=2, mixup=0.5, average=0.9, best=2),
 )
 SPACING = 10.0
+FILES = ["config.json", "history.csv", "last.pt", "previous.pt", "thresholds.json", "weights.pt"]
 CONFIG = {"seed": 0}
 
 
@@ -141,7 +139,7 @@ def test_history_has_a_row_an_epoch_and_is_kept(tmp_path):
 
 def test_history_has_the_mean_loss_of_the_steps_and_of_the_validation(tmp_path, monkeypatch):
     """At a learning rate of 0 both are what the network that came in gives, step by step."""
-    monkeypatch.setitem(fitting._OPTIMISERS, "adam", lambda weights, lr: torch.optim.SGD(weights, lr=0.0))
+    monkeypatch.setitem(checkpoints.OPTIMISERS, "adam", lambda weights, lr: torch.optim.SGD(weights, lr=0.0))
     datasets, network = make_datasets(), build_model("vnet", 2)  # group norm: the same in training and evaluation
     history = fit(network, datasets, replace(SMOKE.vnet, epochs=1), tmp_path / "model", CONFIG)
 
@@ -171,7 +169,7 @@ def test_weights_are_those_of_the_best_epoch(tmp_path, monkeypatch):
     network = build_model("unet", 2)
     fit(network, make_datasets(), replace(SMOKE.unet, epochs=5), tmp_path / "model", CONFIG)
 
-    kept = torch.load(tmp_path / "model" / "weights.pt", weights_only=True)
+    kept = load_tensors(tmp_path / "model" / "weights.pt")
     same = [all(torch.equal(kept[key], weights[key]) for key in kept) for weights in scripted.weights]
     assert same == [False, True, False, False, False]
     assert all(torch.equal(tensor, scripted.weights[-1][key]) for key, tensor in network.state_dict().items())
@@ -211,9 +209,11 @@ def test_a_loss_that_is_not_finite_ends_the_training_and_spoils_nothing(tmp_path
 
     monkeypatch.setitem(fitting.LOSSES, "dice", diverging)
     settings = replace(SMOKE.unet, epochs=2, validate_every=2)
-    with pytest.raises(FloatingPointError, match="3d_unet_model_ribosome: the loss is nan in epoch 2; lower the"):
+    with pytest.raises(
+        FloatingPointError, match="3d_unet_model_ribosome: the loss is nan in epoch 2, step 2; lower the"
+    ):
         fit(build_model("unet", 2), make_datasets(), settings, folder, CONFIG)
-    last = torch.load(folder / "last.pt", weights_only=True)
+    last = load_tensors(folder / "last.pt")
     assert len(last["history"]) == len(read_history(folder)) == 1
     assert all(tensor.isfinite().all() for tensor in last["network"].values())
 
@@ -272,7 +272,7 @@ def test_evaluation_leaves_batch_norm_alone():
 
 def test_a_trained_folder_holds_all_that_later_steps_need(folder):
     assert folder.name == "3d_unet_model_apo_ferritin"
-    assert sorted(contents(folder)) == ["config.json", "history.csv", "last.pt", "thresholds.json", "weights.pt"]
+    assert sorted(contents(folder)) == FILES
 
     model, config = load_model(folder), read_config(folder)
     assert model.threshold == 0.5 and config["picks"] == 18 and config["runs"] == ["A", "B"]
@@ -284,7 +284,7 @@ def test_scores_are_those_of_the_best_epochs_weights_on_each_share(tmp_path, mon
     monkeypatch.setattr(fitting, "_validate", Scripted(0.9, 0.1, 0.1, 0.1))
     folder = train_model(RUNS, "unet", "apo-ferritin", RECIPE, tmp_path)
     model, last = load_model(folder), build_model("unet", 2)
-    last.load_state_dict(torch.load(folder / "last.pt", weights_only=True)["network"])
+    last.load_state_dict(load_tensors(folder / "last.pt")["network"])
     for split, dataset in build_datasets(RUNS, "apo-ferritin", RECIPE).items():
         scores = read_config(folder)["scores"][split]
         assert [scores] == evaluate(model.network, dataset) != evaluate(last, dataset)
@@ -357,7 +357,7 @@ def test_other_settings_or_data_are_refused_and_nothing_is_overwritten(change, c
 
 def test_a_folds_folder_holds_all_that_later_steps_need(fold):
     assert fold.name == "3d_unet_model_fold_1"
-    assert sorted(contents(fold)) == ["config.json", "history.csv", "last.pt", "thresholds.json", "weights.pt"]
+    assert sorted(contents(fold)) == FILES
     model, config = load_model(fold), read_config(fold)
     assert model.particles == tuple(particle.name for particle in PARTICLES) and set(model.thresholds.values()) == {0.5}
     assert config["held_out"] == "B" and config["runs"] == ["A", "B"]
@@ -429,8 +429,8 @@ def train_until_cut(train, folder: Path, monkeypatch, place, name: str, after: i
     ("place", "name", "after"),
     [
         (fitting, "save_weights", 1),
-        (fitting._State, "save", 2),
-        (fitting._State, "save", 4),
+        (checkpoints.State, "save", 2),
+        (checkpoints.State, "save", 4),
         (training, "save_config", 1),
     ],
 )
@@ -446,71 +446,15 @@ def test_a_training_cut_between_two_files_ends_as_an_uninterrupted_one(
     pd.testing.assert_frame_equal(without_seconds(folder), without_seconds(uninterrupted))
 
 
-LONG = replace(RECIPE, unet=replace(RECIPE.unet, epochs=24))
-
-
-def train_in_process(folder: Path) -> None:
-    torch.set_num_threads(1)
-    train_model(RUNS[:1], "unet", "apo-ferritin", LONG, folder)
-
-
-def epochs_in(folder: Path) -> int:
-    path = folder / "3d_unet_model_apo_ferritin" / "history.csv"
-    return len(pd.read_csv(path)) if path.is_file() else 0
-
-
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
-def test_a_training_killed_again_and_again_gives_the_same_weights_to_the_last_bit(tmp_path):
-    """Real processes, ended by SIGKILL at random instants: of an epoch, of writing a file, of evaluating."""
-    # The fork server imports torch once (and what optimisers import when first used); what it forks starts at once.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["kaggle_utils.training", "torch._dynamo"])
-
-    def start(folder: Path):
-        process = context.Process(target=train_in_process, args=(folder,), daemon=True)
-        process.start()
-        return process
-
-    rng, kills = np.random.default_rng(), []
-    whole = start(tmp_path / "whole")
-    whole.join(120)
-    assert whole.exitcode == 0
-    seconds = read_history(tmp_path / "whole" / "3d_unet_model_apo_ferritin")["seconds"].median()
-
-    while True:
-        process = start(tmp_path / "killed")
-        before = epochs_in(tmp_path / "killed")
-        deadline = time.monotonic() + 120
-        while process.is_alive() and len(kills) < 5 and epochs_in(tmp_path / "killed") == before:  # each gets on
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        if len(kills) == 5:
-            process.join(120)
-        time.sleep(rng.uniform(0, 3 * seconds))
-        process.kill()
-        process.join()
-        if process.exitcode == 0:
-            break
-        assert process.exitcode == -signal.SIGKILL
-        kills.append(epochs_in(tmp_path / "killed"))
-
-    assert len(kills) >= 3 and 0 < kills[0] < 24, kills  # the test did what it says
-    whole, killed = (tmp_path / name / "3d_unet_model_apo_ferritin" for name in ("whole", "killed"))
-    assert (killed / "weights.pt").read_bytes() == (whole / "weights.pt").read_bytes()
-    assert read_config(killed) == read_config(whole)
-    pd.testing.assert_frame_equal(without_seconds(killed), without_seconds(whole))
-    # What a kill leaves of a file that was being written has another name, and is never read.
-    assert {path.name for path in killed.iterdir() if path.suffix != ".tmp"} == set(contents(whole))
-
-
 @pytest.mark.parametrize("damage", ["cut", "empty", "text", "list", "other network"])
 def test_a_checkpoint_that_cannot_be_read_is_told_as_such(damage, folder, tmp_path):
     (folder / "config.json").unlink()
+    (folder / "previous.pt").unlink()
     path = folder / "last.pt"
     if damage == "list":
         torch.save([1, 2], path)
     elif damage == "other network":
-        state = torch.load(path, weights_only=True)
+        state = load_tensors(path)
         torch.save({**state, "network": build_model("unet", 3).state_dict()}, path)
     else:
         content = path.read_bytes()
@@ -533,7 +477,7 @@ def test_mixed_precision_scales_the_loss_and_takes_over_what_a_cpu_began(clip, t
         torch.manual_seed(0)
         network = build_model("unet", 2)
         history = fit(network, datasets, replace(settings, epochs=epochs), tmp_path / name, CONFIG)
-        return {"history": history, "last": torch.load(tmp_path / name / "last.pt", weights_only=True)}
+        return {"history": history, "last": load_tensors(tmp_path / name / "last.pt")}
 
     plain = train("plain", 2)
     train("mixed", 1)  # on the CPU, without a scaler
@@ -643,5 +587,5 @@ def test_full_scale_trains_as_the_report_does():
     }
     assert table == {"unet": ("dice", "adamw", 1e-4, 2, 400), "vnet": ("weighted_bce", "adam", 1e-5, 2, 100)}
     assert (recipe.baseline.loss, recipe.baseline.optimiser, recipe.baseline.batch_size) == ("bce", "adam", 2)
-    assert fitting._OPTIMISERS == {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    assert checkpoints.OPTIMISERS == {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     assert json.dumps(recipe.threshold) == "0.5"
