@@ -4,11 +4,9 @@ or 3.
 DATA/<split>/static/ExperimentRuns/<run>/VoxelSpacing10.000/<type>.zarr. Arrays are (z, y, x); level 0 is the finest.
 """
 
-import json
 import math
 import shutil
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +15,16 @@ import zarr
 from numcodecs import Blosc
 
 from kaggle_utils.environment import find_data, find_platform
+from kaggle_utils.files import read_json
+from kaggle_utils.levels import iterate_chunks, read_chunk, read_level
 
 # The four that the competition offers, from the smoothest to the noisiest; test runs have the first alone.
 TOMOGRAM_TYPES = ("denoised", "isonetcorrected", "ctfdeconvolved", "wbp")
+SPACINGS = 0.1, 1000.0  # Angstrom; beyond them is no tomogram, and a particle would have no voxel or billions
 
 _CHUNK = 256  # voxels at most along an axis; what the competition's volumes have
 _SPACING_TOLERANCE = 1e-3  # relative; the real x differs from z and y in the eighth digit only
+_VERSION = {"zarr_format": 2} if int(zarr.__version__.split(".")[0]) >= 3 else {}  # zarr 2 knows no other
 
 
 @dataclass(frozen=True)
@@ -61,22 +63,46 @@ def find_runs(data: str | Path, split: str = "train") -> list[str]:
 
 def find_tomograms(run: str, data: str | Path | None = None, split: str = "train") -> list[str]:
     """Return the types of tomogram that a run has, known ones first; raises FileNotFoundError for a missing run."""
-    present = {path.stem for path in _run_folder(run, data, split).glob("VoxelSpacing*/*.zarr")}
+    present = {path.stem for path in find_run_folder(run, data, split).glob("VoxelSpacing*/*.zarr")}
     return [kind for kind in TOMOGRAM_TYPES if kind in present] + sorted(present - set(TOMOGRAM_TYPES))
 
 
 def list_tomograms(data: str | Path, split: str = "train") -> pd.DataFrame:
     """Return a table of all tomograms of a split: run, type, shape (z, y, x) and voxel spacing (Angstrom), from
-    metadata alone."""
+    metadata alone. In a broken one's row what is wrong stands for the shape, and NaN for the spacing."""
     rows = []
     for run in find_runs(data, split):
         for kind in find_tomograms(run, data, split):
-            group = read_zarr(run, data, split, kind)
-            shape = " x ".join(map(str, _open_level(group, 0, run).shape))
-            rows.append(
-                {"run": run, "type": kind, "shape (z, y, x)": shape, "voxel spacing (A)": read_voxel_spacing(group)}
-            )
+            try:
+                shape = " x ".join(map(str, read_shape(run, data, split, kind)))
+                spacing = read_voxel_spacing(read_zarr(run, data, split, kind))
+            except (OSError, ValueError) as error:
+                shape, spacing = str(error), math.nan
+            rows.append({"run": run, "type": kind, "shape (z, y, x)": shape, "voxel spacing (A)": spacing})
     return pd.DataFrame(rows)
+
+
+def find_run_folder(run: str, data: str | Path | None = None, split: str = "train") -> Path:
+    """Return the folder of a run, whose name is never followed out of the data; raises FileNotFoundError for a missing
+    run."""
+    data = default_data() if data is None else Path(data)
+    folder = _experiments(data, split)
+    if not is_plain_name(run) or not (folder / run).is_dir():
+        raise FileNotFoundError(f"run {run!r} is not in {folder}; its runs: {', '.join(find_runs(data, split))}")
+    return folder / run
+
+
+def find_group(run: str, data: str | Path | None = None, split: str = "train", kind: str = "denoised") -> Path:
+    """Return the folder <type>.zarr of a run's tomogram; raises FileNotFoundError for a missing run or type, ValueError
+    for a type found at two voxel spacings."""
+    folder = find_run_folder(run, data, split)
+    found = sorted(path for path in folder.glob("VoxelSpacing*/*.zarr") if path.name == f"{kind}.zarr")
+    if not found:
+        types = ", ".join(find_tomograms(run, data, split)) or "none"
+        raise FileNotFoundError(f"run {run}: no {kind}.zarr in {folder}/VoxelSpacing*; its tomograms: {types}")
+    if len(found) > 1:
+        raise ValueError(f"run {run}: {kind} at several voxel spacings; keep one of {', '.join(map(str, found))}")
+    return found[0]
 
 
 def read_zarr(run: str, data: str | Path | None = None, split: str = "train", kind: str = "denoised") -> zarr.Group:
@@ -92,47 +118,40 @@ def read_zarr(run: str, data: str | Path | None = None, split: str = "train", ki
     Returns
     -------
     A zarr group with one array for each level ("0" the finest), (z, y, x), and the OME-NGFF metadata in its attributes.
+    To read the voxels of a stranger's file use `load_tomogram`: zarr itself would load any codec, also what runs code.
 
-    Raises
-    ------ FileNotFoundError for a missing run or type, ValueError for a folder that is no multiscale group or a type
-    found at two voxel spacings."""
-    folder = _run_folder(run, data, split)
-    found = sorted(folder.glob(f"VoxelSpacing*/{kind}.zarr"))
-    if not found:
-        types = ", ".join(find_tomograms(run, data, split)) or "none"
-        raise FileNotFoundError(f"run {run}: no {kind}.zarr in {folder}/VoxelSpacing*; its tomograms: {types}")
-    if len(found) > 1:
-        raise ValueError(f"run {run}: {kind} at several voxel spacings; keep one of {', '.join(map(str, found))}")
+    Raises as `find_group` does, and ValueError for a folder that is no multiscale group."""
+    path = find_group(run, data, split, kind)
     try:
-        group = zarr.open_group(str(found[0]), mode="r")
-        levels = dict(group.attrs)["multiscales"][0]["datasets"]
+        read_json(path / ".zgroup")
+        levels = _read_datasets(path)
+        # Of a file that bears the metadata of both formats, zarr 3 would take the others, or the consolidated ones.
+        group = zarr.open_group(str(path), mode="r", **_VERSION, **({"use_consolidated": False} if _VERSION else {}))
     except Exception as error:
-        raise ValueError(
-            f"run {run}: {found[0]} is no readable OME-Zarr group ({error!r}); download it again"
-        ) from error
+        raise ValueError(f"run {run}: {path} is no readable OME-Zarr group ({error!r}); download it again") from error
     if not levels:
-        raise ValueError(f"run {run}: {found[0]} lists no levels; download it again")
+        raise ValueError(f"run {run}: {path} lists no levels; download it again")
     return group
 
 
-def read_voxel_spacing(group: zarr.Group, level: int = 0) -> float:
-    """Return the edge of a voxel in Angstrom from the group's metadata.
+def read_voxel_spacing(group: zarr.Group | Path, level: int = 0) -> float:
+    """Return the edge of a voxel in Angstrom from the metadata of a group, which may be given as its folder.
 
     The folder's name is rounded (10.000 for 10.012444...): over a tomogram the difference adds up to 0.78 voxel.
-    Raises ValueError when the scale is absent, not positive, or differs by more than 0.1 % between the axes.
+    Raises ValueError when the scale is absent, not between 0.1 and 1000 Angstrom, or differs by more than 0.1 % between
+    the axes.
     """
-    where = _location(group)
+    where = group if isinstance(group, Path) else _location(group)
     try:
-        datasets = dict(group.attrs)["multiscales"][0]["datasets"]
-        transformations = next(entry for entry in datasets if str(entry["path"]) == str(level))[
+        transformations = next(entry for entry in _read_datasets(where) if entry["path"] in (level, str(level)))[
             "coordinateTransformations"
         ]
         scale = next(entry["scale"] for entry in transformations if entry["type"] == "scale")
         scale = [float(value) for value in scale][-3:]
-    except (KeyError, IndexError, TypeError, ValueError, StopIteration) as error:
+    except (LookupError, TypeError, ValueError, OverflowError, StopIteration, OSError) as error:
         raise ValueError(f"{where}: no scale of level {level} in .zattrs; without it no pick can be placed") from error
-    if len(scale) != 3 or not all(math.isfinite(value) and value > 0 for value in scale):
-        raise ValueError(f"{where}: the scale of level {level} must be three positive numbers, but is {scale}")
+    if len(scale) != 3 or not all(SPACINGS[0] <= value <= SPACINGS[1] for value in scale):
+        raise ValueError(f"{where}: the scale of level {level} must be three numbers from 0.1 to 1000, but is {scale}")
     if max(scale) / min(scale) - 1 > _SPACING_TOLERANCE:
         raise ValueError(
             f"{where}: voxels are not cubes, their edges are {scale} Angstrom; resample the tomogram first"
@@ -143,8 +162,9 @@ def read_voxel_spacing(group: zarr.Group, level: int = 0) -> float:
 def read_shape(
     run: str, data: str | Path | None = None, split: str = "train", kind: str = "denoised"
 ) -> tuple[int, int, int]:
-    """Return the shape (z, y, x) of a run's finest level without reading it; raises as `read_zarr` does."""
-    return tuple(_open_level(read_zarr(run, data, split, kind), 0, run).shape)
+    """Return the shape (z, y, x) of a run's finest level without reading it; raises as `read_zarr` and `read_level`
+    do."""
+    return read_level(_location(read_zarr(run, data, split, kind)), 0, run).shape
 
 
 def load_tomogram(
@@ -152,21 +172,20 @@ def load_tomogram(
 ) -> Tomogram:
     """Read a run's tomogram into memory, once: its chunks are far larger than any crop.
 
-    Raises as `read_zarr` and `read_voxel_spacing` do, FileNotFoundError for a missing chunk (zarr would read it as
-    zeros) and ValueError for a chunk that cannot be decoded and for voxels that are not finite."""
-    group = read_zarr(run, data, split, kind)
-    array = _open_level(group, level, run)
-    _require_chunks(Path(_location(group)) / str(level), run)
-    try:
-        volume = np.asarray(array[...], dtype=np.float32)
-    except Exception as error:
-        raise ValueError(
-            f"run {run}: level {level} of {_location(group)} cannot be decoded ({error!r}); download it again"
-        ) from error
-    if not np.isfinite(volume.sum(dtype=np.float64)):
+    Raises as `read_zarr`, `read_level`, `read_voxel_spacing` and `read_chunk` do, and ValueError for voxels that are
+    not finite."""
+    group = _location(read_zarr(run, data, split, kind))
+    array = read_level(group, level, run)
+    spacing = read_voxel_spacing(group, level)
+    volume = np.empty(array.shape, np.float32)
+    for place, box in iterate_chunks(array):
+        volume[box] = read_chunk(array, place)
+    with np.errstate(invalid="ignore"):  # of infinities of both signs
+        total = volume.sum(dtype=np.float64)
+    if not np.isfinite(total):
         bad = int(volume.size - np.isfinite(volume).sum())
-        raise ValueError(f"run {run}: {_location(group)} has {bad} voxels that are NaN or infinite")
-    return Tomogram(run, volume, read_voxel_spacing(group, level))
+        raise ValueError(f"run {run}: {group} has {bad} voxels that are NaN or infinite")
+    return Tomogram(run, volume, spacing)
 
 
 def write_ome_zarr(
@@ -179,11 +198,9 @@ def write_ome_zarr(
     """
     path = Path(path)
     shutil.rmtree(path, ignore_errors=True)
-    version, keep_empty = {}, {}
-    if int(zarr.__version__.split(".")[0]) >= 3:  # which leaves chunks of zeros out unless told
-        version, keep_empty = {"zarr_format": 2}, {"config": {"write_empty_chunks": True}}
+    keep_empty = {"config": {"write_empty_chunks": True}} if _VERSION else {}  # zarr 3 leaves chunks of zeros out
     spacing = np.broadcast_to(np.asarray(voxel_spacing, dtype=float), 3)
-    group, datasets = zarr.open_group(str(path), mode="w", **version), []
+    group, datasets = zarr.open_group(str(path), mode="w", **_VERSION), []
     volume = np.asarray(volume, dtype="<f4")
     for level in range(levels):
         array = zarr.create(
@@ -194,7 +211,7 @@ def write_ome_zarr(
             fill_value=0.0,
             store=str(path / str(level)),
             dimension_separator="/",
-            **version,
+            **_VERSION,
             **keep_empty,
         )
         array[...] = volume
@@ -209,46 +226,15 @@ def _experiments(data: str | Path, split: str) -> Path:
     return Path(data) / split / "static" / "ExperimentRuns"
 
 
-def _run_folder(run: str, data: str | Path | None, split: str) -> Path:
-    data = default_data() if data is None else Path(data)
-    folder = _experiments(data, split)
-    if not is_plain_name(run) or not (folder / run).is_dir():
-        raise FileNotFoundError(f"run {run!r} is not in {folder}; its runs: {', '.join(find_runs(data, split))}")
-    return folder / run
+def _read_datasets(group: Path) -> list:
+    """What the group's attributes say of its levels; unchecked."""
+    return read_json(group / ".zattrs")["multiscales"][0]["datasets"]
 
 
-def _open_level(group: zarr.Group, level: int, run: str) -> zarr.Array:
-    try:
-        array = group[str(level)]
-        shape = tuple(array.shape)
-    except KeyError as error:
-        raise FileNotFoundError(f"run {run}: {_location(group)} has no level {level}; download it again") from error
-    except Exception as error:
-        raise ValueError(
-            f"run {run}: level {level} of {_location(group)} has no readable metadata ({error!r}); download it again"
-        ) from error
-    if len(shape) != 3 or 0 in shape:
-        raise ValueError(f"run {run}: level {level} of {_location(group)} has shape {shape}, not (z, y, x)")
-    return array
-
-
-def _require_chunks(array: Path, run: str) -> None:
-    metadata = array / ".zarray"
-    if not metadata.is_file():
-        return  # zarr format 3 may pack chunks into shards; its own checksums guard those
-    layout = json.loads(metadata.read_text(encoding="utf-8"))
-    separator = layout.get("dimension_separator", ".")
-    counts = [-(-size // chunk) for size, chunk in zip(layout["shape"], layout["chunks"], strict=True)]
-    for index in product(*map(range, counts)):
-        chunk = array / separator.join(map(str, index))
-        if not chunk.is_file():
-            raise FileNotFoundError(f"run {run}: chunk {chunk} is missing; download it again")
-
-
-def _location(group: zarr.Group) -> str:
+def _location(group: zarr.Group) -> Path:
     """The group's folder, under either zarr's name for it."""
     store = group.store
-    return str(getattr(store, "path", None) or store.root)
+    return Path(getattr(store, "path", None) or store.root)
 
 
 def _halve(volume: np.ndarray) -> np.ndarray:

@@ -139,6 +139,18 @@ def test_phantom_is_listed_whole(phantom_data):
     assert list_tomograms(phantom_data, "test")["type"].tolist() == ["denoised"]
 
 
+def test_one_broken_tomogram_does_not_hide_the_others(tmp_path):
+    for run in ("TS_1", "TS_2", "TS_3"):
+        write_by_hand(place(tmp_path, run), draw((6, 7, 8)), (4, 4, 4))
+    (place(tmp_path, "TS_1") / "0/.zarray").unlink()
+    write_scale(place(tmp_path, "TS_2"), None)
+    table = list_tomograms(tmp_path).set_index("run")
+    assert table["voxel spacing (A)"].isna().tolist() == [True, True, False]
+    shapes = table["shape (z, y, x)"]
+    assert "TS_1" in shapes["TS_1"] and "has no level 0" in shapes["TS_1"]
+    assert "no scale of level 0" in shapes["TS_2"] and shapes["TS_3"] == "6 x 7 x 8"
+
+
 def test_train_and_test_runs_of_one_name_are_told_apart(tmp_path):
     """The visible test runs carry names of training runs (FIELD_NOTES): mixing them up would be leakage."""
     for seed, split in enumerate(("train", "test")):
@@ -267,6 +279,15 @@ def test_a_missing_type_is_named_and_the_types_are_listed(tmp_path, group):
         read_zarr("TS_1", tmp_path, kind="wbp")
 
 
+@pytest.mark.parametrize("kind", ["*", "[d]enoised", "../VoxelSpacing10.000/denoised", "../../../../../elsewhere/wbp"])
+def test_a_type_is_a_name_not_a_pattern_or_a_path(tmp_path, group, kind):
+    """It may come from a stranger's model folder."""
+    write_by_hand(tmp_path / "elsewhere/wbp.zarr", draw((4, 4, 4)), (4, 4, 4))
+    for function in (read_zarr, load_tomogram, read_shape):
+        with pytest.raises(FileNotFoundError, match="its tomograms: denoised"):
+            function("TS_1", tmp_path, kind=kind)
+
+
 def test_a_type_at_two_spacings_is_refused(tmp_path, group):
     shutil.copytree(group, place(tmp_path, spacing="7.840"))
     with pytest.raises(ValueError, match=r"VoxelSpacing10\.000.*VoxelSpacing7\.840"):
@@ -307,6 +328,21 @@ def test_a_chunk_that_cannot_be_decoded_is_named(tmp_path, group, damage):
         load_tomogram("TS_1", tmp_path)
 
 
+def test_a_chunk_of_another_size_is_refused(tmp_path, group):
+    """zarr 2 would fill a part of the chunk's place from it, and leave the rest as the memory happened to be."""
+    (group / "0/1/0/0").write_bytes(Blosc("lz4").encode(np.zeros(5, "<f4")))
+    with pytest.raises(ValueError, match=r"TS_1: level 0 of .*denoised\.zarr cannot be decoded: chunk .*1/0/0"):
+        load_tomogram("TS_1", tmp_path)
+
+
+def test_chunks_without_compression_are_read(tmp_path, group):
+    for path in group.glob("0/*/*/*"):
+        path.write_bytes(Blosc().decode(path.read_bytes()))
+    metadata = json.loads((group / "0/.zarray").read_text())
+    (group / "0/.zarray").write_text(json.dumps(metadata | {"compressor": None}))
+    np.testing.assert_array_equal(load_tomogram("TS_1", tmp_path).volume, draw((6, 7, 8)))
+
+
 @pytest.mark.parametrize(
     ("value", "count"), [(np.nan, 1), (np.inf, 1), (-np.inf, 1), ([np.inf, -np.inf, np.nan], 3)], ids=str
 )
@@ -318,12 +354,14 @@ def test_voxels_that_are_not_finite_are_counted(tmp_path, value, count):
         load_tomogram("TS_1", tmp_path)
 
 
-BROKEN = [None, "", "{", "[1]", "\0"]
+NESTED = "[" * 100_000  # which ends Python's parser in a RecursionError
+BROKEN = [None, "", "{", "[1]", "\0", NESTED]
 
 
 @pytest.mark.parametrize(
     ("name", "content"),
     [*product([".zgroup", ".zattrs"], BROKEN), (".zattrs", "{}"), (".zattrs", '{"multiscales": []}')],
+    ids=lambda value: repr(value)[:30],
 )
 def test_corrupt_metadata_of_a_group_are_named(tmp_path, group, name, content):
     if content is None:
@@ -334,11 +372,37 @@ def test_corrupt_metadata_of_a_group_are_named(tmp_path, group, name, content):
         load_tomogram("TS_1", tmp_path)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"zarr_format": 2}', '{"zarr_format": 2, "shape": "large"}'])
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "5", '{"zarr_format": 2}', '{"zarr_format": 2, "shape": "large"}', NESTED],
+    ids=lambda value: value[:30],
+)
 def test_corrupt_metadata_of_a_level_are_named(tmp_path, group, content):
     """What zarr raises for these differs between its versions (some call the level absent), and names no file."""
     (group / "0/.zarray").write_text(content)
-    with pytest.raises((ValueError, FileNotFoundError), match=r"TS_1: .*denoised\.zarr has no .*download it again"):
+    for function in (load_tomogram, read_shape):
+        with pytest.raises(ValueError, match=r"TS_1: .*denoised\.zarr has no readable metadata.*download it again"):
+            function("TS_1", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"shape": [6, 7]},
+        {"shape": [6.0, 7, 8]},
+        {"shape": [-6, 7, 8]},
+        {"chunks": [4, 4, 0]},
+        {"chunks": [4, 4, None]},
+        {"order": "A"},
+        {"zarr_format": 3},
+        {"dimension_separator": "/../"},
+    ],
+    ids=str,
+)
+def test_senseless_metadata_of_a_level_are_named(tmp_path, group, entry):
+    metadata = json.loads((group / "0/.zarray").read_text())
+    (group / "0/.zarray").write_text(json.dumps(metadata | entry))
+    with pytest.raises(ValueError, match=r"TS_1: level 0 of .*denoised\.zarr has no readable metadata"):
         load_tomogram("TS_1", tmp_path)
 
 
@@ -352,7 +416,12 @@ def test_a_level_that_is_no_volume_is_refused(tmp_path, group, shape):
 
 
 @pytest.mark.parametrize(
-    "scale", [None, [], [10.0, 10.0], [0, 0, 0], [-10, -10, -10], [math.nan] * 3, [10, 10, math.inf], "abc", [None] * 3]
+    "scale",
+    [
+        *(None, [], [10.0, 10.0], [0, 0, 0], [-10, -10, -10], [math.nan] * 3, [10, 10, math.inf], "abc", [None] * 3),
+        *([1e-9] * 3, [0.0999] * 3, [1000.1] * 3, [10**400] * 3, {"z": 10}, [[10]] * 3),
+    ],
+    ids=lambda value: str(value)[:30],
 )
 def test_an_absent_or_impossible_scale_is_refused(tmp_path, group, scale):
     write_scale(group, scale)
