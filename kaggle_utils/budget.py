@@ -1,0 +1,149 @@
+"""A fixed time for all runs: how much of an ensemble's work each gets, so that all end in time and as equal as can be.
+
+N networks with V test-time views make N x V passes over a tomogram. When the time does not suffice, views are cut
+first (V, V-1, ..., 1), then networks from the last to the first: these are the levels. Before each run the planner
+looks at the clock and chooses the highest level at which all runs that wait can end in time. So what it has guessed
+wrong, or what the machine does later, is made up for by the runs that follow, and they spend what it has saved."""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import NamedTuple
+
+_MARGIN, _SPARE = 1.12, 0.1  # all runs are planned to take so many times what is expected, and so much of a run more
+_REMEMBERED = 5  # runs whose median is expected of the next: one that stutters changes nothing
+_RESERVE = 600.0, 0.05  # for what comes after the runs: seconds, or a share of the time where that is less
+_TELLING, _EARLY = 0.005, 0.25  # shares of a run: from which on it tells its time, and up to which little is lost
+_FEW = 4  # runs for each device, from which on it does not matter that the last round may be half empty
+
+
+class Level(NamedTuple):
+    """How much of an ensemble a run gets: the first `networks`, each in the first `views`."""
+
+    views: int
+    networks: int
+
+    @property
+    def passes(self) -> int:
+        """How often a tomogram goes through a network."""
+        return self.views * self.networks
+
+    def __str__(self) -> str:
+        return f"{self.views} view{'s' * (self.views > 1)} of {self.networks} network{'s' * (self.networks > 1)}"
+
+
+def list_levels(views: int, networks: int) -> list[Level]:
+    """Return the levels from the full one down: views are cut first, then networks; raises ValueError below 1."""
+    if views < 1 or networks < 1:
+        raise ValueError(f"an ensemble has at least one view and one network, not {views} and {networks}")
+    return [Level(v, networks) for v in range(views, 0, -1)] + [Level(1, n) for n in range(networks - 1, 0, -1)]
+
+
+class Planner:
+    """Chooses the level of each run so that all end before a deadline.
+
+    Parameters
+    ----------
+    levels : as `list_levels` gives them.
+    runs : how many there are in all.
+    deadline : in seconds of `clock`; None: there is no limit, and nothing is cut. 600 s, or 5 % of the time from now
+        to the deadline where that is less, are kept for what comes after the runs.
+    devices : how many runs are in progress at the same time.
+    """
+
+    def __init__(
+        self,
+        levels: Sequence[Level],
+        runs: int,
+        deadline: float | None,
+        devices: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._levels, self._waiting, self._devices, self._clock = list(levels), runs, devices, clock
+        self._start = clock()
+        self.is_limited = deadline is not None
+        self._deadline = math.inf if deadline is None else deadline
+        seconds, share = _RESERVE
+        self._reserve = min(seconds, share * max(0.0, self._deadline - self._start)) if self.is_limited else 0.0
+        self._level = self._levels[0]
+        self._rates: deque[float] = deque(maxlen=_REMEMBERED)  # seconds a pass of runs that have ended
+        self._rough = 0.0  # the same with a warm-up, or of a run that was broken off; for want of anything better
+        self._known_since = math.inf
+        self._still: dict[int, float] = {}  # of the run that began then: seconds until something was done
+
+    def choose(self, waiting: int) -> Level:
+        """Return the level of the run that begins now; `waiting` runs have not begun, this one included."""
+        passes = self._afford(self._rate, waiting)
+        self._level = next((level for level in self._levels if level.passes <= passes), self._levels[-1])
+        self._waiting = waiting
+        return self._level
+
+    def finish(self, level: Level, seconds: float, first: bool) -> None:
+        """Learn that a run took so long; `first`: the first of its process, which counts only while there is nothing
+        better, and without the time before anything was done."""
+        if first:
+            self._learn((seconds - self._still.get(round(self._clock() - seconds), 0.0)) / level.passes)
+        else:
+            self._rates.append(seconds / level.passes)
+
+    def is_overdue(self, level: Level, seconds: float, share: float, waiting: int) -> bool:
+        """Whether to break off a run that has done `share` (0 to 1) of its work in `seconds`, and begin it anew.
+
+        It is broken off when it would leave too little time for the `waiting` runs even at the lowest level, unless it
+        ends sooner than it would at the lowest level itself. And when it began before anything was known, early, when
+        all runs together can only have half of its level or less: so the first run is a probe, and a machine that is
+        far too slow costs a few minutes. Time in which nothing was done yet, a warm-up, says nothing of its speed."""
+        begun = self._clock() - seconds
+        if share <= 0:
+            self._still[round(begun)] = seconds
+        if level == self._levels[-1] or not self.is_limited or share < _TELLING:
+            return False
+        still, known = self._still.get(round(begun), 0.0), self._rate * level.passes
+        # The more of it is done, the more its own pace counts, and the less what was known: a pause is not the end.
+        expected = (seconds - still + known / 2) / (share + 0.5) if known else (seconds - still) / share
+        rate, rest = expected / level.passes, expected * (1 - share)
+        least = rate * self._levels[-1].passes
+        others = math.ceil(waiting / self._devices) * _MARGIN * least
+        hopeless = rest > still + least and rest + others > self._end - self._clock()
+        uneven = begun < self._known_since and share < _EARLY and 2 * self._afford(rate, waiting + 1) < level.passes
+        if hopeless or uneven:
+            self._learn(rate)
+        return hopeless or uneven
+
+    def is_over(self) -> bool:
+        """Whether half of the reserve is gone: then what is written is what there is."""
+        return self._clock() >= self._deadline - self._reserve / 2
+
+    def __str__(self) -> str:
+        used, hours = ((end - self._start) / 3600 for end in (self._clock(), self._deadline))
+        if not self.is_limited:
+            return f"{self._level}, without a limit of time"
+        plan = f"{used:.2f} of {hours:.2f} h used, {self._waiting} runs to go at {self._level}"
+        if not self._rate:
+            return f"{plan}: how long they take is not known yet"
+        seconds = self._rate * self._level.passes
+        end = used + seconds * math.ceil(self._waiting / self._devices) / 3600
+        return f"{plan}, about {seconds:.0f} s each: done at {end:.2f} h"
+
+    @property
+    def _end(self) -> float:
+        return self._deadline - self._reserve
+
+    @property
+    def _rate(self) -> float:
+        """Seconds of a pass; 0 while nothing is known."""
+        return median(self._rates) if self._rates else self._rough
+
+    def _learn(self, rough: float) -> None:
+        self._known_since = min(self._known_since, self._clock())
+        self._rough = rough
+
+    def _afford(self, rate: float, runs: int) -> float:
+        """Return how many passes each of so many runs can have."""
+        left, rounds = self._end - self._clock(), math.ceil(runs / self._devices)
+        if runs > _FEW * self._devices:
+            rounds = runs / self._devices
+            left -= (1 - 1 / self._devices) / 2 * rate * self._level.passes  # for what is in progress
+        return left / ((rounds * _MARGIN + _SPARE) * rate) if rate else math.inf
