@@ -56,7 +56,7 @@ from kaggle_utils.models import build_model, count_parameters, load_model
 from kaggle_utils.particles import PARTICLES, REPORT_PARTICLES, report_label
 from kaggle_utils.picking import pick_particles
 from kaggle_utils.picks import read_truth
-from kaggle_utils.pipeline import load_ensemble, predict_runs
+from kaggle_utils.pipeline import load_ensemble, predict_run
 from kaggle_utils.recipes import Augmentation, CompetitionRecipe, Recipe, get_recipe
 from kaggle_utils.subvolumes import Run, build_datasets, load_runs, normalise
 from kaggle_utils.tomograms import find_runs, load_tomogram
@@ -363,7 +363,7 @@ def train_report(options: argparse.Namespace) -> Trained:
     ensemble = load_ensemble("mixed", folder)
 
     def pick(names: list[str]) -> pd.DataFrame:
-        return pd.concat([picks for _, picks in predict_runs(names, options.data, ensemble)], ignore_index=True)
+        return pd.concat([predict_run(name, options.data, ensemble).picks for name in names], ignore_index=True)
 
     parameters = sum(
         count_parameters(build_model(architecture, getattr(recipe, architecture).width)) for architecture, _ in jobs
@@ -426,7 +426,7 @@ def train_competition(options: argparse.Namespace) -> Trained:
         ensemble = CALIBRATED_WITHOUT[technique](ensemble, calibration)
 
     def pick(names: list[str]) -> pd.DataFrame:
-        return pd.concat([picks for _, picks in predict_runs(names, options.data, ensemble)], ignore_index=True)
+        return pd.concat([predict_run(name, options.data, ensemble).picks for name in names], ignore_index=True)
 
     crops = ensemble.models[0].config["crops"] * recipe.unet.epochs * FOLDS
     parameters = sum(count_parameters(model.network) for model in ensemble.models)
@@ -455,7 +455,7 @@ def compare_thresholds(options: argparse.Namespace, truth: pd.DataFrame) -> pd.D
     everything = make_committee("folds", [load_model(path) for path in paths])
     everything = replace(everything, thresholds=dict.fromkeys(NAMES, 0.0), offset=np.zeros(3))
     names = find_runs(options.data, "test")
-    found = pd.concat([picks for _, picks in predict_runs(names, options.data, everything)], ignore_index=True)
+    found = pd.concat([predict_run(name, options.data, everything).picks for name in names], ignore_index=True)
     rows: dict[str, list[dict]] = {kind: [] for kind in ("argmax", "plateau", "0.5", "hindsight")}
     for name in names:
         inside, others = (truth[(truth["experiment"] == name) == same] for same in (True, False))

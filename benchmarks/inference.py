@@ -234,7 +234,7 @@ def run_models(count: int, width: int):
     models = [as_model(make_network(width, seed), seed) for seed in range(count)]
     ensemble = make_ensemble("benchmark", models)
     predictors = [Predictor(model) for model in ensemble.models]
-    return lambda volume: annotate(volume, ensemble, predictors, progress=False)[0]
+    return lambda volume: annotate(volume, ensemble, predictors)[0]
 
 
 def as_model(network: nn.Module, number: int) -> TrainedModel:

@@ -85,14 +85,11 @@ def predict(
     **settings,
 ) -> int:
     """Run models over all tomograms of a split and write the submission, after each of them anew."""
-    import pandas as pd
-    from tqdm import tqdm
-
     from kaggle_utils.ensemble import find_models
     from kaggle_utils.environment import check_devices, find_devices
     from kaggle_utils.models import load_model
-    from kaggle_utils.pipeline import assemble, predict_runs
-    from kaggle_utils.submission import write_submission
+    from kaggle_utils.parts import count_states
+    from kaggle_utils.pipeline import assemble, submit
     from kaggle_utils.tomograms import find_runs
 
     if out.is_dir():
@@ -101,12 +98,12 @@ def predict(
     ensemble = assemble("predict", [load_model(folder) for folder in find_models(models)])
     for particle in dict.fromkeys(name for model in ensemble.models for name in model.particles):
         print(f"{particle}: {', '.join(model.name for model in ensemble.models if particle in model.particles)}")
-    runs, tables = find_runs(data, split), []
-    results = predict_runs(runs, data, ensemble, split, device or find_devices(), **settings)
-    for _, picks in tqdm(results, total=len(runs), desc=f"{split} runs", unit="tomogram"):
-        tables.append(picks)
-        write_submission(pd.concat(tables), out)
-    print(f"submission: {out} ({sum(map(len, tables))} picks in {len(runs)} runs)")
+    parts = out.with_name(f"{out.name}.parts")
+    outcomes = submit(find_runs(data, split), data, ensemble, out, parts, split, device or find_devices(), **settings)
+    for outcome in outcomes:
+        for problem in outcome.problems:
+            print(f"{outcome.run}, {outcome.state}: {problem}")
+    print(f"{count_states(outcomes)}\nsubmission: {out} ({sum(len(outcome.picks) for outcome in outcomes)} picks)")
     return 0
 
 
@@ -206,6 +203,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--device", nargs="+", metavar="NAME", help="such as cuda:0 cuda:1 (all GPUs, else cpu)")
     command.add_argument("--compile", dest="compiled", action="store_true", help="let torch compile what it can")
+    command.add_argument(
+        "--hours", type=float, metavar="H", help="to be done in; views, then networks are cut as needed (no limit)"
+    )
+    command.add_argument("--strict", action="store_true", help="stop at the first run that is broken")
 
     command = commands.add_parser("score", help="the competition's F-beta of a submission", **settings)
     command.set_defaults(command=score)

@@ -4,15 +4,15 @@ Arrays are (z, y, x). In an annotated mask 0 is background and the report's five
 (`particles.report_label`)."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from reprlib import repr as shorten
 
 import numpy as np
-from tqdm.auto import tqdm
 
-from kaggle_utils.files import write_text
+from kaggle_utils.files import read_json, write_text
 from kaggle_utils.inference import Predictor
 from kaggle_utils.models import TrainedModel, load_model, name_model, read_config
 from kaggle_utils.particles import REPORT_PARTICLES
@@ -155,22 +155,21 @@ def annotate(
     predictors: Sequence[Predictor],
     run: str = "",
     weights: RuleWeights = RuleWeights(),  # noqa: B008 (frozen)
-    progress: bool = True,
+    report: Callable[[int], object] = lambda voxels: None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the annotated mask of a normalised volume, uint8 (z, y, x), and the probability of each voxel's particle,
-    float32 (0 in the background), with a progress bar.
+    float32 (0 in the background).
 
-    `predictors` are those of the ensemble's models. One model after the other goes through the volume, and the rule
-    decides as soon as a particle's models have spoken: beside the volume and what `Predictor.predict` holds for one
-    model, memory has 14 bytes a voxel at most (the two results, the particle's mean and what it claims), however many
-    models there are. All of them on one slab after the other would save nothing, for each voxel goes through each
-    network once anyway, and would have every network keep its planes between slabs. Raises as `Predictor.predict`."""
+    `predictors` are those of the ensemble's models; `report` is told as by `Predictor.predict`. One model after the
+    other goes through the volume, and the rule decides as soon as a particle's models have spoken: beside the volume
+    and what `Predictor.predict` holds for one model, memory has 14 bytes a voxel at most (the two results, the
+    particle's mean and what it claims), however many models there are. All of them on one slab after the other would
+    save nothing, for each voxel goes through each network once anyway, and would have every network keep its planes
+    between slabs. Raises as `Predictor.predict`."""
     claims = _Claims(volume.shape, ensemble.thresholds, ensemble.frequencies, ensemble.recalls, weights)
-    total = sum(predictor.views for predictor in predictors) * volume.size
     remaining = iter(predictors)
-    with tqdm(total=total, desc=run, unit="voxel", unit_scale=True, leave=False, disable=not progress) as bar:
-        for index, group in enumerate(ensemble.members):
-            claims.add(index, _average(p.predict(volume, run, bar.update) for p in islice(remaining, len(group))))
+    for index, group in enumerate(ensemble.members):
+        claims.add(index, _average(p.predict(volume, run, report) for p in islice(remaining, len(group))))
     return ensemble.number(claims.winner), claims.confidence
 
 
@@ -229,15 +228,19 @@ def read_choice(work: str | Path, folder: str | Path | None = None) -> str:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: run the ensemble notebook (05) first, with the same work folder")
     try:
-        choice = json.loads(path.read_text(encoding="utf-8"))
+        choice = read_json(path)
         name, models = choice["ensemble"], choice["models"]
+        if not isinstance(models, str):
+            raise TypeError("the name of a folder is a text")
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} names no ensemble ({error!r}); run the ensemble notebook (05) again") from error
+        cause = error.__cause__ or error  # of `read_json`, which names the file
+        why = f"{type(cause).__name__}: {cause}"
+        raise ValueError(f"{path} names no ensemble ({why}); run the ensemble notebook (05) again") from error
     if name not in list(ENSEMBLES):  # a list: whatever stands in the file, it need not be hashable
-        raise ValueError(f"{path} names the unknown ensemble {name!r}; choose from {', '.join(ENSEMBLES)}")
+        raise ValueError(f"{path} names the unknown ensemble {shorten(name)}; choose from {', '.join(ENSEMBLES)}")
     if folder is not None and models != Path(folder).name:
         raise ValueError(
-            f"{path} chose {name!r} of the models {models}, not of {Path(folder).name}: run the ensemble notebook (05) "
-            "with the recipe and scale of this one"
+            f"{path} chose {name!r} of the models {models[:60]}, not of {Path(folder).name}: run the ensemble notebook "
+            "(05) with the recipe and scale of this one"
         )
     return name

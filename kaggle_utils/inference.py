@@ -56,24 +56,20 @@ class Predictor:
     ----------
     model : on any device.
     device : torch device; on a GPU network and activations are in half precision.
-    views : how many of `VIEWS` the logits are averaged over, one after the other.
+    views : how many of `VIEWS` the logits are averaged over, one after the other; fewer may be set later.
     compiled : whether torch compiles a network that reads windows; where it cannot, it goes on without, and says so.
     sharers : processes that share the device's memory.
 
-    Raises
-    ------
-    ValueError for a number of views that there is not, and, naming the model, for one that cannot be streamed and has
-    no window in its config, or one that does not fit its network."""
+    Raises as `check_fit` does."""
 
     def __init__(
         self, model: TrainedModel, device: str = "cpu", views: int = 1, compiled: bool = False, sharers: int = 1
     ):
-        if not 1 <= views <= len(VIEWS):
-            raise ValueError(f"there are 1 to {len(VIEWS)} views, not {views}")
-        _check_window(model)
+        check_fit(model, views)
         keep_freed_memory()
         self.model, self.device = model, torch.device(device)
-        self.views, self._compiled, self._sharers = views, compiled and bool(model.config["window"]), sharers
+        self.views = self._most_views = views
+        self._compiled, self._sharers = compiled and bool(model.config["window"]), sharers
         self._channels = 1 if len(model.particles) == 1 else len(model.particles) + 1
         self._limit = sys.maxsize  # of planes or windows at once, once memory has run out
         self._needs: dict = {}  # what a volume's slabs take, by its shape
@@ -84,7 +80,7 @@ class Predictor:
         self._type = precision
         self._networks = [
             turn_network(self.model.network, *view).to(self.device, precision, memory_format=torch.channels_last_3d)
-            for view in VIEWS[: self.views]
+            for view in VIEWS[: self._most_views]
         ]
         if self._compiled:
             self._networks = [_Compiled(network, self.model.name) for network in self._networks]
@@ -126,11 +122,11 @@ class Predictor:
 
     def _sum_views(self, volume: np.ndarray, report: Callable[[int], object]) -> torch.Tensor:
         logits = torch.zeros(self._channels, *volume.shape, device=self.device)
-        for network in self._networks:
+        for network in self._networks[: self.views]:
             for box, part in (self._run_windows if self.model.config["window"] else self._stream)(network, volume):
                 logits[(slice(None), *box)] += part
                 report(part[0].numel())
-        return logits.div_(len(self._networks))
+        return logits.div_(self.views)
 
     def _stream(self, network: nn.Module, volume: np.ndarray) -> Iterator[tuple[Box, torch.Tensor]]:
         """Yield the slabs of a volume and their logits (channels, z, y, x)."""
@@ -251,7 +247,11 @@ class _Compiled:
             return self._run(inputs)
 
 
-def _check_window(model: TrainedModel) -> None:
+def check_fit(model: TrainedModel, views: int) -> None:
+    """Raise ValueError for a number of views that there is not, and, naming the model, for one that cannot be streamed
+    and has no window in its config, or one that does not fit its network."""
+    if not 1 <= views <= len(VIEWS):
+        raise ValueError(f"there are 1 to {len(VIEWS)} views, not {views}")
     window, halo = model.config["window"], model.config["halo"]
     if window:
         if window % model.network.divisor or not 0 <= 2 * halo < window:

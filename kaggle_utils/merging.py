@@ -1,19 +1,21 @@
-"""Several multi-class networks to one table of candidates. Arrays are (z, y, x) in voxels."""
+"""Several multi-class networks to one table of candidates, and any ensemble to picks.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+Arrays are (z, y, x) in voxels."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from kaggle_utils.calibration import apply_thresholds
-from kaggle_utils.ensemble import combine_masks
+from kaggle_utils.ensemble import Ensemble, annotate, combine_masks
 from kaggle_utils.inference import Predictor, to_probabilities
 from kaggle_utils.models import TrainedModel, agree
 from kaggle_utils.particles import REPORT_PARTICLES
 from kaggle_utils.picking import DECODERS, find_candidates, match_ranks, pick_particles
+from kaggle_utils.picks import voxel_to_angstrom
 
 COMMITTEES = {"unet": ("unet",), "vnet": ("vnet",), "average": ("unet", "vnet")}  # name -> its networks' architectures
 MERGES = ("logits", "probabilities", "ranks", "vote")
@@ -126,18 +128,54 @@ def find_by_committee(
     committee: Committee,
     predictors: Sequence[Predictor],
     run: str,
-    progress: bool = True,
+    report: Callable[[int], object] = lambda voxels: None,
 ) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
     """Return the picks of a normalised volume, float32 (z, y, x), and what else `Merger.finish` does.
 
     A candidate is a pick when it reaches its particle's threshold; the committee's offset is taken off. `predictors`
     are those of the committee's models; they run one after the other, and memory holds one network's logits and the sum
-    so far, each 4 bytes a voxel and channel. Raises as `Predictor.predict_logits`."""
+    so far, each 4 bytes a voxel and channel. `report` is told as by `Predictor.predict`, which also says what is
+    raised."""
     merger = Merger(committee, voxel_spacing, run)
-    total = sum(predictor.views for predictor in predictors) * volume.size
-    with tqdm(total=total, desc=run, unit="voxel", unit_scale=True, leave=False, disable=not progress) as bar:
-        for predictor in predictors:
-            merger.add(predictor.predict_logits(volume, run, bar.update))
+    for predictor in predictors:
+        merger.add(predictor.predict_logits(volume, run, report))
     candidates, annotated, confidence = merger.finish()
     picks = apply_thresholds(candidates, committee.thresholds)
     return picks.assign(**(picks[["x", "y", "z"]] - committee.offset)), annotated, confidence
+
+
+def find_particles(
+    volume: np.ndarray,
+    voxel_spacing: float,
+    ensemble: Ensemble | Committee,
+    predictors: Sequence[Predictor],
+    run: str,
+    report: Callable[[int], object] = lambda voxels: None,
+) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+    """Return what `find_by_committee` does, for either kind of ensemble.
+
+    A pick that a correction has moved outside is moved back to the volume's face. Raises FloatingPointError, naming the
+    run, for picks that are no places, and as `annotate` and `find_by_committee` do."""
+    if isinstance(ensemble, Committee):
+        picks, annotated, confidence = find_by_committee(volume, voxel_spacing, ensemble, predictors, run, report)
+    else:
+        sizes = agree(ensemble.models, "min_size_fraction"), agree(ensemble.models, "radius_fraction")
+        annotated, confidence = annotate(volume, ensemble, predictors, run, report=report)
+        picks = pick_particles(annotated, confidence, voxel_spacing, run, *sizes)
+    places = picks[["x", "y", "z"]]
+    if not np.isfinite(places.to_numpy(dtype=float)).all():
+        raise FloatingPointError(f"ensemble {ensemble.name} gives picks without finite coordinates in run {run}")
+    ends = voxel_to_angstrom(np.array(volume.shape) - 1, voxel_spacing)[0]
+    return picks.assign(**places.clip(0.0, pd.Series(ends, list("xyz")), axis=1)), annotated, confidence
+
+
+def count_networks(ensemble: Ensemble | Committee) -> int:
+    """Return how many networks look at each particle, at most."""
+    return len(ensemble.models) if isinstance(ensemble, Committee) else max(map(len, ensemble.members))
+
+
+def cut_networks(ensemble: Ensemble | Committee, count: int) -> Ensemble | Committee:
+    """Return an ensemble with the first `count` of the networks that look at each particle."""
+    if isinstance(ensemble, Committee):
+        return replace(ensemble, models=ensemble.models[:count])
+    return replace(ensemble, members=tuple(group[:count] for group in ensemble.members))

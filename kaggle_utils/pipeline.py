@@ -1,26 +1,28 @@
-"""The whole way for one run, or for many on all devices: read, normalise, annotate, pick."""
+"""The whole way from runs to a submission: models together, one run alone, or many with everything kept as it comes."""
 
-import multiprocessing
-import os
-import pickle
-import queue
-import traceback
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+import hashlib
+import json
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
+from tqdm.auto import tqdm
 
-from kaggle_utils.ensemble import Ensemble, annotate, load_specialists, make_ensemble
+from kaggle_utils import environment
+from kaggle_utils.ensemble import Ensemble, load_specialists, make_ensemble
 from kaggle_utils.inference import Predictor
-from kaggle_utils.merging import COMMITTEES, Committee, find_by_committee, make_committee
+from kaggle_utils.merging import COMMITTEES, Committee, find_particles, make_committee
 from kaggle_utils.models import TrainedModel, agree, load_model, name_model, read_config
-from kaggle_utils.picking import pick_particles
+from kaggle_utils.parts import Outcome, Parts, gather_picks, sign_files
+from kaggle_utils.submission import is_run_name, write_submission
 from kaggle_utils.subvolumes import normalise
-from kaggle_utils.tomograms import Tomogram, load_tomogram
+from kaggle_utils.tomograms import find_group, is_plain_name, load_tomogram
+from kaggle_utils.workers import predict_runs
 
 
 @dataclass(frozen=True)
@@ -73,135 +75,97 @@ def assemble(name: str, models: Sequence[TrainedModel]) -> Ensemble | Committee:
 def predict_run(
     run: str, data: str | Path, ensemble: Ensemble | Committee, split: str = "test", device: str = "cpu"
 ) -> Prediction:
-    """Find the particles of one run; raises as `predict_runs` does."""
-    return next(_predict_in_turn([run], data, ensemble, split, device))
+    """Find the particles of one run whose tomogram is sound, with a progress bar; raises as `load_tomogram` and
+    `find_particles` do."""
+    tomogram = load_tomogram(run, data, split, agree(ensemble.models, "tomogram"))
+    volume, spacing = normalise(tomogram.volume), tomogram.voxel_spacing
+    predictors = [Predictor(model, device, ensemble.views) for model in ensemble.models]
+    total = ensemble.views * len(predictors) * volume.size
+    with tqdm(total=total, desc=run, unit="voxel", unit_scale=True, leave=False) as bar:
+        picks, annotated, confidence = find_particles(volume, spacing, ensemble, predictors, run, bar.update)
+    return Prediction(run, volume, annotated, confidence, picks, spacing)
 
 
-def predict_runs(
+def submit(
     runs: Sequence[str],
     data: str | Path,
     ensemble: Ensemble | Committee,
+    out: str | Path,
+    parts: str | Path,
     split: str = "test",
     devices: Sequence[str] = ("cpu",),
     views: int | None = None,
     compiled: bool = False,
-) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Find the particles of many runs; yield each run's name and picks table as soon as it is finished.
+    hours: float | None = None,
+    strict: bool = False,
+) -> list[Outcome]:
+    """Find the particles of many runs and write them as a submission; return what became of each run, in their order.
 
-    With several devices the runs are dealt out to them in turn, one process each, and the CPU's threads with them; they
-    finish in any order. While a run is computed, the next one is read.
-    The tomogram type, and all that makes a pick of probabilities, are those in the models' configs; so are the `views`
-    unless they are given. `compiled` is for `Predictor`.
+    `out` is a valid submission from the first second on: at first without picks, or with those of the runs that were
+    finished before, then with each run that is finished. Each run also gets a part file in the folder `parts`; after a
+    crash the same call goes on where it was, as long as models, settings, the kit's code and the run's files are the
+    same. `hours` is the time from the start of this process (`environment.STARTED`) in which all must be done, see
+    `Planner`. The other parameters are those of `predict_runs`.
 
-    Beside what `annotate` says, each process holds the volume that is being read. A script that gives several devices
-    must do so below `if __name__ == "__main__"`, for the processes import it.
-
-    Raises ValueError when the models do not agree on those, ChildProcessError when a process dies, and as
-    `load_tomogram` and `annotate` do."""
-    if len(devices) == 1:
-        yield from map(_shorten, _predict_in_turn(runs, data, ensemble, split, devices[0], views, compiled))
-        return
-    context = multiprocessing.get_context("spawn")
-    finished = context.Queue()
-    threads = max(1, (os.cpu_count() or 1) // len(devices))
-    packed = pickle.dumps(ensemble)  # in one piece: torch would give each tensor a file of its own
-    workers = []
-    for index, device in enumerate(devices):
-        arguments = (runs[index :: len(devices)], data, packed, split, device, views, compiled, devices.count(device))
-        workers.append(context.Process(target=_work, args=(finished, threads, *arguments), name=device, daemon=True))
-    for worker in workers:
-        worker.start()
-    try:
-        for _ in runs:
-            yield _receive(finished, workers)
-    finally:
-        for worker in workers:
-            worker.terminate()
-            worker.join()
-
-
-def _predict_in_turn(
-    runs: Iterable[str],
-    data: str | Path,
-    ensemble: Ensemble | Committee,
-    split: str,
-    device: str,
-    views: int | None = None,
-    compiled: bool = False,
-    sharers: int = 1,
-    progress: bool = True,
-) -> Iterator[Prediction]:
-    find = find_by_committee if isinstance(ensemble, Committee) else _find_by_rule
-    views = ensemble.views if views is None else views
-    predictors = [Predictor(model, device, views, compiled, sharers) for model in ensemble.models]
-
-    def predict(loaded: Future) -> Prediction:
-        run, volume, spacing = (tomogram := loaded.result()).run, tomogram.volume, tomogram.voxel_spacing
-        picks, annotated, confidence = find(volume, spacing, ensemble, predictors, run, progress)
-        return Prediction(run, volume, annotated, confidence, picks, spacing)
-
+    A run that cannot be read or computed costs its own picks at most; what was wrong is in its outcome. With `strict`
+    that is an error instead: ValueError naming the run. Raises OSError when the submission could not be written last
+    (on a full disk the one before stays), and as `predict_runs` does."""
+    deadline = None if hours is None else environment.STARTED + 3600 * hours
     kind = agree(ensemble.models, "tomogram")
-    with ThreadPoolExecutor(1) as reader:
-        read = (reader.submit(_read, run, data, split, kind) for run in runs)
-        yield from map(predict, _one_ahead(read))  # which, unlike a loop, lets go of a run before the next one begins
-
-
-def _find_by_rule(volume, spacing: float, ensemble: Ensemble, predictors, run: str, progress: bool) -> tuple:
-    sizes = agree(ensemble.models, "min_size_fraction"), agree(ensemble.models, "radius_fraction")
-    annotated, confidence = annotate(volume, ensemble, predictors, run, progress=progress)
-    return pick_particles(annotated, confidence, spacing, run, *sizes), annotated, confidence
-
-
-def _read(run: str, data: str | Path, split: str, kind: str) -> Tomogram:
-    tomogram = load_tomogram(run, data, split, kind)
-    return Tomogram(run, normalise(tomogram.volume), tomogram.voxel_spacing)
-
-
-def _one_ahead(futures: Iterable[Future]) -> Iterator[Future]:
-    """Yield each only when the one after it has begun."""
-    waiting = None
-    for future in futures:
-        if waiting is not None:
-            yield waiting
-        waiting = future
-    if waiting is not None:
-        yield waiting
-
-
-def _shorten(prediction: Prediction) -> tuple[str, pd.DataFrame]:
-    return prediction.run, prediction.picks
-
-
-def _work(finished: multiprocessing.Queue, threads: int, runs, data, packed: bytes, *arguments) -> None:
-    torch.set_num_threads(threads)
-    try:
-        results = _predict_in_turn(runs, data, pickle.loads(packed), *arguments, progress=False)
-        for result in map(_shorten, results):
-            finished.put(result)
-    except Exception as error:
-        error.add_note(traceback.format_exc())  # it is lost on the way to the other process
-        try:
-            pickle.dumps(error)
-        except Exception:
-            error = ChildProcessError(traceback.format_exc())
-        finished.put(error)
-
-
-def _receive(finished: multiprocessing.Queue, workers: list[multiprocessing.Process]) -> tuple[str, pd.DataFrame]:
-    """Wait for the next result; raises what a worker raised, and ChildProcessError when one has died."""
-    while True:
-        # In this order: what a worker has sent before its end is then found.
-        died = [worker for worker in workers if worker.exitcode]
-        over = all(worker.exitcode is not None for worker in workers)
-        try:
-            result = finished.get(timeout=0.5)
-        except queue.Empty:
-            for worker in died or (workers if over else []):
-                raise ChildProcessError(
-                    f"the process for {worker.name} ended with exit status {worker.exitcode}; "
-                    "if it was killed for memory, use fewer devices"
-                ) from None
+    store = Parts(parts, fingerprint(ensemble, ensemble.views if views is None else views))
+    sources, outcomes = {}, {}
+    for run in runs:
+        if is_run_name(run) and is_plain_name(run):
+            sources[run] = ""  # of a run that has no such tomogram
+            with suppress(OSError, ValueError):
+                sources[run] = sign_files(find_group(run, data, split, kind))
+            outcomes[run] = store.read(run, sources[run])
         else:
-            if isinstance(result, Exception):
-                raise result
-            return result
+            outcomes[run] = Outcome(run, problems=("a CSV cannot hold this name",))
+    waiting = [run for run in runs if outcomes[run] is None]
+    if len(waiting) < len(runs):
+        print(f"{len(runs) - len(waiting)} of {len(runs)} runs were finished before; {len(waiting)} to go")
+
+    def known() -> list[Outcome]:
+        return [outcome for outcome in outcomes.values() if outcome]
+
+    _refuse_problems(known(), strict)
+    results = predict_runs(waiting, data, ensemble, split, devices, views, compiled, deadline)  # or what it refuses
+    write_submission(gather_picks(known()), out)
+    failure = None
+    for outcome in results:
+        outcomes[outcome.run] = outcome
+        _refuse_problems([outcome], strict)
+        try:
+            failure = None
+            store.write(outcome, sources[outcome.run])
+            write_submission(gather_picks(known()), out)
+        except OSError as error:  # a disk that is full now may have room when the next run is finished
+            failure = error
+            warnings.warn(f"after run {outcome.run}: {error}", stacklevel=2)
+    if failure:
+        raise failure
+    return known()
+
+
+def fingerprint(ensemble: Ensemble | Committee, views: int) -> str:
+    """Return a text that differs for ensembles, views and versions of this package that may give different picks."""
+    digest = hashlib.sha256(json.dumps([views, ensemble.name]).encode())
+    for place in (files("kaggle_utils"), files("kaggle_utils.models")):
+        for source in sorted(place.iterdir(), key=lambda source: source.name):
+            if source.name.endswith(".py"):
+                digest.update(source.read_bytes())
+    for name in sorted({field.name for field in fields(ensemble)} - {"models", "members"}):
+        value = getattr(ensemble, name)
+        digest.update(json.dumps([name, value.tolist() if isinstance(value, np.ndarray) else value]).encode())
+    for model in ensemble.models:
+        digest.update(json.dumps([model.name, model.config, model.thresholds]).encode())
+        for name, tensor in model.network.state_dict().items():
+            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _refuse_problems(outcomes: Sequence[Outcome], strict: bool) -> None:
+    for outcome in outcomes:
+        if strict and outcome.problems:
+            raise ValueError(f"run {outcome.run}: {'; '.join(outcome.problems)}")

@@ -10,8 +10,10 @@ import pandas as pd
 import pytest
 
 from kaggle_utils import cli, environment, phantom, pipeline, publish, tomograms
+from kaggle_utils.budget import Level
 from kaggle_utils.cli import main
 from kaggle_utils.notebooks import NotebookError
+from kaggle_utils.parts import Outcome
 from kaggle_utils.picks import PICK_COLUMNS
 from kaggle_utils.submission import read_submission, validate_submission
 from kaggle_utils.tomograms import write_ome_zarr
@@ -221,35 +223,43 @@ def test_predict_goes_from_model_folders_to_a_valid_submission(phantom_data, unt
     assert main([*arguments, "--device", "cpu", "--tta", "2"]) == 0
     printed, bars = capsys.readouterr()
     lines = printed.splitlines()
-    assert lines[0] == "apo-ferritin: 3d_unet_model_apo_ferritin" and len(lines) == 6
+    assert lines[0] == "apo-ferritin: 3d_unet_model_apo_ferritin" and len(lines) == 7
     assert validate_submission(out, phantom_data) == []
     picks = read_submission(out)
-    assert len(picks) > 0 and lines[-1] == f"submission: {out} ({len(picks)} picks in 1 runs)"
+    assert len(picks) > 0 and lines[-1] == f"submission: {out} ({len(picks)} picks)"
+    assert lines[-2] == "1 runs: 1 done, 0 degraded, 0 failed"
     assert "test runs: 100%" in bars and "tomogram" in bars
 
 
-def test_predict_keeps_what_it_has_when_a_later_run_fails(untrained_models, monkeypatch, tmp_path, capsys):
-    """Hours of work must not be lost; and what was not asked for is left to the code behind."""
+def test_predict_tells_what_was_wrong_and_leaves_the_rest_to_the_code_behind(
+    untrained_models, monkeypatch, tmp_path, capsys
+):
     seen = []
 
-    def predict_runs(runs, data, ensemble, split, devices, **settings):
-        seen.append((runs, split, devices, settings))
-        yield "TS_1", pd.DataFrame([("TS_1", "ribosome", 1.0, 2.0, 3.0)], columns=PICK_COLUMNS)
-        raise FloatingPointError("model model_a gives outputs that are not finite in run TS_2")
+    def submit(runs, data, ensemble, out, parts, split, devices, **settings):
+        seen.append((runs, parts.name, split, devices, settings))
+        picks = pd.DataFrame([("TS_1", "ribosome", 1.0, 2.0, 3.0)], columns=PICK_COLUMNS)
+        return [Outcome("TS_1", picks, ("a chunk is missing",), Level(1, 1)), Outcome("TS_2", problems=("lost",))]
 
-    monkeypatch.setattr(pipeline, "predict_runs", predict_runs)
+    monkeypatch.setattr(pipeline, "submit", submit)
     monkeypatch.setattr(tomograms, "find_runs", lambda data, split: ["TS_1", "TS_2"])
     monkeypatch.setattr(environment, "find_devices", lambda: ("cuda:0", "cuda:1"))
     models = [str(untrained_models / f"vnet_model_{name}") for name in ("thyroglobulin", "beta_galactosidase")]
     arguments = ["predict", "--data", "data", "--models", *models, "--out", str(tmp_path / "s.csv")]
-    assert main([*arguments, "--split", "train"]) == 2
-    assert len(read_submission(tmp_path / "s.csv")) == 1
-    assert seen == [(["TS_1", "TS_2"], "train", ("cuda:0", "cuda:1"), {})]
-    printed, err = capsys.readouterr()
-    assert "error: model model_a gives outputs that are not finite in run TS_2" in err
-    assert printed.splitlines() == [
+    assert main([*arguments, "--split", "train"]) == 0
+    assert main([*arguments, "--hours", "1.5", "--strict", "--compile"]) == 0
+    given = {"hours": 1.5, "strict": True, "compiled": True}
+    assert seen == [
+        (["TS_1", "TS_2"], "s.csv.parts", "train", ("cuda:0", "cuda:1"), {}),
+        (["TS_1", "TS_2"], "s.csv.parts", "test", ("cuda:0", "cuda:1"), given),
+    ]
+    assert capsys.readouterr().out.splitlines()[:6] == [
         "beta-galactosidase: vnet_model_beta_galactosidase",
         "thyroglobulin: vnet_model_thyroglobulin",
+        "TS_1, degraded: a chunk is missing",
+        "TS_2, failed: lost",
+        "2 runs: 0 done, 1 degraded, 1 failed",
+        f"submission: {tmp_path / 's.csv'} (1 picks)",
     ]
 
 

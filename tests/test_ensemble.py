@@ -291,7 +291,7 @@ def test_a_volume_is_decided_like_the_whole_stack(name):
     chosen, outputs = made_up(name, shape)
     volume, weights = np.zeros(shape, np.float32), RuleWeights(0.3, 0.2, 0.9)
     predictors = [Said(output) for output in outputs]
-    annotated, confidence = annotate(volume, chosen, predictors, "TS_1_1", weights, progress=False)
+    annotated, confidence = annotate(volume, chosen, predictors, "TS_1_1", weights)
     assert all(predictor.seen == (volume, "TS_1_1") for predictor in predictors)
 
     # Both architectures averaged is the mean of their probabilities, then the rule.
@@ -362,7 +362,7 @@ def test_five_full_size_outputs_are_never_in_memory_together():
         predictors = [Said(say) for _ in range(5)]
         tracemalloc.start()
         try:
-            annotate(volume, chosen, predictors, progress=False)
+            annotate(volume, chosen, predictors)
             return tracemalloc.get_traced_memory()[1] / volume.size
         finally:
             tracemalloc.stop()
@@ -376,19 +376,17 @@ def test_networks_in_slabs_are_decided_like_in_one(models, monkeypatch):
     mixed = load_specialists("mixed", models)
     whole, sure = combine(mixed, [Predictor(model).predict(volume) for model in mixed.models])
     monkeypatch.setattr(Predictor, "_plan_planes", lambda *arguments: 8)
-    slabs, confidence = annotate(volume, mixed, predictors_of(mixed), progress=False)
+    slabs, confidence = annotate(volume, mixed, predictors_of(mixed))
     assert len(np.unique(whole)) > 3
     assert (slabs != whole).mean() < 1e-3  # only where a probability is at its threshold to the last digits
     assert (np.abs(confidence - sure) > 1e-3).mean() < 1e-3
 
 
-def test_the_progress_bar_ends_with_the_volume(models, capsys):
-    volume = np.zeros((8, 8, 40), np.float32)
+def test_the_report_adds_up_to_the_volume_for_each_model(models):
+    volume, told = np.zeros((8, 8, 40), np.float32), []
     chosen = load_specialists("unet", models)
-    annotate(volume, chosen, predictors_of(chosen), "TS_1_1")
-    assert "TS_1_1" in capsys.readouterr().err
-    annotate(volume, chosen, predictors_of(chosen), "TS_1_1", progress=False)
-    assert capsys.readouterr().err == ""
+    annotate(volume, chosen, predictors_of(chosen), "TS_1_1", report=told.append)
+    assert sum(told) == len(chosen.models) * volume.size
 
 
 # ---- the comparison

@@ -1,21 +1,23 @@
-"""The whole way from a tomogram to a table of picks: for one run, and for many on several devices."""
+"""The whole way: from a run to picks, and from many runs to a submission that nothing can take away."""
 
-import shutil
-import threading
-import time
+import os
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from kaggle_utils import pipeline
+from kaggle_utils.budget import Level
 from kaggle_utils.ensemble import combine, find_models, make_ensemble
 from kaggle_utils.inference import Predictor
 from kaggle_utils.models import load_model
+from kaggle_utils.parts import Outcome, Parts, count_states, gather_picks, make_empty_picks, summarise
 from kaggle_utils.picking import pick_particles
-from kaggle_utils.pipeline import predict_run, predict_runs
-from kaggle_utils.tomograms import Tomogram, find_runs, load_tomogram
+from kaggle_utils.pipeline import fingerprint, predict_run, submit
+from kaggle_utils.submission import read_submission
+from kaggle_utils.tomograms import find_runs, load_tomogram
 
 # The report's five in the order of its labels 1 to 5.
 FIVE = ["apo-ferritin", "beta-galactosidase", "ribosome", "thyroglobulin", "virus-like-particle"]
@@ -84,71 +86,193 @@ def test_a_run_whose_outputs_are_not_finite_is_named_with_the_model(phantom_data
         predict_run(run, phantom_data, chosen)
 
 
-@pytest.mark.parametrize(("key", "theirs"), [("tomogram", "wbp"), ("min_size_fraction", 0.3), ("radius_fraction", 0.5)])
-def test_models_that_disagree_are_told_by_name(key, theirs, phantom_data, untrained, monkeypatch):
-    """And before the first network has run: on a whole tomogram that takes minutes."""
-    monkeypatch.setattr(Predictor, "predict", lambda *arguments: pytest.fail("a network ran first"))
-    message = f"different settings of {key}: 3d_unet_model_apo_ferritin has {theirs!r}, .*vnet_model_thyroglobulin has"
-    with pytest.raises(ValueError, match=message):
-        list(predict_runs(find_runs(phantom_data), phantom_data, untrained({key: theirs}), "train"))
+# ---- many runs, kept as they come
 
 
-# ---- many runs
+@pytest.fixture
+def runs(tmp_path):
+    """Three runs, each with a file that stands for its tomogram."""
+    for name in ("TS_1", "TS_2", "TS_3"):
+        folder = tmp_path / "data/test/static/ExperimentRuns" / name / "VoxelSpacing10.000" / "denoised.zarr"
+        folder.mkdir(parents=True)
+        (folder / "0").write_text(name)
+    return ["TS_1", "TS_2", "TS_3"]
 
 
-def test_while_a_run_is_computed_the_next_one_is_read_and_no_more(monkeypatch):
-    runs = [f"TS_{number}" for number in range(5)]
-    begun = {run: threading.Event() for run in runs}
-    events = []
+@pytest.fixture
+def call(runs, untrained, tmp_path, monkeypatch):
+    """Calls `submit` with predictions that are made up; returns the outcomes, the submission's rows and the runs that
+    were predicted. `fates` are problems, exceptions or functions, by run."""
+    out = tmp_path / "out" / "submission.csv"
 
-    def load(run, data, split, kind):
-        begun[run].set()
-        return Tomogram(run, np.random.default_rng(0).random((4, 4, 4), np.float32), 10.0)
+    def call(ensemble=None, fates=None, **settings):
+        predicted = []
 
-    def annotate(volume, ensemble, predictors, run, progress):
-        number = runs.index(run)
-        for ahead in runs[number + 1 : number + 2]:
-            assert begun[ahead].wait(timeout=20), f"{ahead} is not read while {run} is computed"
-        time.sleep(0.05)
-        events.append((run, sum(event.is_set() for event in begun.values())))
-        return np.zeros(volume.shape, np.uint8), np.zeros(volume.shape, np.float16)
+        def predict_runs(runs, data, ensemble, split, devices, views, compiled, deadline):
+            for run in runs:
+                fate = (fates or {}).get(run, ())
+                if isinstance(fate, BaseException):
+                    raise fate
+                if callable(fate):
+                    fate = fate() or ()
+                predicted.append(run)
+                yield Outcome(run, make_picks(run), fate, Level(1, 1), 2.0)
 
-    class Ensemble:
-        models, views = (), 1
+        monkeypatch.setattr(pipeline, "predict_runs", predict_runs)
+        settings = {"out": out, "parts": tmp_path / "parts", **settings}
+        outcomes = submit(settings.pop("runs", runs), tmp_path / "data", ensemble or untrained(), **settings)
+        return outcomes, read_submission(out), predicted
 
-    monkeypatch.setattr(pipeline, "load_tomogram", load)
-    monkeypatch.setattr(pipeline, "annotate", annotate)
-    monkeypatch.setattr(pipeline, "agree", lambda models, key: 1.0)
-    found = [run for run, picks in predict_runs(runs, "data", Ensemble())]
-    assert found == runs
-    assert events == [("TS_0", 2), ("TS_1", 3), ("TS_2", 4), ("TS_3", 5), ("TS_4", 5)]
-
-
-@pytest.mark.slow
-def test_two_workers_find_what_one_finds(phantom_data, untrained, monkeypatch):
-    """To the last digit, with as many threads each."""
-    monkeypatch.setattr(pipeline.os, "cpu_count", lambda: 2)
-    chosen, runs = untrained(), find_runs(phantom_data)
-    alone = dict(predict_runs(runs, phantom_data, chosen, "train"))
-    shared = dict(predict_runs(runs, phantom_data, chosen, "train", devices=("cpu", "cpu")))
-    assert list(alone) == runs and sorted(shared) == runs
-    for run in runs:
-        assert len(alone[run]) > 0
-        pd.testing.assert_frame_equal(shared[run], alone[run], check_exact=True)
+    call.out = out
+    return call
 
 
-@pytest.mark.slow
-def test_an_error_in_a_worker_reaches_the_caller_and_ends_the_rest(phantom_data, untrained, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline.os, "cpu_count", lambda: 2)
-    data = tmp_path / "data"
-    runs = [f"TS_{number}" for number in range(40)]
-    source = next((phantom_data / "train/static/ExperimentRuns").iterdir()) / "VoxelSpacing10.000/denoised.zarr"
-    for run in runs:
-        shutil.copytree(source, data / "test/static/ExperimentRuns" / run / "VoxelSpacing10.000/denoised.zarr")
-    for chunk in (data / "test/static/ExperimentRuns/TS_1").glob("VoxelSpacing*/denoised.zarr/0/0/0/*"):
-        chunk.unlink()
-    found = []
-    with pytest.raises(FileNotFoundError, match="TS_1"):
-        for run, _ in predict_runs(runs, data, untrained(), devices=("cpu", "cpu")):
-            found.append(run)
-    assert "TS_1" not in found and len(found) < 10
+def make_picks(run: str) -> pd.DataFrame:
+    rng = np.random.default_rng(int(run[3:]))
+    places = {axis: rng.uniform(0, 300, 4) for axis in "xyz"}
+    return pd.DataFrame({"experiment": run, "particle_type": "ribosome", **places, "confidence": rng.random(4)})
+
+
+def test_the_submission_is_there_before_the_first_run_and_grows_with_each(call):
+    seen = []
+    look = lambda: seen.append(len(read_submission(call.out)))  # noqa: E731
+    outcomes, rows, _ = call(fates={"TS_1": look, "TS_2": look, "TS_3": look})
+    assert seen == [0, 4, 8] and len(rows) == 12
+    assert [o.run for o in outcomes] == ["TS_1", "TS_2", "TS_3"] and {o.state for o in outcomes} == {"done"}
+
+
+def test_after_a_crash_only_what_is_missing_is_computed(call, capsys):
+    _, whole, _ = call()
+    content = call.out.read_bytes()
+    for part in (call.out.parents[1] / "parts").iterdir():
+        part.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        call(fates={"TS_3": KeyboardInterrupt()})
+    assert len(read_submission(call.out)) == 8
+    outcomes, _, predicted = call()
+    assert predicted == ["TS_3"] and call.out.read_bytes() == content
+    assert "2 of 3 runs were finished before; 1 to go" in capsys.readouterr().out
+    assert [(o.level, o.seconds, o.state) for o in outcomes] == [(Level(1, 1), 2.0, "done")] * 3
+    pd.testing.assert_frame_equal(
+        gather_picks(outcomes), pd.concat(map(make_picks, ("TS_1", "TS_2", "TS_3")), ignore_index=True)
+    )
+
+
+def retrain(ensemble):
+    first = ensemble.members[0][0]
+    network = type(first.network)(2)
+    network.load_state_dict(first.network.state_dict(), strict=False)
+    with torch.no_grad():
+        next(network.parameters()).view(-1)[0] += 1e-3
+    return replace(ensemble, members=((replace(first, network=network),), *ensemble.members[1:]))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda ensemble: replace(ensemble, views=2),
+        lambda ensemble: replace(ensemble, thresholds=ensemble.thresholds + 1e-9),
+        lambda ensemble: replace(ensemble, members=ensemble.members[:-1]),
+        lambda ensemble: replace(ensemble, members=ensemble.members[::-1]),
+        retrain,
+    ],
+    ids=["views", "thresholds", "fewer models", "other order", "one weight"],
+)
+def test_with_other_models_or_settings_everything_is_computed_again(change, call, untrained):
+    call()
+    assert call()[2] == []
+    assert call(change(untrained()))[2] == ["TS_1", "TS_2", "TS_3"]
+
+
+def test_with_other_code_everything_is_computed_again(call, untrained, tmp_path, monkeypatch):
+    before = fingerprint(untrained(), 1)
+    assert before == fingerprint(untrained(), 1) != fingerprint(untrained(), 2)
+    (tmp_path / "new.py").write_text("changed = True")
+    monkeypatch.setattr(pipeline, "files", lambda package: tmp_path)
+    assert fingerprint(untrained(), 1) != before
+
+
+def test_a_tomogram_that_has_changed_is_computed_again(call, tmp_path):
+    call()
+    file = next((tmp_path / "data").rglob("TS_2/**/0"))
+    os.utime(file, ns=(1, 1))
+    assert call()[2] == ["TS_2"]
+    file.write_text("longer than before")
+    os.utime(file, ns=(1, 1))
+    assert call()[2] == ["TS_2"]
+
+
+def test_a_part_that_is_not_ours_is_computed_again(call, tmp_path):
+    call()
+    texts = ["", "{", "[]", "null", '{"run": "TS_1"}', "[" * 100_000, "\x00" * 9]
+    for text in texts:
+        part = next((tmp_path / "parts").glob("TS_1-*"))
+        part.write_text(text)
+        with pytest.warns(UserWarning, match="TS_1.* is computed again"):
+            assert call()[2] == ["TS_1"]
+    sound, other = next((tmp_path / "parts").glob("TS_1-*")), next((tmp_path / "parts").glob("TS_2-*"))
+    other.write_bytes(sound.read_bytes())
+    assert call()[2] == ["TS_2"]
+
+
+def test_a_degraded_run_is_kept_and_a_failed_one_tried_again(call, capsys):
+    outcomes, rows, _ = call(fates={"TS_1": ("2 chunks cannot be read",)})
+    assert count_states(outcomes) == "3 runs: 2 done, 1 degraded, 0 failed" and len(rows) == 12
+    outcomes, _, predicted = call()
+    assert predicted == [] and outcomes[0].problems == ("2 chunks cannot be read",)
+    table = summarise(outcomes)
+    assert list(table["run"]) == ["TS_1", "TS_2", "TS_3"] and list(table["state"]) == ["degraded", "done", "done"]
+    assert table["what was wrong"][0] == "2 chunks cannot be read" and list(table["picks"]) == [4, 4, 4]
+
+
+def test_strict_stops_at_the_first_broken_run_and_keeps_what_was_found(call):
+    with pytest.raises(ValueError, match="run TS_2: 2 chunks cannot be read"):
+        call(fates={"TS_2": ("2 chunks cannot be read",)}, strict=True)
+    assert set(read_submission(call.out)["experiment"]) == {"TS_1"}
+
+
+def test_a_name_that_no_csv_can_hold_costs_only_its_run(call, tmp_path):
+    names = ["TS_1", "../TS_2", "a\nb", " ", "..", "TS_\udcff"]
+    outcomes, rows, predicted = call(runs=names)
+    assert predicted == ["TS_1"] and len(rows) == 4
+    assert [outcome.state for outcome in outcomes] == ["done"] + ["failed"] * 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out", "parts"]
+
+
+def test_a_disk_that_is_full_for_a_while_costs_nothing(call, monkeypatch):
+    write, full = pipeline.write_submission, [False, True, False, False]
+
+    def fail(picks, path):
+        if full.pop(0):
+            raise OSError(28, "No space left on device", str(path))
+        write(picks, path)
+
+    monkeypatch.setattr(pipeline, "write_submission", fail)
+    with pytest.warns(UserWarning, match="after run TS_1: .*No space left"):
+        _, rows, _ = call()
+    assert len(rows) == 12
+    full[:] = [False, False, False, True]
+    with pytest.warns(UserWarning, match="after run TS_3"), pytest.raises(OSError, match="No space left"):
+        call(parts=call.out.parent / "others")
+    assert len(read_submission(call.out)) == 8
+
+
+def test_a_part_keeps_every_digit(tmp_path):
+    parts, picks = Parts(tmp_path, "models"), make_picks("TS_7")
+    parts.write(Outcome("TS_7", picks, ("odd",), Level(4, 14), 1.5), "files")
+    back = parts.read("TS_7", "files")
+    pd.testing.assert_frame_equal(back.picks, picks, check_exact=True)
+    assert (back.problems, back.level, back.seconds) == (("odd",), Level(4, 14), 1.5)
+    assert parts.read("TS_7", "other files") is None and Parts(tmp_path, "other").read("TS_7", "files") is None
+    parts.write(Outcome("TS_8", make_empty_picks(), (), Level(1, 1)), "files")
+    assert parts.read("TS_8", "files").state == "done" and len(parts.read("TS_8", "files").picks) == 0
+    parts.write(Outcome("TS_9", problems=("unreadable",)), "files")
+    assert parts.read("TS_9", "files") is None  # the next start may do better
+
+
+@pytest.mark.parametrize("run", ["../../etc", "a/b", "x" * 300, "TS_\u00e9", "\udcff", "C:\\x", "CON"])
+def test_a_part_file_stays_in_its_folder_whatever_the_run_is_called(run, tmp_path):
+    parts = Parts(tmp_path / "inside" / "parts", "models")
+    parts.write(Outcome(run, make_empty_picks(), (), Level(1, 1)), "files")
+    assert parts.read(run, "files").run == run
+    assert [path.name for path in tmp_path.iterdir()] == ["inside"] and len(list(parts.folder.iterdir())) == 1

@@ -1,0 +1,134 @@
+"""What became of each run, and its part file: picks that are stored as soon as a run is finished, to outlive a crash.
+
+Nothing here knows of models: what made the picks is a fingerprint, a text."""
+
+import hashlib
+import json
+import re
+import warnings
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from kaggle_utils.budget import Level
+from kaggle_utils.files import read_json, write_text
+from kaggle_utils.picks import PICK_COLUMNS
+
+STATES = ("done", "degraded", "failed")
+
+
+def make_empty_picks() -> pd.DataFrame:
+    """Return a picks table without picks."""
+    return pd.DataFrame({name: pd.Series(dtype=float if name in "xyz" else object) for name in PICK_COLUMNS})
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run: its picks table, what was wrong in words, and the level and seconds that it took; no level
+    when nothing could be computed."""
+
+    run: str
+    picks: pd.DataFrame = field(default_factory=make_empty_picks)
+    problems: tuple[str, ...] = ()
+    level: Level | None = None
+    seconds: float = 0.0
+
+    @property
+    def state(self) -> str:
+        """One of STATES: "done"; "degraded", with picks of what could be read; or "failed", without picks."""
+        return "failed" if self.level is None else "degraded" if self.problems else "done"
+
+
+class Parts:
+    """A folder with a part file for each finished run.
+
+    A part fits as long as `fingerprint`, which stands for models and settings, and the run's own files are those that
+    it was made of."""
+
+    def __init__(self, folder: str | Path, fingerprint: str):
+        self.folder, self.fingerprint = Path(folder), fingerprint
+
+    def read(self, run: str, source: str) -> Outcome | None:
+        """Return the outcome that was stored for a run, or None when there is none or it does not fit: then the run
+        must be computed again. `source` is the fingerprint of the run's files."""
+        path = self._path(run)
+        try:
+            record = read_json(path)
+            if (record["run"], record["fingerprint"], record["source"]) != (run, self.fingerprint, source):
+                return None
+            picks = pd.DataFrame(record["picks"])
+            if not np.isfinite(picks[["x", "y", "z"]].to_numpy(dtype=float)).all():
+                raise ValueError("a pick has no finite coordinates")
+            if set(picks["experiment"]) - {run}:
+                raise ValueError("a pick is of another run")
+            picks = picks if len(picks) else make_empty_picks()
+            return Outcome(run, picks, tuple(record["problems"]), Level(*record["level"]), record["seconds"])
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            warnings.warn(f"{path} is no part file ({error!r}); run {run} is computed again", stacklevel=2)
+            return None
+
+    def write(self, outcome: Outcome, source: str) -> None:
+        """Store a run's outcome, atomically; one that failed is not stored, for the next start may do better. Raises
+        OSError."""
+        if outcome.level is None:
+            return
+        record = {
+            "run": outcome.run,
+            "fingerprint": self.fingerprint,
+            "source": source,
+            "level": outcome.level,
+            "seconds": outcome.seconds,
+            "problems": outcome.problems,
+            "picks": outcome.picks.to_dict("list"),
+        }
+        write_text(self._path(outcome.run), json.dumps(record))
+
+    def _path(self, run: str) -> Path:
+        """A name that fits into any file system and leads nowhere, whatever the run is called."""
+        checksum = zlib.crc32(run.encode("utf-8", "surrogatepass"))
+        return self.folder / f"{re.sub('[^A-Za-z0-9_-]', '-', run)[:80]}-{checksum:08x}.json"
+
+
+def sign_files(folder: str | Path) -> str:
+    """Return a fingerprint of all files below a folder, from their names, sizes and times, without reading them."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(folder).rglob("*")):
+        if path.is_file():
+            entry = path.stat()
+            digest.update(f"{path.relative_to(folder)!r}{entry.st_size}{entry.st_mtime_ns}".encode("ascii", "replace"))
+    return digest.hexdigest()
+
+
+def gather_picks(outcomes: Sequence[Outcome]) -> pd.DataFrame:
+    """Return the picks of all runs in one table."""
+    tables = [outcome.picks for outcome in outcomes if len(outcome.picks)]
+    return pd.concat(tables, ignore_index=True) if tables else make_empty_picks()
+
+
+def summarise(outcomes: Sequence[Outcome]) -> pd.DataFrame:
+    """Return a table with a row for each run, the worst first: state, picks, views, networks, seconds and what was
+    wrong."""
+    return pd.DataFrame(
+        {
+            "run": outcome.run,
+            "state": outcome.state,
+            "picks": len(outcome.picks),
+            "views": outcome.level.views if outcome.level else 0,
+            "networks": outcome.level.networks if outcome.level else 0,
+            "seconds": round(outcome.seconds, 1),
+            "what was wrong": "; ".join(outcome.problems),
+        }
+        for outcome in sorted(outcomes, key=lambda outcome: -STATES.index(outcome.state))
+    )
+
+
+def count_states(outcomes: Sequence[Outcome]) -> str:
+    """Return how many runs are in which state, in one line."""
+    states = [outcome.state for outcome in outcomes]
+    return f"{len(states)} runs: " + ", ".join(f"{states.count(state)} {state}" for state in STATES)

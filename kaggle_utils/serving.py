@@ -1,0 +1,106 @@
+"""The side of a process that predicts runs on one device, as `workers` starts it."""
+
+import os
+import pickle
+import signal
+import time
+import traceback
+import warnings
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from kaggle_utils.budget import Level
+from kaggle_utils.ensemble import Ensemble
+from kaggle_utils.inference import Predictor
+from kaggle_utils.merging import Committee, cut_networks, find_particles
+from kaggle_utils.models import agree, explain
+from kaggle_utils.picks import angstrom_to_voxel
+from kaggle_utils.salvage import Salvage, salvage_tomogram
+from kaggle_utils.subvolumes import normalise
+
+_TELL = 0.5  # seconds between two words on how far a run is
+
+
+def serve(
+    connection: Connection,
+    packed: bytes,
+    data: str | Path,
+    split: str,
+    device: str,
+    views: int,
+    compiled: bool,
+    sharers: int,
+    threads: int,
+) -> None:
+    """Predict the runs that come through the connection, (run, level, run to read ahead or None), until it is closed.
+
+    It says "ready", or "unfit" with the error that says why; then for each run its "share" now and then and what was
+    "found"; and at most one "error" in words, with which it ends."""
+    with suppress(ValueError):  # a thread of a test has no signals
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this process gets it, too, and ends it
+    ready = False
+    try:
+        torch.set_num_threads(threads)
+        ensemble = pickle.loads(packed)
+        kind = agree(ensemble.models, "tomogram")
+        predictors = {id(m): Predictor(m, device, views, compiled, sharers) for m in ensemble.models}
+        ready = True
+        connection.send(("ready", None))
+        with ThreadPoolExecutor(1) as reader:
+            ahead: dict[str, Future] = {}
+            while True:
+                run, level, following = connection.recv()
+                reading = ahead.pop(run, None) or reader.submit(_read, run, data, split, kind)
+                ahead = {following: reader.submit(_read, following, data, split, kind)} if following else {}
+                connection.send(("found", _predict(reading, ensemble, predictors, level, connection)))
+                del reading
+    except EOFError:
+        pass  # nothing more to do
+    except (BrokenPipeError, ConnectionResetError):
+        os._exit(0)  # nobody listens any more, so nothing is worth being waited for
+    except Exception as error:
+        if not isinstance(error, ValueError | OSError | MemoryError | FloatingPointError):
+            traceback.print_exc()
+        unfit = isinstance(error, ValueError) and not ready
+        connection.send(("unfit", error) if unfit else ("error", explain(error)))
+
+
+def _read(run: str, data: str | Path, split: str, kind: str) -> Salvage:
+    found = salvage_tomogram(run, data, split, kind)
+    return found if found.volume is None else replace(found, volume=normalise(found.volume))
+
+
+def _predict(
+    reading: Future, ensemble: Ensemble | Committee, predictors: dict[int, Predictor], level: Level, connection
+) -> tuple[pd.DataFrame | None, tuple[str, ...], list[str]]:
+    """The picks, what was wrong with the tomogram, and the warnings on the way."""
+    found: Salvage = reading.result()
+    if found.volume is None:
+        return None, found.problems, []
+    ensemble = cut_networks(ensemble, level.networks)
+    chosen = [predictors[id(model)] for model in ensemble.models]
+    for predictor in chosen:
+        predictor.views = level.views
+    total, done, said = level.views * len(chosen) * found.volume.size, 0, time.monotonic()
+
+    def report(voxels: int) -> None:
+        nonlocal done, said
+        done += voxels
+        if time.monotonic() - said > _TELL:
+            said = time.monotonic()
+            connection.send(("share", done / total))
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        picks, *_ = find_particles(found.volume, found.voxel_spacing, ensemble, chosen, found.run, report)
+    if found.unread is not None:
+        nearest = np.rint(angstrom_to_voxel(picks[["x", "y", "z"]].to_numpy(), found.voxel_spacing)).astype(int)
+        picks = picks[~found.unread[tuple(nearest.T)]]
+    return picks, found.problems, [str(warning.message) for warning in caught]

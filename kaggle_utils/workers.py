@@ -1,0 +1,219 @@
+"""Many runs through an ensemble, in a process for each device: whatever a run does to its process, the others go on."""
+
+import multiprocessing
+import pickle
+import time
+import warnings
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from multiprocessing.connection import wait
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from kaggle_utils.budget import Level, Planner, list_levels
+from kaggle_utils.ensemble import Ensemble
+from kaggle_utils.inference import check_fit
+from kaggle_utils.merging import Committee, count_networks
+from kaggle_utils.models import agree
+from kaggle_utils.parts import Outcome
+from kaggle_utils.serving import serve
+
+_POLL = 0.5  # seconds between two looks at the clock
+_TRIES = 2  # processes that a run may take down with it
+_SILENCE = 900.0  # seconds without a word after which a process is taken for dead; slabs and windows take far less
+_BAR = "{l_bar}{bar}| {n:.1f}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]"
+
+
+def predict_runs(
+    runs: Sequence[str],
+    data: str | Path,
+    ensemble: Ensemble | Committee,
+    split: str = "test",
+    devices: Sequence[str] = ("cpu",),
+    views: int | None = None,
+    compiled: bool = False,
+    deadline: float | None = None,
+) -> Iterator[Outcome]:
+    """Find the particles of many runs; yield what became of each as soon as that is known, in the order in which they
+    finish, with a progress bar.
+
+    Each device has a process of its own, and the devices share the CPU's threads. While a run is computed, the next one
+    is read. A tomogram that is broken gives what `salvage_tomogram` makes of it. When a process fails, dies or hangs
+    over a run, the run is tried once more in a new one; what fails twice has failed. With a `deadline`, in seconds of
+    `time.monotonic`, views and networks are cut as `Planner` plans, each plan is printed, and what has not been
+    computed when the time is over has failed, too.
+
+    The tomogram type, and all that makes a pick of probabilities, are those in the models' configs; so are the `views`
+    unless they are given. `compiled` is for `Predictor`. Beside what `find_particles` says, each process holds the
+    volume that is being read. A script must call this below `if __name__ == "__main__"`, for the processes import it.
+
+    Raises ValueError when the models do not agree or do not fit their networks, and ChildProcessError when no device
+    can be used."""
+    views = ensemble.views if views is None else views
+    for model in ensemble.models:
+        check_fit(model, views)
+    for key in ("tomogram", "radius_fraction", *(() if isinstance(ensemble, Committee) else ("min_size_fraction",))):
+        agree(ensemble.models, key)
+    packed = pickle.dumps(ensemble)  # in one piece: torch would give each tensor a file of its own
+    threads = max(1, torch.get_num_threads() // len(devices))
+    settings = [(packed, data, split, name, views, compiled, devices.count(name), threads) for name in devices]
+    planner = Planner(list_levels(views, count_networks(ensemble)), len(runs), deadline, len(devices))
+    return _run_crew(_Crew(list(runs), settings, planner), len(runs), f"{split} runs")
+
+
+def _run_crew(crew: "_Crew", runs: int, title: str) -> Iterator[Outcome]:
+    try:
+        with tqdm(total=runs, desc=title, unit="tomogram", bar_format=_BAR) as bar:
+            while crew.is_busy():
+                yield from crew.advance(bar)
+    finally:
+        crew.dismiss()
+
+
+class _Worker:
+    """A device's process, and what is known of it: `run`, since when and at which `level` it is computed, which `share`
+    is done, and the run that is read `ahead`."""
+
+    def __init__(self, settings: tuple):
+        context = multiprocessing.get_context("spawn")
+        self.settings, self.device = settings, settings[3]
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=serve, args=(theirs, *settings), name=self.device, daemon=True)
+        self.process.start()
+        theirs.close()  # or its end would never be noticed
+        self.ready, self.finished, self.heard = False, 0, time.monotonic()
+        self.run = self.ahead = None
+        self.level, self.since, self.share = None, 0.0, 0.0
+
+    def receive(self) -> tuple:
+        """Return what the process says, or ("died", why)."""
+        self.heard = time.monotonic()
+        try:
+            return self.connection.recv()
+        except (EOFError, OSError):
+            self.process.join(timeout=5)
+            return "died", f"its process ended with exit status {self.process.exitcode}"
+
+    def end(self) -> None:
+        """End the process: by itself when it has nothing to do, else at once."""
+        self.connection.close()
+        if self.run is None and self.ready:
+            self.process.join(timeout=5)
+        self.process.kill()
+        self.process.join()
+
+
+class _Crew:
+    """The workers and the runs that wait for them."""
+
+    def __init__(self, runs: list[str], settings: list[tuple], planner: Planner):
+        self._waiting, self._planner = deque(runs), planner
+        self._workers = [_Worker(own) for own in settings] if runs else []
+        self._tries: Counter[str] = Counter()
+        self._stillborn: Counter[str] = Counter()  # processes of a device that never came to a run
+        self._level: Level | None = None
+        self._finished = 0
+
+    def is_busy(self) -> bool:
+        return bool(self._waiting or any(worker.run or worker.ahead for worker in self._workers))
+
+    def dismiss(self) -> None:
+        while self._workers:
+            self._workers.pop().end()
+
+    def advance(self, bar: tqdm) -> Iterator[Outcome]:
+        """Wait a moment for the workers' words, act on them and on the clock, and yield what has become of runs."""
+        if self._planner.is_over():
+            left = [run for worker in self._workers for run in (worker.run, worker.ahead) if run] + [*self._waiting]
+            self._waiting.clear()
+            self.dismiss()
+            yield from (Outcome(run, problems=("the time was over before it could be computed",)) for run in left)
+            return
+        for connection in wait([worker.connection for worker in self._workers], timeout=_POLL):
+            worker = next(worker for worker in self._workers if worker.connection is connection)
+            word, content = worker.receive()
+            if word == "ready":
+                worker.ready = True
+            elif word == "share":
+                worker.share = content
+            elif word == "found":
+                yield self._finish(worker, *content)
+            elif word == "unfit":
+                raise content
+            else:
+                yield from self._bury(worker, content)
+        for worker in list(self._workers):
+            now = time.monotonic()
+            if worker.run is None and worker.ready:
+                self._assign(worker, bar)
+            elif now - worker.heard > _SILENCE:
+                yield from self._bury(worker, f"its process said nothing for {_SILENCE:.0f} s")
+            elif worker.run and self._planner.is_overdue(
+                worker.level, now - worker.since, worker.share, self._count_waiting()
+            ):
+                bar.write(f"run {worker.run} takes too long at {worker.level}: broken off, and begun again with less")
+                self._waiting.append(worker.run)  # the others first
+                worker.run = None
+                yield from self._bury(worker, "it was too slow")
+        shares = sum(worker.share for worker in self._workers if worker.run)
+        bar.update(self._finished + shares - bar.n)
+
+    def _count_waiting(self) -> int:
+        return len(self._waiting) + sum(worker.ahead is not None for worker in self._workers)
+
+    def _assign(self, worker: _Worker, bar: tqdm) -> None:
+        """Give a worker the run that it has read, else one that nobody has, else one that another has read."""
+        holders = [worker] if worker.ahead else [] if self._waiting else [w for w in self._workers if w.ahead]
+        if holders:
+            run, holders[0].ahead = holders[0].ahead, None
+        elif self._waiting:
+            run = self._waiting.popleft()
+        else:
+            return
+        worker.level = self._planner.choose(self._count_waiting() + 1)
+        if self._planner.is_limited and worker.level != self._level:
+            self._level = worker.level
+            bar.write(str(self._planner))
+        worker.run, worker.since, worker.share = run, time.monotonic(), 0.0
+        worker.heard = worker.since
+        if self._waiting and not self._tries[run]:  # or it would be unclear which of two took the process down
+            worker.ahead = self._waiting.popleft()
+        with suppress(OSError):  # its end is noticed at the next look
+            worker.connection.send((run, worker.level, worker.ahead))
+
+    def _finish(self, worker: _Worker, picks: pd.DataFrame | None, problems: tuple, told: list[str]) -> Outcome:
+        for text in told:
+            warnings.warn(f"run {worker.run}: {text}", stacklevel=2)
+        run, level, seconds, worker.run = worker.run, worker.level, time.monotonic() - worker.since, None
+        self._finished += 1
+        if picks is None:
+            return Outcome(run, problems=problems, seconds=seconds)
+        self._planner.finish(level, seconds, first=worker.finished == 0)
+        worker.finished += 1
+        return Outcome(run, picks, problems, level, seconds)
+
+    def _bury(self, worker: _Worker, why: str) -> Iterator[Outcome]:
+        """Replace a worker by a new one, and have its runs tried again."""
+        worker.end()
+        if worker.ahead:
+            self._waiting.appendleft(worker.ahead)
+        if worker.run:
+            self._tries[worker.run] += 1
+            if self._tries[worker.run] < _TRIES:
+                self._waiting.appendleft(worker.run)
+            else:
+                self._finished += 1
+                yield Outcome(worker.run, problems=(why,), seconds=time.monotonic() - worker.since)
+        elif not worker.ready:
+            self._stillborn[worker.device] += 1
+        self._workers.remove(worker)
+        if self._stillborn[worker.device] < _TRIES:
+            self._workers.append(_Worker(worker.settings))
+            return
+        warnings.warn(f"{worker.device} is given up: {why}", stacklevel=2)
+        if not self._workers:
+            raise ChildProcessError(f"no process can be started for {worker.device}: {why}")
