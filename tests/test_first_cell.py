@@ -81,6 +81,16 @@ def test_the_package_is_found_as_folder_and_as_wheel(source, kit, form, place, e
     assert done.stdout.strip().removesuffix(" (lost with the session; mount Drive to keep it)") == line
 
 
+@pytest.mark.parametrize("form", ["repository", "wheel"])
+def test_two_kits_among_the_inputs_are_refused(source, kit, form):
+    """One of them may be a stranger's, who only seemed to share models: nothing of it must be run unasked."""
+    own, other = "/kaggle/input/czii-kit", "/kaggle/input/datasets/someone/great-models"
+    mounts = {own: ("ro", kit / "wheel"), other: ("ro", kit / form)}
+    done = play(source, kit, mounts, KAGGLE, "/kaggle/working")
+    assert done.returncode == 1 and f"keep one of ['{own}', '{other}']" in done.stderr.splitlines()[-1]
+    assert "package:" not in done.stdout
+
+
 def test_what_can_be_imported_already_is_left_alone(source, kit):
     mounts = {"/kaggle/input/czii-kit": ("ro", kit / "wheel"), "/installed": ("ro", kit / "repository")}
     done = play(f"import sys\nsys.path.append('/installed')\n{source}", kit, mounts, KAGGLE, "/kaggle/working")
