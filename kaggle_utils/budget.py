@@ -71,7 +71,7 @@ class Planner:
         self._rates: deque[float] = deque(maxlen=_REMEMBERED)  # seconds a pass of runs that have ended
         self._rough = 0.0  # the same with a warm-up, or of a run that was broken off; for want of anything better
         self._known_since = math.inf
-        self._still: dict[int, float] = {}  # of the run that began then: seconds until something was done
+        self._still: dict[float, float] = {}  # of the run that began then: seconds until something was done
 
     def choose(self, waiting: int) -> Level:
         """Return the level of the run that begins now; `waiting` runs have not begun, this one included."""
@@ -84,7 +84,7 @@ class Planner:
         """Learn that a run took so long; `first`: the first of its process, which counts only while there is nothing
         better, and without the time before anything was done."""
         if first:
-            self._learn((seconds - self._still.get(round(self._clock() - seconds), 0.0)) / level.passes)
+            self._learn((seconds - self._still.get(self._find_beginning(seconds), 0.0)) / level.passes)
         else:
             self._rates.append(seconds / level.passes)
 
@@ -95,12 +95,12 @@ class Planner:
         ends sooner than it would at the lowest level itself. And when it began before anything was known, early, when
         all runs together can only have half of its level or less: so the first run is a probe, and a machine that is
         far too slow costs a few minutes. Time in which nothing was done yet, a warm-up, says nothing of its speed."""
-        begun = self._clock() - seconds
+        begun = self._find_beginning(seconds)
         if share <= 0:
-            self._still[round(begun)] = seconds
+            self._still[begun] = seconds
         if level == self._levels[-1] or not self.is_limited or share < _TELLING:
             return False
-        still, known = self._still.get(round(begun), 0.0), self._rate * level.passes
+        still, known = self._still.get(begun, 0.0), self._rate * level.passes
         # The more of it is done, the more its own pace counts, and the less what was known: a pause is not the end.
         expected = (seconds - still + known / 2) / (share + 0.5) if known else (seconds - still) / share
         rate, rest = expected / level.passes, expected * (1 - share)
@@ -114,7 +114,12 @@ class Planner:
 
     def is_over(self) -> bool:
         """Whether half of the reserve is gone: then what is written is what there is."""
-        return self._clock() >= self._deadline - self._reserve / 2
+        return self.left <= 0
+
+    @property
+    def left(self) -> float:
+        """Seconds until that."""
+        return self._deadline - self._reserve / 2 - self._clock()
 
     def __str__(self) -> str:
         used, hours = ((end - self._start) / 3600 for end in (self._clock(), self._deadline))
@@ -135,6 +140,11 @@ class Planner:
     def _rate(self) -> float:
         """Seconds of a pass; 0 while nothing is known."""
         return median(self._rates) if self._rates else self._rough
+
+    def _find_beginning(self, seconds: float) -> float:
+        """When the run began that has been going for so long, as it was first said."""
+        begun = self._clock() - seconds
+        return next((known for known in self._still if abs(known - begun) < 1), begun)
 
     def _learn(self, rough: float) -> None:
         self._known_since = min(self._known_since, self._clock())

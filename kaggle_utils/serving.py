@@ -30,7 +30,6 @@ _TELL = 0.5  # seconds between two words on how far a run is
 
 def serve(
     connection: Connection,
-    packed: bytes,
     data: str | Path,
     split: str,
     device: str,
@@ -41,14 +40,15 @@ def serve(
 ) -> None:
     """Predict the runs that come through the connection, (run, level, run to read ahead or None), until it is closed.
 
-    It says "ready", or "unfit" with the error that says why; then for each run its "share" now and then and what was
-    "found"; and at most one "error" in words, with which it ends."""
+    It says "here", and is sent the pickled ensemble; then "ready", or "unfit" with the error that says why; then for
+    each run its "share" now and then and what was "found"; and at most one "error" in words, with which it ends."""
     with suppress(ValueError):  # a thread of a test has no signals
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this process gets it, too, and ends it
     ready = False
     try:
         torch.set_num_threads(threads)
-        ensemble = pickle.loads(packed)
+        connection.send(("here", None))
+        ensemble = pickle.loads(connection.recv_bytes())
         kind = agree(ensemble.models, "tomogram")
         predictors = {id(m): Predictor(m, device, views, compiled, sharers) for m in ensemble.models}
         ready = True

@@ -24,7 +24,10 @@ from kaggle_utils.serving import serve
 
 _POLL = 0.5  # seconds between two looks at the clock
 _TRIES = 2  # processes that a run may take down with it
-_SILENCE = 900.0  # seconds without a word after which a process is taken for dead; slabs and windows take far less
+_STARTS = 3  # processes of a device in a row that may end before they are ready
+# Seconds without a word after which a process is taken for dead, for slabs and windows take far less: at most, at
+# least, and as a share of the time that is left.
+_SILENCE, _LEAST_SILENCE, _SILENT_SHARE = 900.0, 60.0, 0.25
 _BAR = "{l_bar}{bar}| {n:.1f}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]"
 
 
@@ -45,14 +48,14 @@ def predict_runs(
     is read. A tomogram that is broken gives what `salvage_tomogram` makes of it. When a process fails, dies or hangs
     over a run, the run is tried once more in a new one; what fails twice has failed. With a `deadline`, in seconds of
     `time.monotonic`, views and networks are cut as `Planner` plans, each plan is printed, and what has not been
-    computed when the time is over has failed, too.
+    computed when the time is over, or when no device can be used any more, has failed, too.
 
     The tomogram type, and all that makes a pick of probabilities, are those in the models' configs; so are the `views`
     unless they are given. `compiled` is for `Predictor`. Beside what `find_particles` says, each process holds the
     volume that is being read. A script must call this below `if __name__ == "__main__"`, for the processes import it.
 
     Raises ValueError when the models do not agree or do not fit their networks, and ChildProcessError when no device
-    can be used."""
+    can be used from the beginning."""
     views = ensemble.views if views is None else views
     for model in ensemble.models:
         check_fit(model, views)
@@ -60,9 +63,9 @@ def predict_runs(
         agree(ensemble.models, key)
     packed = pickle.dumps(ensemble)  # in one piece: torch would give each tensor a file of its own
     threads = max(1, torch.get_num_threads() // len(devices))
-    settings = [(packed, data, split, name, views, compiled, devices.count(name), threads) for name in devices]
+    settings = [(data, split, name, views, compiled, devices.count(name), threads) for name in devices]
     planner = Planner(list_levels(views, count_networks(ensemble)), len(runs), deadline, len(devices))
-    return _run_crew(_Crew(list(runs), settings, planner), len(runs), f"{split} runs")
+    return _run_crew(_Crew(list(runs), packed, settings, planner), len(runs), f"{split} runs")
 
 
 def _run_crew(crew: "_Crew", runs: int, title: str) -> Iterator[Outcome]:
@@ -80,7 +83,7 @@ class _Worker:
 
     def __init__(self, settings: tuple):
         context = multiprocessing.get_context("spawn")
-        self.settings, self.device = settings, settings[3]
+        self.settings, self.device = settings, settings[2]
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(theirs, *settings), name=self.device, daemon=True)
         self.process.start()
@@ -110,8 +113,8 @@ class _Worker:
 class _Crew:
     """The workers and the runs that wait for them."""
 
-    def __init__(self, runs: list[str], settings: list[tuple], planner: Planner):
-        self._waiting, self._planner = deque(runs), planner
+    def __init__(self, runs: list[str], packed: bytes, settings: list[tuple], planner: Planner):
+        self._waiting, self._packed, self._planner = deque(runs), packed, planner
         self._workers = [_Worker(own) for own in settings] if runs else []
         self._tries: Counter[str] = Counter()
         self._stillborn: Counter[str] = Counter()  # processes of a device that never came to a run
@@ -128,16 +131,18 @@ class _Crew:
     def advance(self, bar: tqdm) -> Iterator[Outcome]:
         """Wait a moment for the workers' words, act on them and on the clock, and yield what has become of runs."""
         if self._planner.is_over():
-            left = [run for worker in self._workers for run in (worker.run, worker.ahead) if run] + [*self._waiting]
-            self._waiting.clear()
-            self.dismiss()
-            yield from (Outcome(run, problems=("the time was over before it could be computed",)) for run in left)
+            yield from self._abandon("the time was over before it could be computed")
             return
         for connection in wait([worker.connection for worker in self._workers], timeout=_POLL):
             worker = next(worker for worker in self._workers if worker.connection is connection)
             word, content = worker.receive()
-            if word == "ready":
+            if word == "here":
+                # Not with its start: Python would wait for ever for a process that dies before it has read all that.
+                with suppress(OSError):  # its end is noticed at the next look
+                    worker.connection.send_bytes(self._packed)
+            elif word == "ready":
                 worker.ready = True
+                self._stillborn[worker.device] = 0
             elif word == "share":
                 worker.share = content
             elif word == "found":
@@ -146,12 +151,13 @@ class _Crew:
                 raise content
             else:
                 yield from self._bury(worker, content)
+        silence = min(_SILENCE, max(_LEAST_SILENCE, _SILENT_SHARE * self._planner.left))
         for worker in list(self._workers):
             now = time.monotonic()
             if worker.run is None and worker.ready:
                 self._assign(worker, bar)
-            elif now - worker.heard > _SILENCE:
-                yield from self._bury(worker, f"its process said nothing for {_SILENCE:.0f} s")
+            elif now - worker.heard > silence:
+                yield from self._bury(worker, f"its process said nothing for {silence:.0f} s")
             elif worker.run and self._planner.is_overdue(
                 worker.level, now - worker.since, worker.share, self._count_waiting()
             ):
@@ -211,9 +217,18 @@ class _Crew:
         elif not worker.ready:
             self._stillborn[worker.device] += 1
         self._workers.remove(worker)
-        if self._stillborn[worker.device] < _TRIES:
+        if self._stillborn[worker.device] < _STARTS:
             self._workers.append(_Worker(worker.settings))
             return
         warnings.warn(f"{worker.device} is given up: {why}", stacklevel=2)
-        if not self._workers:
+        if not self._workers and not self._finished:
             raise ChildProcessError(f"no process can be started for {worker.device}: {why}")
+        if not self._workers:
+            yield from self._abandon(f"no process could be started for {worker.device} any more: {why}")
+
+    def _abandon(self, why: str) -> Iterator[Outcome]:
+        """End all processes; what has not been finished has failed."""
+        left = [run for worker in self._workers for run in (worker.run, worker.ahead) if run] + [*self._waiting]
+        self._waiting.clear()
+        self.dismiss()
+        yield from (Outcome(run, problems=(why,)) for run in left)

@@ -115,9 +115,11 @@ def test_while_a_run_is_computed_the_next_one_is_read_and_no_more(untrained, mon
     monkeypatch.setattr(serving, "find_particles", find)
     monkeypatch.setattr(os, "_exit", lambda status: None)
     ours, theirs = multiprocessing.Pipe()
-    settings = (pickle.dumps(untrained), "data", "test", "cpu", 1, False, 1, 1)
+    settings = ("data", "test", "cpu", 1, False, 1, 1)
     thread = threading.Thread(target=serving.serve, args=(theirs, *settings), daemon=True)
     thread.start()
+    assert ours.recv() == ("here", None)
+    ours.send_bytes(pickle.dumps(untrained))
     assert ours.recv() == ("ready", None)
     for run, following in zip(runs, [*runs[1:], None], strict=True):
         ours.send((run, Level(1, 1), following))
