@@ -71,7 +71,6 @@ class Planner:
         self._rates: deque[float] = deque(maxlen=_REMEMBERED)  # seconds a pass of runs that have ended
         self._rough = 0.0  # the same with a warm-up, or of a run that was broken off; for want of anything better
         self._known_since = math.inf
-        self._still: dict[float, float] = {}  # of the run that began then: seconds until something was done
 
     def choose(self, waiting: int) -> Level:
         """Return the level of the run that begins now; `waiting` runs have not begun, this one included."""
@@ -80,27 +79,24 @@ class Planner:
         self._waiting = waiting
         return self._level
 
-    def finish(self, level: Level, seconds: float, first: bool) -> None:
+    def finish(self, level: Level, seconds: float, first: bool, still: float = 0.0) -> None:
         """Learn that a run took so long; `first`: the first of its process, which counts only while there is nothing
-        better, and without the time before anything was done."""
+        better, and without the `still` seconds before anything was done."""
         if first:
-            self._learn((seconds - self._still.get(self._find_beginning(seconds), 0.0)) / level.passes)
+            self._learn((seconds - still) / level.passes)
         else:
             self._rates.append(seconds / level.passes)
 
-    def is_overdue(self, level: Level, seconds: float, share: float, waiting: int) -> bool:
+    def is_overdue(self, level: Level, seconds: float, share: float, waiting: int, still: float = 0.0) -> bool:
         """Whether to break off a run that has done `share` (0 to 1) of its work in `seconds`, and begin it anew.
 
         It is broken off when it would leave too little time for the `waiting` runs even at the lowest level, unless it
         ends sooner than it would at the lowest level itself. And when it began before anything was known, early, when
         all runs together can only have half of its level or less: so the first run is a probe, and a machine that is
-        far too slow costs a few minutes. Time in which nothing was done yet, a warm-up, says nothing of its speed."""
-        begun = self._find_beginning(seconds)
-        if share <= 0:
-            self._still[begun] = seconds
+        far too slow costs a few minutes. The `still` seconds in which nothing was done yet say nothing of its speed."""
         if level == self._levels[-1] or not self.is_limited or share < _TELLING:
             return False
-        still, known = self._still.get(begun, 0.0), self._rate * level.passes
+        begun, known = self._clock() - seconds, self._rate * level.passes
         # The more of it is done, the more its own pace counts, and the less what was known: a pause is not the end.
         expected = (seconds - still + known / 2) / (share + 0.5) if known else (seconds - still) / share
         rate, rest = expected / level.passes, expected * (1 - share)
@@ -122,15 +118,20 @@ class Planner:
         return self._deadline - self._reserve / 2 - self._clock()
 
     def __str__(self) -> str:
-        used, hours = ((end - self._start) / 3600 for end in (self._clock(), self._deadline))
         if not self.is_limited:
             return f"{self._level}, without a limit of time"
-        plan = f"{used:.2f} of {hours:.2f} h used, {self._waiting} runs to go at {self._level}"
-        if not self._rate:
+        used, whole = self._clock() - self._start, self._deadline - self._start
+        plan = f"{_say(used)} of {_say(whole)} used, {self._waiting} runs to go at {self._level}"
+        if not self.is_informed:
             return f"{plan}: how long they take is not known yet"
         seconds = self._rate * self._level.passes
-        end = used + seconds * math.ceil(self._waiting / self._devices) / 3600
-        return f"{plan}, about {seconds:.0f} s each: done at {end:.2f} h"
+        end = used + seconds * math.ceil(self._waiting / self._devices)
+        return f"{plan}, {seconds:.3g} s each: done after {_say(end)}"
+
+    @property
+    def is_informed(self) -> bool:
+        """Whether anything is known of how long runs take."""
+        return self._rate > 0
 
     @property
     def _end(self) -> float:
@@ -140,11 +141,6 @@ class Planner:
     def _rate(self) -> float:
         """Seconds of a pass; 0 while nothing is known."""
         return median(self._rates) if self._rates else self._rough
-
-    def _find_beginning(self, seconds: float) -> float:
-        """When the run began that has been going for so long, as it was first said."""
-        begun = self._clock() - seconds
-        return next((known for known in self._still if abs(known - begun) < 1), begun)
 
     def _learn(self, rough: float) -> None:
         self._known_since = min(self._known_since, self._clock())
@@ -157,3 +153,7 @@ class Planner:
             rounds = runs / self._devices
             left -= (1 - 1 / self._devices) / 2 * rate * self._level.passes  # for what is in progress
         return left / ((rounds * _MARGIN + _SPARE) * rate) if rate else math.inf
+
+
+def _say(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"

@@ -84,11 +84,12 @@ def predict(
     device: tuple[str, ...] = (),
     **settings,
 ) -> int:
-    """Run models over all tomograms of a split and write the submission, after each of them anew."""
+    """Run models over all tomograms of a split and write the submission, after each of them anew; runs that failed are
+    told, and are no failure of the command unless it is `strict`."""
     from kaggle_utils.ensemble import find_models
     from kaggle_utils.environment import check_devices, find_devices
     from kaggle_utils.models import load_model
-    from kaggle_utils.parts import count_states
+    from kaggle_utils.parts import count_states, show_name
     from kaggle_utils.pipeline import assemble, submit
     from kaggle_utils.tomograms import find_runs
 
@@ -102,7 +103,7 @@ def predict(
     outcomes = submit(find_runs(data, split), data, ensemble, out, parts, split, device or find_devices(), **settings)
     for outcome in outcomes:
         for problem in outcome.problems:
-            print(f"{outcome.run}, {outcome.state}: {problem}")
+            print(f"{show_name(outcome.run)}, {outcome.state}: {problem}")
     print(f"{count_states(outcomes)}\nsubmission: {out} ({sum(len(outcome.picks) for outcome in outcomes)} picks)")
     return 0
 

@@ -122,11 +122,15 @@ def detect(environ: Mapping[str, str] = os.environ, root: Path = Path("/")) -> E
 def _read_hours(environ: Mapping[str, str], default: float | None) -> float | None:
     text = environ.get("CZII_HOURS")
     try:
-        hours = float(text) if text else default
-    except ValueError:
-        hours = 0.0
+        return check_hours(float(text) if text else default)
+    except ValueError as error:
+        raise ValueError(f"CZII_HOURS={text}: {error}") from error
+
+
+def check_hours(hours: float | None) -> float | None:
+    """Return hours to be done in, or None for no limit; raises ValueError for what is neither."""
     if hours is not None and not 0 < hours < float("inf"):
-        raise ValueError(f"CZII_HOURS={text} is no number of hours")
+        raise ValueError(f"{hours} is no number of hours to be done in")
     return hours
 
 

@@ -5,10 +5,12 @@ Nothing here knows of models: what made the picks is a fingerprint, a text."""
 import hashlib
 import json
 import re
+import textwrap
 import warnings
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import index
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +18,11 @@ import pandas as pd
 
 from kaggle_utils.budget import Level
 from kaggle_utils.files import read_json, write_text
+from kaggle_utils.particles import PARTICLES
 from kaggle_utils.picks import PICK_COLUMNS
 
 STATES = ("done", "degraded", "failed")
+_PARTICLES = {particle.name for particle in PARTICLES}
 
 
 def make_empty_picks() -> pd.DataFrame:
@@ -60,17 +64,21 @@ class Parts:
             record = read_json(path)
             if (record["run"], record["fingerprint"], record["source"]) != (run, self.fingerprint, source):
                 return None
-            picks = pd.DataFrame(record["picks"])
+            picks, problems = pd.DataFrame(record["picks"]), record["problems"]
             if not np.isfinite(picks[["x", "y", "z"]].to_numpy(dtype=float)).all():
                 raise ValueError("a pick has no finite coordinates")
-            if set(picks["experiment"]) - {run}:
-                raise ValueError("a pick is of another run")
+            if set(picks["experiment"]) - {run} or set(picks["particle_type"]) - _PARTICLES:
+                raise ValueError("a pick is of another run, or of no particle")
+            if not isinstance(problems, list) or not all(isinstance(problem, str) for problem in problems):
+                raise ValueError("its problems are no texts")
+            views, networks = map(index, record["level"])
             picks = picks if len(picks) else make_empty_picks()
-            return Outcome(run, picks, tuple(record["problems"]), Level(*record["level"]), record["seconds"])
+            return Outcome(run, picks, tuple(problems), Level(views, networks), float(record["seconds"]))
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            warnings.warn(f"{path} is no part file ({error!r}); run {run} is computed again", stacklevel=2)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" ...")
+            warnings.warn(f"{path} cannot be used ({reason}); run {run} is computed again", stacklevel=2)
             return None
 
     def write(self, outcome: Outcome, source: str) -> None:
@@ -95,9 +103,15 @@ class Parts:
         return self.folder / f"{re.sub('[^A-Za-z0-9_-]', '-', run)[:80]}-{checksum:08x}.json"
 
 
+def show_name(run: str) -> str:
+    """Return a run's name as it can be printed anywhere, whatever it holds."""
+    return run if run.isprintable() else ascii(run)
+
+
 def sign_files(folder: str | Path) -> str:
-    """Return a fingerprint of all files below a folder, from their names, sizes and times, without reading them."""
-    digest = hashlib.sha256()
+    """Return a fingerprint of all files below a folder, from their names, sizes and times, without reading them, and of
+    the name of the folder above, which may be a voxel spacing."""
+    digest = hashlib.sha256(ascii(Path(folder).parent.name).encode())
     for path in sorted(Path(folder).rglob("*")):
         if path.is_file():
             entry = path.stat()
@@ -116,7 +130,7 @@ def summarise(outcomes: Sequence[Outcome]) -> pd.DataFrame:
     wrong."""
     return pd.DataFrame(
         {
-            "run": outcome.run,
+            "run": show_name(outcome.run),
             "state": outcome.state,
             "picks": len(outcome.picks),
             "views": outcome.level.views if outcome.level else 0,

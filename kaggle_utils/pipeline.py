@@ -4,7 +4,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, fields
 from importlib.resources import files
 from pathlib import Path
@@ -14,9 +14,10 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from kaggle_utils import environment
+from kaggle_utils.budget import Level
 from kaggle_utils.ensemble import Ensemble, load_specialists, make_ensemble
 from kaggle_utils.inference import Predictor
-from kaggle_utils.merging import COMMITTEES, Committee, find_particles, make_committee
+from kaggle_utils.merging import COMMITTEES, Committee, count_networks, find_particles, make_committee
 from kaggle_utils.models import TrainedModel, agree, load_model, name_model, read_config
 from kaggle_utils.parts import Outcome, Parts, gather_picks, sign_files
 from kaggle_utils.submission import is_run_name, write_submission
@@ -105,14 +106,17 @@ def submit(
     finished before, then with each run that is finished. Each run also gets a part file in the folder `parts`; after a
     crash the same call goes on where it was, as long as models, settings, the kit's code and the run's files are the
     same. `hours` is the time from the start of this process (`environment.STARTED`) in which all must be done, see
-    `Planner`. The other parameters are those of `predict_runs`.
+    `Planner`; without it, a run that was computed with less than all views and networks, or that was degraded, is
+    computed again. The other parameters are those of `predict_runs`.
 
     A run that cannot be read or computed costs its own picks at most; what was wrong is in its outcome. With `strict`
-    that is an error instead: ValueError naming the run. Raises OSError when the submission could not be written last
-    (on a full disk the one before stays), and as `predict_runs` does."""
-    deadline = None if hours is None else environment.STARTED + 3600 * hours
+    that is an error instead: ValueError naming the run. Raises ValueError for `hours` that are none, OSError when the
+    submission could not be written last (on a full disk the one before stays), and as `predict_runs` does."""
+    deadline = None if environment.check_hours(hours) is None else environment.STARTED + 3600 * hours
     kind = agree(ensemble.models, "tomogram")
-    store = Parts(parts, fingerprint(ensemble, ensemble.views if views is None else views))
+    views = ensemble.views if views is None else views
+    full = Level(views, count_networks(ensemble))
+    store = Parts(parts, fingerprint(ensemble, views))
     sources, outcomes = {}, {}
     for run in runs:
         if is_run_name(run) and is_plain_name(run):
@@ -122,29 +126,38 @@ def submit(
             outcomes[run] = store.read(run, sources[run])
         else:
             outcomes[run] = Outcome(run, problems=("a CSV cannot hold this name",))
-    waiting = [run for run in runs if outcomes[run] is None]
-    if len(waiting) < len(runs):
-        print(f"{len(runs) - len(waiting)} of {len(runs)} runs were finished before; {len(waiting)} to go")
+    before = [run for run in sources if outcomes[run]]
+    waiting = [run for run in sources if not outcomes[run]]
+    if hours is None:
+        waiting += [run for run in before if outcomes[run].level != full or outcomes[run].problems]
+    if before:
+        print(f"{len(before)} of {len(runs)} runs were finished before; {len(waiting)} to go")
 
     def known() -> list[Outcome]:
         return [outcome for outcome in outcomes.values() if outcome]
 
     _refuse_problems(known(), strict)
-    results = predict_runs(waiting, data, ensemble, split, devices, views, compiled, deadline)  # or what it refuses
-    write_submission(gather_picks(known()), out)
     failure = None
-    for outcome in results:
-        outcomes[outcome.run] = outcome
-        _refuse_problems([outcome], strict)
-        try:
-            failure = None
-            store.write(outcome, sources[outcome.run])
-            write_submission(gather_picks(known()), out)
-        except OSError as error:  # a disk that is full now may have room when the next run is finished
-            failure = error
-            warnings.warn(f"after run {outcome.run}: {error}", stacklevel=2)
+    # Closed whatever happens: a notebook would keep the processes, and the GPUs' memory, with the error that it shows.
+    with closing(predict_runs(waiting, data, ensemble, split, devices, views, compiled, deadline)) as results:
+        write_submission(gather_picks(known()), out)
+        for outcome in results:
+            _refuse_problems([outcome], strict)
+            if outcome.level or not outcomes[outcome.run]:  # what was found before is better than nothing
+                outcomes[outcome.run] = outcome
+            try:
+                store.write(outcome, sources[outcome.run])
+            except OSError as error:
+                warnings.warn(f"run {outcome.run} has no part file: {error}", stacklevel=2)
+            try:
+                write_submission(gather_picks(known()), out)
+                failure = None
+            except OSError as error:  # a disk that is full now may have room when the next run is finished
+                failure = error
     if failure:
         raise failure
+    if cut := [outcome for outcome in known() if outcome.level and outcome.level != full]:
+        print(f"{len(cut)} of {len(runs)} runs were computed with less than {full}, for want of time")
     return known()
 
 

@@ -1,13 +1,12 @@
 """The side of a process that predicts runs on one device, as `workers` starts it."""
 
+import multiprocessing
 import os
 import pickle
-import signal
 import time
 import traceback
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -42,8 +41,9 @@ def serve(
 
     It says "here", and is sent the pickled ensemble; then "ready", or "unfit" with the error that says why; then for
     each run its "share" now and then and what was "found"; and at most one "error" in words, with which it ends."""
-    with suppress(ValueError):  # a thread of a test has no signals
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this process gets it, too, and ends it
+    if "fork" in multiprocessing.get_all_start_methods():
+        # numcodecs makes a lock, of which Python would tell the user as leaked when this process is killed.
+        multiprocessing.set_start_method("fork", force=True)
     ready = False
     try:
         torch.set_num_threads(threads)

@@ -106,7 +106,7 @@ def validate_submission(path: str | Path, data: str | Path, split: str = "test")
     FileNotFoundError
         When `data` has no runs in `split`: that is no fault of the submission.
     """
-    runs = find_runs(data, split)
+    runs = [run for run in find_runs(data, split) if is_run_name(run)]
     try:
         table, violations = _read(Path(path))
     except OSError as error:

@@ -223,7 +223,7 @@ def write_ome_zarr(
 
 
 def _experiments(data: str | Path, split: str) -> Path:
-    return Path(data) / split / "static" / "ExperimentRuns"
+    return Path(data).absolute() / split / "static" / "ExperimentRuns"
 
 
 def _read_datasets(group: Path) -> list:

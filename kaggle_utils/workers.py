@@ -2,11 +2,13 @@
 
 import multiprocessing
 import pickle
+import signal
+import threading
 import time
 import warnings
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from kaggle_utils.budget import Level, Planner, list_levels
+from kaggle_utils.budget import Planner, list_levels
 from kaggle_utils.ensemble import Ensemble
 from kaggle_utils.inference import check_fit
 from kaggle_utils.merging import Committee, count_networks
@@ -28,6 +30,7 @@ _STARTS = 3  # processes of a device in a row that may end before they are ready
 # Seconds without a word after which a process is taken for dead, for slabs and windows take far less: at most, at
 # least, and as a share of the time that is left.
 _SILENCE, _LEAST_SILENCE, _SILENT_SHARE = 900.0, 60.0, 0.25
+_REPEAT = 1800.0  # seconds after which the plan is told again, though it is the same
 _BAR = "{l_bar}{bar}| {n:.1f}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]"
 
 
@@ -47,7 +50,7 @@ def predict_runs(
     Each device has a process of its own, and the devices share the CPU's threads. While a run is computed, the next one
     is read. A tomogram that is broken gives what `salvage_tomogram` makes of it. When a process fails, dies or hangs
     over a run, the run is tried once more in a new one; what fails twice has failed. With a `deadline`, in seconds of
-    `time.monotonic`, views and networks are cut as `Planner` plans, each plan is printed, and what has not been
+    `time.monotonic`, views and networks are cut as `Planner` plans, each new plan is printed, and what has not been
     computed when the time is over, or when no device can be used any more, has failed, too.
 
     The tomogram type, and all that makes a pick of probabilities, are those in the models' configs; so are the `views`
@@ -79,18 +82,19 @@ def _run_crew(crew: "_Crew", runs: int, title: str) -> Iterator[Outcome]:
 
 class _Worker:
     """A device's process, and what is known of it: `run`, since when and at which `level` it is computed, which `share`
-    is done, and the run that is read `ahead`."""
+    is done, for how long nothing was (`still`), and the run that is read `ahead`."""
 
     def __init__(self, settings: tuple):
         context = multiprocessing.get_context("spawn")
         self.settings, self.device = settings, settings[2]
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(theirs, *settings), name=self.device, daemon=True)
-        self.process.start()
+        with _without_interrupt():
+            self.process.start()
         theirs.close()  # or its end would never be noticed
         self.ready, self.finished, self.heard = False, 0, time.monotonic()
         self.run = self.ahead = None
-        self.level, self.since, self.share = None, 0.0, 0.0
+        self.level, self.since, self.share, self.still = None, 0.0, 0.0, 0.0
 
     def receive(self) -> tuple:
         """Return what the process says, or ("died", why)."""
@@ -110,6 +114,19 @@ class _Worker:
         self.process.join()
 
 
+@contextmanager
+def _without_interrupt() -> Iterator[None]:
+    """Have a process that starts here ignore Ctrl-C: this one gets it, too, and ends the others."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may say so
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 class _Crew:
     """The workers and the runs that wait for them."""
 
@@ -118,7 +135,7 @@ class _Crew:
         self._workers = [_Worker(own) for own in settings] if runs else []
         self._tries: Counter[str] = Counter()
         self._stillborn: Counter[str] = Counter()  # processes of a device that never came to a run
-        self._level: Level | None = None
+        self._plan, self._told = None, 0.0  # what was said last of levels and times, and when
         self._finished = 0
 
     def is_busy(self) -> bool:
@@ -133,6 +150,7 @@ class _Crew:
         if self._planner.is_over():
             yield from self._abandon("the time was over before it could be computed")
             return
+        outcomes = []  # that are for the caller, whom no worker waits for
         for connection in wait([worker.connection for worker in self._workers], timeout=_POLL):
             worker = next(worker for worker in self._workers if worker.connection is connection)
             word, content = worker.receive()
@@ -144,29 +162,31 @@ class _Crew:
                 worker.ready = True
                 self._stillborn[worker.device] = 0
             elif word == "share":
+                worker.still = worker.still or time.monotonic() - worker.since
                 worker.share = content
             elif word == "found":
-                yield self._finish(worker, *content)
+                outcomes.append(self._finish(worker, *content))
             elif word == "unfit":
                 raise content
             else:
-                yield from self._bury(worker, content)
+                outcomes += self._bury(worker, content)
         silence = min(_SILENCE, max(_LEAST_SILENCE, _SILENT_SHARE * self._planner.left))
         for worker in list(self._workers):
             now = time.monotonic()
             if worker.run is None and worker.ready:
                 self._assign(worker, bar)
             elif now - worker.heard > silence:
-                yield from self._bury(worker, f"its process said nothing for {silence:.0f} s")
+                outcomes += self._bury(worker, f"its process said nothing for {silence:.0f} s")
             elif worker.run and self._planner.is_overdue(
-                worker.level, now - worker.since, worker.share, self._count_waiting()
+                worker.level, now - worker.since, worker.share, self._count_waiting(), worker.still
             ):
                 bar.write(f"run {worker.run} takes too long at {worker.level}: broken off, and begun again with less")
                 self._waiting.append(worker.run)  # the others first
                 worker.run = None
-                yield from self._bury(worker, "it was too slow")
+                outcomes += self._bury(worker, "it was too slow")
         shares = sum(worker.share for worker in self._workers if worker.run)
         bar.update(self._finished + shares - bar.n)
+        yield from outcomes
 
     def _count_waiting(self) -> int:
         return len(self._waiting) + sum(worker.ahead is not None for worker in self._workers)
@@ -181,11 +201,12 @@ class _Crew:
         else:
             return
         worker.level = self._planner.choose(self._count_waiting() + 1)
-        if self._planner.is_limited and worker.level != self._level:
-            self._level = worker.level
-            bar.write(str(self._planner))
-        worker.run, worker.since, worker.share = run, time.monotonic(), 0.0
+        worker.run, worker.since, worker.share, worker.still = run, time.monotonic(), 0.0, 0.0
         worker.heard = worker.since
+        plan = worker.level, self._planner.is_informed
+        if self._planner.is_limited and (plan != self._plan or worker.since - self._told > _REPEAT):
+            self._plan, self._told = plan, worker.since
+            bar.write(str(self._planner))
         if self._waiting and not self._tries[run]:  # or it would be unclear which of two took the process down
             worker.ahead = self._waiting.popleft()
         with suppress(OSError):  # its end is noticed at the next look
@@ -198,12 +219,14 @@ class _Crew:
         self._finished += 1
         if picks is None:
             return Outcome(run, problems=problems, seconds=seconds)
-        self._planner.finish(level, seconds, first=worker.finished == 0)
+        self._planner.finish(level, seconds, worker.finished == 0, worker.still)
         worker.finished += 1
         return Outcome(run, picks, problems, level, seconds)
 
-    def _bury(self, worker: _Worker, why: str) -> Iterator[Outcome]:
-        """Replace a worker by a new one, and have its runs tried again."""
+    def _bury(self, worker: _Worker, why: str) -> list[Outcome]:
+        """Replace a worker by a new one, and have its runs tried again; return what has become of them, if that was
+        their last try."""
+        outcomes = []
         worker.end()
         if worker.ahead:
             self._waiting.appendleft(worker.ahead)
@@ -213,22 +236,23 @@ class _Crew:
                 self._waiting.appendleft(worker.run)
             else:
                 self._finished += 1
-                yield Outcome(worker.run, problems=(why,), seconds=time.monotonic() - worker.since)
+                outcomes.append(Outcome(worker.run, problems=(why,), seconds=time.monotonic() - worker.since))
         elif not worker.ready:
             self._stillborn[worker.device] += 1
         self._workers.remove(worker)
         if self._stillborn[worker.device] < _STARTS:
             self._workers.append(_Worker(worker.settings))
-            return
+            return outcomes
         warnings.warn(f"{worker.device} is given up: {why}", stacklevel=2)
         if not self._workers and not self._finished:
             raise ChildProcessError(f"no process can be started for {worker.device}: {why}")
         if not self._workers:
-            yield from self._abandon(f"no process could be started for {worker.device} any more: {why}")
+            outcomes += self._abandon(f"no process could be started for {worker.device} any more: {why}")
+        return outcomes
 
-    def _abandon(self, why: str) -> Iterator[Outcome]:
+    def _abandon(self, why: str) -> list[Outcome]:
         """End all processes; what has not been finished has failed."""
         left = [run for worker in self._workers for run in (worker.run, worker.ahead) if run] + [*self._waiting]
         self._waiting.clear()
         self.dismiss()
-        yield from (Outcome(run, problems=(why,)) for run in left)
+        return [Outcome(run, problems=(why,)) for run in left]

@@ -1,5 +1,6 @@
 """The whole way: from a run to picks, and from many runs to a submission that nothing can take away."""
 
+import json
 import os
 from dataclasses import replace
 
@@ -102,7 +103,7 @@ def runs(tmp_path):
 @pytest.fixture
 def call(runs, untrained, tmp_path, monkeypatch):
     """Calls `submit` with predictions that are made up; returns the outcomes, the submission's rows and the runs that
-    were predicted. `fates` are problems, exceptions or functions, by run."""
+    were predicted. `fates` are problems, exceptions, functions, or None for a run that fails, by run."""
     out = tmp_path / "out" / "submission.csv"
 
     def call(ensemble=None, fates=None, **settings):
@@ -116,7 +117,10 @@ def call(runs, untrained, tmp_path, monkeypatch):
                 if callable(fate):
                     fate = fate() or ()
                 predicted.append(run)
-                yield Outcome(run, make_picks(run), fate, Level(1, 1), 2.0)
+                if fate is None:
+                    yield Outcome(run, problems=("it failed",))
+                else:
+                    yield Outcome(run, make_picks(run), fate, Level(1, 1), 2.0)
 
         monkeypatch.setattr(pipeline, "predict_runs", predict_runs)
         settings = {"out": out, "parts": tmp_path / "parts", **settings}
@@ -204,7 +208,23 @@ def test_a_tomogram_that_has_changed_is_computed_again(call, tmp_path):
 
 def test_a_part_that_is_not_ours_is_computed_again(call, tmp_path):
     call()
+    part = next((tmp_path / "parts").glob("TS_1-*"))
+    record = json.loads(part.read_text())
     texts = ["", "{", "[]", "null", '{"run": "TS_1"}', "[" * 100_000, "\x00" * 9]
+    picks = record["picks"]
+    texts += [
+        json.dumps({**record, **change})
+        for change in (
+            {"level": ["a", "b"]},
+            {"level": 3},
+            {"problems": "oh dear"},
+            {"seconds": []},
+            {"picks": {**picks, "particle_type": ["proteasome"] * 4}},
+            {"picks": {**picks, "experiment": ["TS_2"] * 4}},
+            {"picks": {**picks, "x": [1e999] * 4}},
+            {"picks": {**picks, "x": ["a"] * 4}},
+        )
+    ]
     for text in texts:
         part = next((tmp_path / "parts").glob("TS_1-*"))
         part.write_text(text)
@@ -215,14 +235,35 @@ def test_a_part_that_is_not_ours_is_computed_again(call, tmp_path):
     assert call()[2] == ["TS_2"]
 
 
-def test_a_degraded_run_is_kept_and_a_failed_one_tried_again(call, capsys):
-    outcomes, rows, _ = call(fates={"TS_1": ("2 chunks cannot be read",)})
+def test_what_is_not_whole_is_computed_again_when_there_is_time(call, capsys):
+    """And its picks stay until then: also when the next time is worse."""
+    outcomes, rows, _ = call(fates={"TS_1": ("2 chunks cannot be read",)}, hours=1e6)
     assert count_states(outcomes) == "3 runs: 2 done, 1 degraded, 0 failed" and len(rows) == 12
-    outcomes, _, predicted = call()
+    outcomes, _, predicted = call(hours=1e6)
     assert predicted == [] and outcomes[0].problems == ("2 chunks cannot be read",)
     table = summarise(outcomes)
     assert list(table["run"]) == ["TS_1", "TS_2", "TS_3"] and list(table["state"]) == ["degraded", "done", "done"]
     assert table["what was wrong"][0] == "2 chunks cannot be read" and list(table["picks"]) == [4, 4, 4]
+    outcomes, rows, predicted = call(fates={"TS_1": None})
+    assert predicted == ["TS_1"] and outcomes[0].state == "degraded" and len(rows) == 12
+    outcomes, rows, predicted = call()
+    assert predicted == ["TS_1"] and outcomes[0].state == "done" and len(rows) == 12
+
+
+def test_a_run_that_was_cut_is_told_and_computed_again_when_there_is_time(call, untrained, capsys):
+    ensemble = replace(untrained(), views=4)
+    _, _, predicted = call(ensemble, hours=1e6)  # the predictions that are made up have one view
+    assert predicted == ["TS_1", "TS_2", "TS_3"]
+    assert "3 of 3 runs were computed with less than 4 views of 1 network, for want of time" in capsys.readouterr().out
+    assert call(ensemble, hours=1e6)[2] == []
+    assert call(ensemble)[2] == ["TS_1", "TS_2", "TS_3"]
+
+
+@pytest.mark.parametrize("hours", [0, -1, float("nan"), float("inf")])
+def test_hours_that_are_none_are_refused_before_anything_is_written(hours, call):
+    with pytest.raises(ValueError, match="no number of hours to be done in"):
+        call(hours=hours)
+    assert not call.out.exists()
 
 
 def test_strict_stops_at_the_first_broken_run_and_keeps_what_was_found(call):
@@ -248,13 +289,27 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(call, monkeypatch):
         write(picks, path)
 
     monkeypatch.setattr(pipeline, "write_submission", fail)
-    with pytest.warns(UserWarning, match="after run TS_1: .*No space left"):
-        _, rows, _ = call()
+    _, rows, _ = call()
     assert len(rows) == 12
     full[:] = [False, False, False, True]
-    with pytest.warns(UserWarning, match="after run TS_3"), pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left"):
         call(parts=call.out.parent / "others")
     assert len(read_submission(call.out)) == 8
+
+
+def test_without_room_for_parts_the_submission_is_written_all_the_same(call, tmp_path):
+    """A file stands where the folder should be; then a folder where a part should be."""
+    (tmp_path / "in the way").write_text("")
+    with pytest.warns(UserWarning, match="run TS_1 has no part file"):
+        _, rows, _ = call(parts=tmp_path / "in the way")
+    assert len(rows) == 12
+    call()
+    part = next((tmp_path / "parts").glob("TS_2-*"))
+    part.unlink()
+    part.mkdir()
+    with pytest.warns(UserWarning, match="TS_2.* is computed again"):
+        outcomes, rows, predicted = call()
+    assert predicted == ["TS_2"] and len(rows) == 12 and count_states(outcomes).startswith("3 runs: 3 done")
 
 
 def test_a_part_keeps_every_digit(tmp_path):

@@ -16,7 +16,7 @@ from fake_machine import run_in_machine, why_not
 
 from kaggle_utils.files import read_json
 from kaggle_utils.phantom import write_phantom
-from kaggle_utils.submission import read_submission, validate_submission
+from kaggle_utils.submission import read_submission
 
 RUNS = 6
 ENVIRON = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -130,7 +130,6 @@ def test_thirty_random_kills(command, undisturbed, tmp_path):
             kills += 1
             check_files(out)
         assert out.read_bytes() == content
-        assert validate_submission(out, command("")[command("").index("--data") + 1]) == []
     print(f"{kills} kills in {submissions} submissions")
 
 

@@ -235,3 +235,17 @@ def test_a_device_that_cannot_be_used_is_given_up(three_runs, untrained):
         warnings.simplefilter("always")
         list(predict_runs(["TS_1"], three_runs, untrained, devices=("cuda:7",)))
     assert any("cuda:7 is given up" in str(warning.message) for warning in caught)
+
+
+def test_when_the_last_device_is_lost_what_was_found_stays(three_runs, untrained, tmp_path, monkeypatch):
+    """In hour eleven that must not be an exception."""
+    monkeypatch.setattr(workers, "_STARTS", 1)
+    outcomes, states = predict_runs(["TS_1", "TS_3"], three_runs, untrained), []
+    with pytest.warns(UserWarning, match="cpu is given up"):
+        for outcome in outcomes:
+            states.append(outcome.state)
+            if len(states) == 1:  # from here on no process begins
+                monkeypatch.setattr(workers, "serve", None)
+                for child in multiprocessing.active_children():
+                    child.kill()
+    assert states == ["done", "failed"]
