@@ -39,19 +39,17 @@ def serve(
 ) -> None:
     """Predict the runs that come through the connection, (run, level, run to read ahead or None), until it is closed.
 
-    It says "here", and is sent the pickled ensemble; then "ready", or "unfit" with the error that says why; then for
-    each run its "share" now and then and what was "found"; and at most one "error" in words, with which it ends."""
+    It says "here", and is sent the pickled ensemble; then "ready", then for each run its "share" now and then and what
+    was "found"; and at most one "error" in words, with which it ends."""
     if "fork" in multiprocessing.get_all_start_methods():
         # numcodecs makes a lock, of which Python would tell the user as leaked when this process is killed.
         multiprocessing.set_start_method("fork", force=True)
-    ready = False
     try:
         torch.set_num_threads(threads)
         connection.send(("here", None))
         ensemble = pickle.loads(connection.recv_bytes())
         kind = agree(ensemble.models, "tomogram")
         predictors = {id(m): Predictor(m, device, views, compiled, sharers) for m in ensemble.models}
-        ready = True
         connection.send(("ready", None))
         with ThreadPoolExecutor(1) as reader:
             ahead: dict[str, Future] = {}
@@ -68,8 +66,7 @@ def serve(
     except Exception as error:
         if not isinstance(error, ValueError | OSError | MemoryError | FloatingPointError):
             traceback.print_exc()
-        unfit = isinstance(error, ValueError) and not ready
-        connection.send(("unfit", error) if unfit else ("error", explain(error)))
+        connection.send(("error", explain(error)))
 
 
 def _read(run: str, data: str | Path, split: str, kind: str) -> Salvage:

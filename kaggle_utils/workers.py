@@ -68,12 +68,13 @@ def predict_runs(
     threads = max(1, torch.get_num_threads() // len(devices))
     settings = [(data, split, name, views, compiled, devices.count(name), threads) for name in devices]
     planner = Planner(list_levels(views, count_networks(ensemble)), len(runs), deadline, len(devices))
-    return _run_crew(_Crew(list(runs), packed, settings, planner), len(runs), f"{split} runs")
+    return _run_crew(list(runs), packed, settings, planner, f"{split} runs")
 
 
-def _run_crew(crew: "_Crew", runs: int, title: str) -> Iterator[Outcome]:
+def _run_crew(runs: list[str], packed: bytes, settings: list[tuple], planner: Planner, title: str) -> Iterator[Outcome]:
+    crew = _Crew(runs, packed, settings, planner)  # here, so that whoever closes this ends the processes
     try:
-        with tqdm(total=runs, desc=title, unit="tomogram", bar_format=_BAR) as bar:
+        with tqdm(total=len(runs), desc=title, unit="tomogram", bar_format=_BAR) as bar:
             while crew.is_busy():
                 yield from crew.advance(bar)
     finally:
@@ -166,8 +167,6 @@ class _Crew:
                 worker.share = content
             elif word == "found":
                 outcomes.append(self._finish(worker, *content))
-            elif word == "unfit":
-                raise content
             else:
                 outcomes += self._bury(worker, content)
         silence = min(_SILENCE, max(_LEAST_SILENCE, _SILENT_SHARE * self._planner.left))

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -61,8 +62,11 @@ def check_files(out: Path) -> int:
     """Whatever the instant, no file is torn; returns how many runs are finished."""
     if out.exists():
         read_submission(out)
-    parts = [read_json(path)["run"] for path in (out.parent / f"{out.name}.parts").glob("*.json")]
-    return len(set(parts))
+    return len({read_json(path)["run"] for path in find_parts(out)})
+
+
+def find_parts(out: Path) -> list[Path]:
+    return list((out.parent / f"{out.name}.parts").glob("*.json"))
 
 
 def start(command: list[str]) -> subprocess.Popen:
@@ -73,8 +77,12 @@ def start(command: list[str]) -> subprocess.Popen:
 
 def find_children(pid: int) -> list[int]:
     """The processes that compute for a submission."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(child) for child in children if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()]
+    found = []
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        with suppress(OSError):  # it has ended
+            if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text():
+                found.append(int(child))
+    return found
 
 
 def kill_at_random(command, out: Path, longest: float, chance: random.Random) -> bool:
@@ -97,18 +105,18 @@ def test_a_killed_submission_goes_on_where_it_was(command, undisturbed, tmp_path
     content, _ = undisturbed
     out = tmp_path / "submission.csv"
     process = start(command(out))
-    while not check_files(out):
+    while not find_parts(out):
         assert process.poll() is None
-        time.sleep(0.05)
+        time.sleep(0.02)
     killed = []
     while len(killed) < 2:  # one that computes, and then one that only begins
         for worker in set(find_children(process.pid)) - set(killed):
             os.kill(worker, signal.SIGKILL)
             killed.append(worker)
-    finished = check_files(out)
-    while check_files(out) <= finished:
+    finished = len(find_parts(out))
+    while len(find_parts(out)) <= finished:
         assert process.poll() is None
-        time.sleep(0.05)
+        time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     finished = check_files(out)
