@@ -193,7 +193,7 @@ def test_a_full_disk_costs_what_had_no_room_and_nothing_that_was_written(command
     assert set(lines) <= {line.split(",", 1)[1] for line in whole} and rows["experiment"].nunique() < RUNS
 
 
-@pytest.mark.slow
+@pytest.mark.thorough  # the rehearsal of notebook 06 has read-only inputs in the default run
 @pytest.mark.skipif(bool(why_not()), reason=why_not() or "never")
 def test_data_models_and_package_may_be_read_only(six_runs, models, undisturbed, tmp_path):
     """On a machine where nothing but the work folder can be written."""

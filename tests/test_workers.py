@@ -145,7 +145,11 @@ def test_two_workers_find_what_one_run_alone_gives(phantom_data, untrained):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("fault", "told"), [(die, "its process ended with exit status -9"), (fail, "RuntimeError: CUDA error: an illegal")]
+    ("fault", "told"),
+    [
+        (die, "its process ended with exit status -9"),
+        pytest.param(fail, "RuntimeError: CUDA error: an illegal", marks=pytest.mark.thorough),
+    ],
 )
 def test_a_run_that_takes_its_process_down_costs_no_other_run(fault, told, three_runs, untrained):
     outcomes = list(predict_runs(find_runs(three_runs, "test"), three_runs, inject(untrained, fault)))
@@ -154,6 +158,7 @@ def test_a_run_that_takes_its_process_down_costs_no_other_run(fault, told, three
     assert told in failed.problems[0] and len(failed.picks) == 0
 
 
+@pytest.mark.thorough
 def test_a_process_that_dies_by_chance_costs_nothing(three_runs, untrained, tmp_path, monkeypatch):
     monkeypatch.setenv("CZII_TEST_MARK", str(tmp_path / "died"))
     outcomes = list(predict_runs(find_runs(three_runs, "test"), three_runs, inject(untrained, die_once)))
