@@ -19,15 +19,10 @@ import pandas as pd
 from kaggle_utils.budget import Level
 from kaggle_utils.files import read_json, write_text
 from kaggle_utils.particles import PARTICLES
-from kaggle_utils.picks import PICK_COLUMNS
+from kaggle_utils.picks import make_picks
 
 STATES = ("done", "degraded", "failed")
 _PARTICLES = {particle.name for particle in PARTICLES}
-
-
-def make_empty_picks() -> pd.DataFrame:
-    """Return a picks table without picks."""
-    return pd.DataFrame({name: pd.Series(dtype=float if name in "xyz" else object) for name in PICK_COLUMNS})
 
 
 @dataclass(frozen=True)
@@ -36,7 +31,7 @@ class Outcome:
     when nothing could be computed."""
 
     run: str
-    picks: pd.DataFrame = field(default_factory=make_empty_picks)
+    picks: pd.DataFrame = field(default_factory=make_picks)
     problems: tuple[str, ...] = ()
     level: Level | None = None
     seconds: float = 0.0
@@ -72,7 +67,7 @@ class Parts:
             if not isinstance(problems, list) or not all(isinstance(problem, str) for problem in problems):
                 raise ValueError("its problems are no texts")
             views, networks = map(index, record["level"])
-            picks = picks if len(picks) else make_empty_picks()
+            picks = picks if len(picks) else make_picks()
             return Outcome(run, picks, tuple(problems), Level(views, networks), float(record["seconds"]))
         except FileNotFoundError:
             return None
@@ -122,7 +117,7 @@ def sign_files(folder: str | Path) -> str:
 def gather_picks(outcomes: Sequence[Outcome]) -> pd.DataFrame:
     """Return the picks of all runs in one table."""
     tables = [outcome.picks for outcome in outcomes if len(outcome.picks)]
-    return pd.concat(tables, ignore_index=True) if tables else make_empty_picks()
+    return pd.concat(tables, ignore_index=True) if tables else make_picks()
 
 
 def summarise(outcomes: Sequence[Outcome]) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import pandas as pd
 from scipy.spatial import cKDTree
 
 from kaggle_utils.particles import REPORT_PARTICLES, get_particle
-from kaggle_utils.picks import PICK_COLUMNS, voxel_to_angstrom
+from kaggle_utils.picks import PICK_COLUMNS, make_picks, voxel_to_angstrom
 
 DECODERS = ("peaks", "components")
 
@@ -81,7 +81,7 @@ def pick_particles(
     kept = np.flatnonzero(sizes >= least[labels])
     means = sums[:, kept] / sizes[kept]
     names = [REPORT_PARTICLES[label - 1].name for label in labels[kept]]
-    table = _make_table(run, names, means[:3].T, voxel_spacing)
+    table = make_picks(run, names, voxel_to_angstrom(means[:3].T, voxel_spacing))
     return table.assign(voxels=sizes[kept], confidence=means[3])
 
 
@@ -128,7 +128,7 @@ def find_candidates(
     if not least > 0:
         raise ValueError(f"run {run}: least is {least}, but must be above 0, or all voxels are candidates")
     radii = [get_particle(name).radius / voxel_spacing for name in particles]
-    tables = [_make_table(run, [], np.empty((0, 3)), voxel_spacing).assign(confidence=np.empty(0))]
+    tables = [make_picks().assign(confidence=np.empty(0))]
     for name, radius, volume in zip(particles, radii, probabilities, strict=True):
         volume = np.ascontiguousarray(volume)
         ball = max(2.0, radius * radius_fraction)
@@ -139,7 +139,7 @@ def find_candidates(
         confidence, _ = _weigh_balls(volume, centre, ball)
         order = np.argsort(-confidence, kind="stable")
         order = order[_find_leaders(centre[order], radius * _APART) == np.arange(len(order))]
-        table = _make_table(run, [name] * len(order), centre[order], voxel_spacing)
+        table = make_picks(run, [name] * len(order), voxel_to_angstrom(centre[order], voxel_spacing))
         tables.append(table.assign(confidence=confidence[order]))
     return pd.concat(tables, ignore_index=True)
 
@@ -301,11 +301,3 @@ def _list_ball(radius: float) -> np.ndarray:
     steps = np.indices((2 * reach + 1,) * 3).reshape(3, -1) - reach
     squared = (steps**2).sum(axis=0)
     return steps[:, np.argsort(squared, kind="stable")[: np.count_nonzero(squared <= radius**2)]]
-
-
-def _make_table(run: str, names: Sequence[str], centres: np.ndarray, voxel_spacing: float) -> pd.DataFrame:
-    """Return a picks table of `centres` (n, 3), z y x in voxels; an empty one has the same types."""
-    table = pd.DataFrame(voxel_to_angstrom(centres, voxel_spacing), columns=list("xyz"))
-    table.insert(0, "particle_type", pd.Series(names, dtype=object))
-    table.insert(0, "experiment", pd.Series([run] * len(names), dtype=object))
-    return table[list(PICK_COLUMNS)]

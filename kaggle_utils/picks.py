@@ -8,6 +8,7 @@ import io
 import json
 import reprlib
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,14 @@ def angstrom_to_voxel(xyz: np.ndarray, voxel_spacing: float) -> np.ndarray:
 def voxel_to_angstrom(zyx: np.ndarray, voxel_spacing: float) -> np.ndarray:
     """Turn fractional array indices (n, 3), z y x in voxels, into coordinates (n, 3), x y z in Angstrom."""
     return (np.asarray(zyx, dtype=float).reshape(-1, 3)[:, ::-1] - VOXEL_OFFSET) * voxel_spacing
+
+
+def make_picks(run: str = "", particles: Sequence[str] = (), xyz: np.ndarray | Sequence = ()) -> pd.DataFrame:
+    """Return the picks table of one run: names (n,) and centres (n, 3), x y z in Angstrom. Without any it is empty, and
+    of the same types."""
+    columns = {"experiment": pd.Series([run] * len(particles), dtype=object)}
+    columns["particle_type"] = pd.Series(particles, dtype=object)
+    return pd.DataFrame({**columns, **dict(zip("xyz", np.asarray(xyz, dtype=float).reshape(-1, 3).T, strict=True))})
 
 
 def read_run(run: str, data: str | Path | None = None, split: str = "train") -> pd.DataFrame:
@@ -85,12 +94,13 @@ def read_truth(path: str | Path) -> pd.DataFrame:
     missing = [column for column in PICK_COLUMNS if column not in table]
     if missing:
         raise ValueError(f"{path} lacks the columns {', '.join(missing)}")
-    coordinates = table[["x", "y", "z"]].apply(pd.to_numeric, errors="coerce")
+    # Without rows to_numeric leaves pyarrow's texts as they are, and those have no absolute values.
+    coordinates = table[["x", "y", "z"]].apply(pd.to_numeric, errors="coerce").astype(float)
     if not (coordinates.abs() <= _FARTHEST).all(axis=None):
         raise ValueError(f"{path} has coordinates that are no finite numbers, or more than a millimetre away")
     if table[["experiment", "particle_type"]].isna().any(axis=None):
         raise ValueError(f"{path} has rows without a run or a particle")
-    return table[list(PICK_COLUMNS)].assign(**coordinates.astype(float))
+    return table[list(PICK_COLUMNS)].assign(**coordinates)
 
 
 def write_picks(
@@ -194,9 +204,7 @@ def _read_picks_folder(run_folder: Path) -> pd.DataFrame:
     if not files:
         raise FileNotFoundError(f"run {run_folder.name}: no picks in {folder}; expected <particle>.json files")
     tables = [_read_picks_file(path, run_folder.name) for path in files]
-    points = pd.concat(
-        [table for table in tables if table is not None] or [_table(run_folder.name, "", [])], ignore_index=True
-    )
+    points = pd.concat([make_picks(), *(table for table in tables if table is not None)], ignore_index=True)
     repeated = points.duplicated()
     if repeated.any():
         warnings.warn(
@@ -229,11 +237,4 @@ def _read_picks_file(path: Path, run: str) -> pd.DataFrame | None:
         return None
     if not points:
         warnings.warn(f"run {run}: {path} holds no points", stacklevel=4)
-    return _table(run, name, points)
-
-
-def _table(run: str, name: str, points: list[list[float]]) -> pd.DataFrame:
-    table = pd.DataFrame(np.asarray(points, dtype=float).reshape(-1, 3), columns=list("xyz"))
-    table.insert(0, "particle_type", name)
-    table.insert(0, "experiment", run)
-    return table.astype({"experiment": object, "particle_type": object})
+    return make_picks(run, [name] * len(points), points)

@@ -224,6 +224,12 @@ def test_a_csv_that_is_no_truth_is_refused(tmp_path, content, message):
         read_truth(tmp_path / "truth.csv")
 
 
+def test_a_csv_without_picks_is_a_truth_without_particles(tmp_path):
+    (tmp_path / "truth.csv").write_text("experiment,particle_type,x,y,z\n")
+    truth = read_truth(tmp_path / "truth.csv")
+    assert len(truth) == 0 and truth["x"].dtype.kind == "f"
+
+
 def test_runs_named_by_numbers_stay_names(tmp_path):
     """Turned into a number, "007" would match no run."""
     (tmp_path / "truth.csv").write_text("experiment,particle_type,x,y,z\n007,ribosome,1,2,3\n")

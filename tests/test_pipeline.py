@@ -14,8 +14,9 @@ from kaggle_utils.budget import Level
 from kaggle_utils.ensemble import combine, find_models, make_ensemble
 from kaggle_utils.inference import Predictor
 from kaggle_utils.models import load_model
-from kaggle_utils.parts import Outcome, Parts, count_states, gather_picks, make_empty_picks, summarise
+from kaggle_utils.parts import Outcome, Parts, count_states, gather_picks, summarise
 from kaggle_utils.picking import pick_particles
+from kaggle_utils.picks import make_picks
 from kaggle_utils.pipeline import fingerprint, predict_run, submit
 from kaggle_utils.submission import read_submission
 from kaggle_utils.tomograms import find_runs, load_tomogram
@@ -120,7 +121,7 @@ def call(runs, untrained, tmp_path, monkeypatch):
                 if fate is None:
                     yield Outcome(run, problems=("it failed",))
                 else:
-                    yield Outcome(run, make_picks(run), fate, Level(1, 1), 2.0)
+                    yield Outcome(run, invent_picks(run), fate, Level(1, 1), 2.0)
 
         monkeypatch.setattr(pipeline, "predict_runs", predict_runs)
         settings = {"out": out, "parts": tmp_path / "parts", **settings}
@@ -131,7 +132,7 @@ def call(runs, untrained, tmp_path, monkeypatch):
     return call
 
 
-def make_picks(run: str) -> pd.DataFrame:
+def invent_picks(run: str) -> pd.DataFrame:
     rng = np.random.default_rng(int(run[3:]))
     places = {axis: rng.uniform(0, 300, 4) for axis in "xyz"}
     return pd.DataFrame({"experiment": run, "particle_type": "ribosome", **places, "confidence": rng.random(4)})
@@ -158,7 +159,7 @@ def test_after_a_crash_only_what_is_missing_is_computed(call, capsys):
     assert "2 of 3 runs were finished before; 1 to go" in capsys.readouterr().out
     assert [(o.level, o.seconds, o.state) for o in outcomes] == [(Level(1, 1), 2.0, "done")] * 3
     pd.testing.assert_frame_equal(
-        gather_picks(outcomes), pd.concat(map(make_picks, ("TS_1", "TS_2", "TS_3")), ignore_index=True)
+        gather_picks(outcomes), pd.concat(map(invent_picks, ("TS_1", "TS_2", "TS_3")), ignore_index=True)
     )
 
 
@@ -313,13 +314,13 @@ def test_without_room_for_parts_the_submission_is_written_all_the_same(call, tmp
 
 
 def test_a_part_keeps_every_digit(tmp_path):
-    parts, picks = Parts(tmp_path, "models"), make_picks("TS_7")
+    parts, picks = Parts(tmp_path, "models"), invent_picks("TS_7")
     parts.write(Outcome("TS_7", picks, ("odd",), Level(4, 14), 1.5), "files")
     back = parts.read("TS_7", "files")
     pd.testing.assert_frame_equal(back.picks, picks, check_exact=True)
     assert (back.problems, back.level, back.seconds) == (("odd",), Level(4, 14), 1.5)
     assert parts.read("TS_7", "other files") is None and Parts(tmp_path, "other").read("TS_7", "files") is None
-    parts.write(Outcome("TS_8", make_empty_picks(), (), Level(1, 1)), "files")
+    parts.write(Outcome("TS_8", make_picks(), (), Level(1, 1)), "files")
     assert parts.read("TS_8", "files").state == "done" and len(parts.read("TS_8", "files").picks) == 0
     parts.write(Outcome("TS_9", problems=("unreadable",)), "files")
     assert parts.read("TS_9", "files") is None  # the next start may do better
@@ -328,6 +329,6 @@ def test_a_part_keeps_every_digit(tmp_path):
 @pytest.mark.parametrize("run", ["../../etc", "a/b", "x" * 300, "TS_\u00e9", "\udcff", "C:\\x", "CON"])
 def test_a_part_file_stays_in_its_folder_whatever_the_run_is_called(run, tmp_path):
     parts = Parts(tmp_path / "inside" / "parts", "models")
-    parts.write(Outcome(run, make_empty_picks(), (), Level(1, 1)), "files")
+    parts.write(Outcome(run, make_picks(), (), Level(1, 1)), "files")
     assert parts.read(run, "files").run == run
     assert [path.name for path in tmp_path.iterdir()] == ["inside"] and len(list(parts.folder.iterdir())) == 1
