@@ -45,11 +45,11 @@ from torch.utils.data import TensorDataset
 
 from kaggle_utils.calibration import apply_thresholds, bootstrap_score, tune_thresholds
 from kaggle_utils.ensemble import ENSEMBLES, find_models
-from kaggle_utils.environment import keep_freed_memory
 from kaggle_utils.files import replacing, write_text
 from kaggle_utils.fitting import evaluate, fit
 from kaggle_utils.folds import Calibration, calibrate
 from kaggle_utils.labels import make_annotated_mask
+from kaggle_utils.machine import keep_freed_memory
 from kaggle_utils.merging import Committee, make_committee
 from kaggle_utils.metrics import score_submission
 from kaggle_utils.models import build_model, count_parameters, load_model

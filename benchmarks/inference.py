@@ -32,8 +32,8 @@ from torch import nn
 from tqdm import tqdm
 
 from kaggle_utils.ensemble import annotate, make_ensemble
-from kaggle_utils.environment import keep_freed_memory
 from kaggle_utils.inference import Predictor
+from kaggle_utils.machine import keep_freed_memory
 from kaggle_utils.models import TrainedModel, build_model, fold_norms
 from kaggle_utils.particles import REPORT_PARTICLES
 

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from kaggle_utils.files import remove_leftovers
 from kaggle_utils.models import explain, load_tensors, save_tensors
 from kaggle_utils.recipes import ModelRecipe
 
@@ -137,9 +138,7 @@ class State:
                     f"checkpoint {refused[0]}; delete {them} to start the training again, "
                     "or choose another work folder (CZII_WORK)"
                 ) from refused[0]
-        # What kills left of files that were being written: many of them would fill the disk.
-        for rest in folder.glob(".*.tmp"):
-            rest.unlink(missing_ok=True)
+        remove_leftovers(folder / "*")
 
     def _take(self, path: Path, config: dict, steps: int) -> None:
         """Take up a checkpoint; raises ValueError, naming it, when that does not work."""

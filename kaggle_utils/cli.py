@@ -87,7 +87,7 @@ def predict(
     """Run models over all tomograms of a split and write the submission, after each of them anew; runs that failed are
     told, and are no failure of the command unless it is `strict`."""
     from kaggle_utils.ensemble import find_models
-    from kaggle_utils.environment import check_devices, find_devices
+    from kaggle_utils.machine import check_devices, find_devices
     from kaggle_utils.models import load_model
     from kaggle_utils.parts import count_states, show_name
     from kaggle_utils.pipeline import assemble, submit

@@ -13,10 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from kaggle_utils.machine import check_devices as check_devices
 from kaggle_utils.machine import find_devices
-from kaggle_utils.machine import find_free_memory as find_free_memory
-from kaggle_utils.machine import keep_freed_memory as keep_freed_memory
 
 # How Kaggle mounts inputs: the old convention, then the new ones (competitions, datasets and notebooks by owner).
 _KAGGLE_INPUTS = ("*", "competitions/*", "datasets/*/*", "notebooks/*/*")
@@ -170,7 +167,7 @@ def collect_outputs(here: Environment, root: Path = Path("/")) -> list[str]:
     return copied
 
 
-def find_models(here: Environment) -> Path:
+def choose_models(here: Environment) -> Path:
     """Return the folder of the models that make the submission: those of this recipe and scale; on Kaggle, where they
     may have been trained elsewhere, else the only ones of this recipe, else the only ones there are."""
     wanted = here.models / f"{here.recipe}-{here.scale}"

@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -30,6 +30,15 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: str | Path) -> None:
+    """Remove what kills have left of `replacing` this path, whose name may be a pattern: many of them would fill the
+    disk."""
+    path = Path(path)
+    for rest in path.parent.glob(f".{path.name}.*tmp"):
+        with suppress(OSError):  # another one is doing the same, or nothing may be removed here
+            rest.unlink()
 
 
 def write_text(path: str | Path, text: str) -> None:

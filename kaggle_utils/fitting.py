@@ -15,9 +15,9 @@ from tqdm.auto import tqdm
 
 from kaggle_utils.checkpoints import State, telling
 from kaggle_utils.crops import Crops
-from kaggle_utils.environment import keep_freed_memory
 from kaggle_utils.files import replacing
 from kaggle_utils.losses import LOSSES
+from kaggle_utils.machine import keep_freed_memory
 from kaggle_utils.metrics import confusion_matrix, voxel_scores
 from kaggle_utils.models import explain, save_tensors, save_weights
 from kaggle_utils.recipes import ModelRecipe

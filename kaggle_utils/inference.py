@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from kaggle_utils.environment import find_free_memory, keep_freed_memory
+from kaggle_utils.machine import find_free_memory, keep_freed_memory
 from kaggle_utils.models import TrainedModel, explain
 from kaggle_utils.streaming import Kept, NotStreamable, StreamedNetwork, count_numbers
 

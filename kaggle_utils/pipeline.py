@@ -4,7 +4,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, fields
 from importlib.resources import files
 from pathlib import Path
@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from kaggle_utils import environment
 from kaggle_utils.budget import Level
 from kaggle_utils.ensemble import Ensemble, load_specialists, make_ensemble
+from kaggle_utils.files import remove_leftovers
 from kaggle_utils.inference import Predictor
 from kaggle_utils.merging import COMMITTEES, Committee, count_networks, find_particles, make_committee
 from kaggle_utils.models import TrainedModel, agree, load_model, name_model, read_config
@@ -117,15 +118,11 @@ def submit(
     views = ensemble.views if views is None else views
     full = Level(views, count_networks(ensemble))
     store = Parts(parts, fingerprint(ensemble, views))
-    sources, outcomes = {}, {}
-    for run in runs:
-        if is_run_name(run) and is_plain_name(run):
-            sources[run] = ""  # of a run that has no such tomogram
-            with suppress(OSError, ValueError):
-                sources[run] = sign_files(find_group(run, data, split, kind))
-            outcomes[run] = store.read(run, sources[run])
-        else:
-            outcomes[run] = Outcome(run, problems=("a CSV cannot hold this name",))
+    for path in (Path(out), Path(parts, "*.json")):
+        remove_leftovers(path)
+    sources = {run: _sign_run(run, data, split, kind) for run in runs if is_run_name(run) and is_plain_name(run)}
+    outcomes = {run: Outcome(run, problems=("a CSV cannot hold this name",)) for run in runs}
+    outcomes |= {run: store.read(run, source) for run, source in sources.items()}
     before = [run for run in sources if outcomes[run]]
     waiting = [run for run in sources if not outcomes[run]]
     if hours is None:
@@ -176,6 +173,14 @@ def fingerprint(ensemble: Ensemble | Committee, views: int) -> str:
         for name, tensor in model.network.state_dict().items():
             digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _sign_run(run: str, data: str | Path, split: str, kind: str) -> str:
+    """Return the fingerprint of a run's tomogram; empty where there is none."""
+    try:
+        return sign_files(find_group(run, data, split, kind))
+    except (OSError, ValueError):
+        return ""
 
 
 def _refuse_problems(outcomes: Sequence[Outcome], strict: bool) -> None:

@@ -179,7 +179,7 @@ def copy_models(models: Iterable[str | Path], dataset: Path, recipe: str) -> Non
     for choice, work in works.items():
         if len(groups) > 1 and f"{recipe}-full" not in groups:
             raise ValueError(f"models of {' and '.join(sorted(groups))}: publish those of one, or none can be chosen")
-        names = groups.get(f"{recipe}-full") or next(iter(groups.values()))  # as `environment.find_models` will
+        names = groups.get(f"{recipe}-full") or next(iter(groups.values()))  # as `environment.choose_models` will
         needed = {name_model(kind, p.name) for p in REPORT_PARTICLES for kind in ENSEMBLES[choice](p.name)}
         if choice in COMMITTEES and any("_fold_" in name for name in names):  # how many folds there are, who knows
             needed = {name_model(kind, "fold_0") for kind in COMMITTEES[choice]}

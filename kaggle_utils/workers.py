@@ -140,7 +140,7 @@ class _Crew:
         self._finished = 0
 
     def is_busy(self) -> bool:
-        return bool(self._waiting or any(worker.run or worker.ahead for worker in self._workers))
+        return bool(self._list_left())
 
     def dismiss(self) -> None:
         while self._workers:
@@ -186,6 +186,10 @@ class _Crew:
         shares = sum(worker.share for worker in self._workers if worker.run)
         bar.update(self._finished + shares - bar.n)
         yield from outcomes
+
+    def _list_left(self) -> list[str]:
+        """The runs that are being computed or wait for it."""
+        return [run for worker in self._workers for run in (worker.run, worker.ahead) if run] + [*self._waiting]
 
     def _count_waiting(self) -> int:
         return len(self._waiting) + sum(worker.ahead is not None for worker in self._workers)
@@ -251,7 +255,7 @@ class _Crew:
 
     def _abandon(self, why: str) -> list[Outcome]:
         """End all processes; what has not been finished has failed."""
-        left = [run for worker in self._workers for run in (worker.run, worker.ahead) if run] + [*self._waiting]
+        left = self._list_left()
         self._waiting.clear()
         self.dismiss()
         return [Outcome(run, problems=(why,)) for run in left]

@@ -13,10 +13,10 @@ import pytest
 
 from kaggle_utils import environment, machine
 from kaggle_utils.environment import (
+    choose_models,
     collect_outputs,
     detect,
     find_data,
-    find_models,
     find_platform,
     has_layout,
     install_missing,
@@ -495,17 +495,17 @@ def test_on_kaggle_a_submission_takes_models_of_another_scale_when_there_are_no_
     """Those of a demo on one's own machine, published: on Kaggle's GPU the scale is full."""
     report = {"CZII_RECIPE": "report", "CZII_SCALE": "full"}
     here = detect(KAGGLE | report, tmp_path)
-    assert find_models(here).name == "report-full"
+    assert choose_models(here).name == "report-full"
     (here.models / "report-demo").mkdir(parents=True)
-    assert find_models(here).name == "report-demo"
+    assert choose_models(here).name == "report-demo"
     (here.models / "report-smoke").mkdir()
-    assert find_models(here).name == "report-full"  # which of the two, nobody has said; the error will
+    assert choose_models(here).name == "report-full"  # which of the two, nobody has said; the error will
     (here.models / "report-full").mkdir()
-    assert find_models(here).name == "report-full"
-    assert find_models(detect(KAGGLE | {"CZII_SCALE": "full"}, tmp_path)).name == "competition-full"  # not another's
+    assert choose_models(here).name == "report-full"
+    assert choose_models(detect(KAGGLE | {"CZII_SCALE": "full"}, tmp_path)).name == "competition-full"  # not another's
     local = detect({"CZII_WORK": str(tmp_path / "w"), **report}, tmp_path)
     (local.models / "report-demo").mkdir(parents=True)
-    assert find_models(local).name == "report-full"
+    assert choose_models(local).name == "report-full"
 
 
 # ---- the line of the first cell

@@ -186,7 +186,7 @@ def test_kernel_environment_inherits_no_setting_but_lets_the_user_tune_the_threa
     assert "CZII_DATA" not in without
     assert Path(without["CZII_WORK"]).is_absolute() and Path(without["CZII_SUBMISSION"]).is_absolute()
     assert without["OMP_WAIT_POLICY"] == "ACTIVE"
-    assert not any(name.startswith("MALLOC_") for name in without)  # environment.keep_freed_memory, in each process
+    assert not any(name.startswith("MALLOC_") for name in without)  # machine.keep_freed_memory, in each process
     assert without["PYTHONPATH"].endswith("mine") and len(without["PYTHONPATH"]) > len("mine")
 
 

@@ -313,6 +313,17 @@ def test_without_room_for_parts_the_submission_is_written_all_the_same(call, tmp
     assert predicted == ["TS_2"] and len(rows) == 12 and count_states(outcomes).startswith("3 runs: 3 done")
 
 
+def test_what_kills_left_of_writing_is_removed(call, tmp_path):
+    call()
+    part = next((tmp_path / "parts").glob("TS_2-*"))
+    leftovers = [path.with_name(f".{path.name}.01234567.tmp") for path in (call.out, part)]
+    others = [tmp_path / ".other.csv.01234567.tmp", tmp_path / "parts" / "notes.txt"]
+    for path in [*leftovers, *others]:
+        path.touch()
+    call()
+    assert not any(path.exists() for path in leftovers) and all(path.exists() for path in others)
+
+
 def test_a_part_keeps_every_digit(tmp_path):
     parts, picks = Parts(tmp_path, "models"), invent_picks("TS_7")
     parts.write(Outcome("TS_7", picks, ("odd",), Level(4, 14), 1.5), "files")
