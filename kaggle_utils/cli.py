@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import sys
+import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from kaggle_utils.recipes import RECIPE_NAMES, SCALES
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit status; what a person can put right is told without a traceback."""
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # without the line of code that gave it
     options = vars(_parser().parse_args(arguments))
     command = options.pop("command")
     try:
@@ -85,7 +87,7 @@ def predict(
     **settings,
 ) -> int:
     """Run models over all tomograms of a split and write the submission, after each of them anew; runs that failed are
-    told, and are no failure of the command unless it is `strict`."""
+    told, and are no failure of the command unless all did or it is `strict`."""
     from kaggle_utils.ensemble import find_models
     from kaggle_utils.machine import check_devices, find_devices
     from kaggle_utils.models import load_model
@@ -105,6 +107,8 @@ def predict(
         for problem in outcome.problems:
             print(f"{show_name(outcome.run)}, {outcome.state}: {problem}")
     print(f"{count_states(outcomes)}\nsubmission: {out} ({sum(len(outcome.picks) for outcome in outcomes)} picks)")
+    if all(outcome.state == "failed" for outcome in outcomes):
+        raise ValueError(f"no run of {data} could be computed: {out} is valid, but empty")
     return 0
 
 
@@ -141,7 +145,8 @@ def publish(
     user: str, push: bool = False, only: tuple[str, ...] = (), recipe: str = RECIPE_NAMES[0], **settings
 ) -> int:
     """Write and check the folder for the Kaggle CLI, print its commands, and with `push` run those that can be run."""
-    from kaggle_utils.publish import build_folder, list_commands, push_folder
+    from kaggle_utils.publish import build_folder
+    from kaggle_utils.push import list_commands, push_folder
 
     if only and not push:
         raise ValueError("--only chooses what --push sends: give both, or neither")

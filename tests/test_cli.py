@@ -1,6 +1,7 @@
 """The command line: what each command prints, its exit status, and which settings reach the code behind it."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kaggle_utils import cli, environment, phantom, pipeline, publish, tomograms
+from kaggle_utils import cli, environment, machine, phantom, pipeline, publish, push, tomograms
 from kaggle_utils.budget import Level
 from kaggle_utils.cli import main
 from kaggle_utils.notebooks import NotebookError
@@ -206,10 +207,17 @@ def test_starting_is_fast_because_nothing_large_is_imported():
     assert done.stdout.strip() == "[]"
 
 
-def test_python_m_kaggle_utils_returns_the_status(submission, truth):
+def test_python_m_kaggle_utils_returns_the_status(submission, truth, tmp_path):
     command = [sys.executable, "-m", "kaggle_utils", "score", str(submission), "--truth"]
     done = subprocess.run([*command, str(truth)], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "") and f"{SCORE:.4f}" in done.stdout
+    folder = tmp_path / "ExperimentRuns" / "TS_1" / "Picks"
+    folder.mkdir(parents=True)
+    for name in ("ribosome", "membrane"):
+        record = {"pickable_object_name": name, "points": [{"location": {"x": 1, "y": 2, "z": 3}}]}
+        (folder / f"{name}.json").write_text(json.dumps(record))
+    told = subprocess.run([*command, str(tmp_path / "ExperimentRuns")], capture_output=True, text=True)
+    assert re.fullmatch(r"warning: run .*membrane.*\n", told.stderr), "a warning without the code that gave it"
     failed = subprocess.run([*command, "nowhere"], capture_output=True, text=True)
     assert failed.returncode == 2 and "nowhere" in failed.stderr
 
@@ -243,7 +251,7 @@ def test_predict_tells_what_was_wrong_and_leaves_the_rest_to_the_code_behind(
 
     monkeypatch.setattr(pipeline, "submit", submit)
     monkeypatch.setattr(tomograms, "find_runs", lambda data, split: ["TS_1", "TS_2"])
-    monkeypatch.setattr(environment, "find_devices", lambda: ("cuda:0", "cuda:1"))
+    monkeypatch.setattr(machine, "find_devices", lambda: ("cuda:0", "cuda:1"))
     models = [str(untrained_models / f"vnet_model_{name}") for name in ("thyroglobulin", "beta_galactosidase")]
     arguments = ["predict", "--data", "data", "--models", *models, "--out", str(tmp_path / "s.csv")]
     assert main([*arguments, "--split", "train"]) == 0
@@ -261,6 +269,16 @@ def test_predict_tells_what_was_wrong_and_leaves_the_rest_to_the_code_behind(
         "2 runs: 0 done, 1 degraded, 1 failed",
         f"submission: {tmp_path / 's.csv'} (1 picks)",
     ]
+
+
+def test_predict_with_nothing_but_failed_runs_has_failed(untrained_models, tmp_path, capsys):
+    """A valid submission is there all the same."""
+    (tmp_path / "test/static/ExperimentRuns/TS_1").mkdir(parents=True)
+    out = tmp_path / "s.csv"
+    arguments = ["--data", str(tmp_path), "--models", str(untrained_models), "--out", str(out), "--device", "cpu"]
+    assert main(["predict", *arguments]) == 2
+    assert "error: no run of" in capsys.readouterr().err
+    assert len(read_submission(out)) == 0
 
 
 @pytest.mark.parametrize(
@@ -290,8 +308,8 @@ def test_predict_with_a_wrong_setting_is_one_message_and_status_2(
 def test_publish_builds_says_and_pushes_only_when_asked(monkeypatch, tmp_path, capsys):
     calls = []
     monkeypatch.setattr(publish, "build_folder", lambda user, **settings: calls.append((user, settings)) or tmp_path)
-    monkeypatch.setattr(publish, "list_commands", lambda folder, recipe: "  kaggle datasets create")
-    monkeypatch.setattr(publish, "push_folder", lambda *arguments: calls.append(arguments) or ["czii-04"])
+    monkeypatch.setattr(push, "list_commands", lambda folder, recipe: "  kaggle datasets create")
+    monkeypatch.setattr(push, "push_folder", lambda *arguments: calls.append(arguments) or ["czii-04"])
     assert main(["publish", "--user", "jane"]) == 0
     assert calls == [("jane", {"recipe": "competition"})]
     out = capsys.readouterr().out

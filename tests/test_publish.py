@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from kaggle_utils import environment, publish, wheels
+from kaggle_utils import environment, publish, push, wheels
 from kaggle_utils.ensemble import save_choice
 from kaggle_utils.models import build_model, name_model, save_config, save_weights
 from kaggle_utils.notebooks import NOTEBOOKS
@@ -149,7 +149,7 @@ def test_models_without_a_choice_leave_the_submission_to_the_ensemble_notebook(p
     (work / "ensemble.json").unlink()
     out = publish.build_folder("jane", [work / "models/report-full/3d_unet_model_ribosome"], tmp_path / "out")
     assert len(read_kernels(out)["06"]["kernel_sources"]) == 3
-    assert "no ensemble.json" in publish.list_commands(out)
+    assert "no ensemble.json" in push.list_commands(out)
     assert len(list(out.glob("dataset/models--*"))) == 4
 
 
@@ -373,7 +373,7 @@ def test_sub_folders_of_the_dataset_are_found(folder):
 
 
 def commands(folder: Path) -> list[list[str]]:
-    lines = [line for line in publish.list_commands(folder).splitlines() if line.startswith("  kaggle ")]
+    lines = [line for line in push.list_commands(folder).splitlines() if line.startswith("  kaggle ")]
     return [shlex.split(line, comments=True) for line in lines]
 
 
@@ -522,13 +522,13 @@ def kaggle(monkeypatch, tmp_path):
         return [line.replace(f"{tmp_path}/out/", "") for line in lines]
 
     answer(["datasets status", "ready", 0], ["kernels status", 'has status "KernelWorkerStatus.RUNNING"', 0])
-    monkeypatch.setattr(publish, "_PAUSE", 0)
-    monkeypatch.setattr(publish, "_PATIENCE", 3)
+    monkeypatch.setattr(push, "_PAUSE", 0)
+    monkeypatch.setattr(push, "_PATIENCE", 3)
     return SimpleNamespace(answer=answer, asked=asked)
 
 
 def test_push_updates_the_dataset_and_pushes_what_can_run(folder, kaggle, capfd):
-    assert publish.push_folder(folder) == ["czii-04-vnet-training", "czii-05-ensemble", "czii-06-submission"]
+    assert push.push_folder(folder) == ["czii-04-vnet-training", "czii-05-ensemble", "czii-06-submission"]
     assert kaggle.asked()[:3] == [
         "datasets status jane/czii-kaggle-kit",
         "datasets version -m czii-kaggle-utils 0.1.0 -p dataset",
@@ -546,7 +546,7 @@ def test_push_updates_the_dataset_and_pushes_what_can_run(folder, kaggle, capfd)
 def test_push_creates_a_dataset_that_is_not_there(folder, kaggle, capfd):
     kaggle.answer(["datasets status", "403 Client Error", 1], ["datasets create", "Dataset is being created", 0])
     with pytest.raises(ChildProcessError, match="jane/czii-kaggle-kit is not ready"):
-        publish.push_folder(folder)
+        push.push_folder(folder)
     assert kaggle.asked() == [
         "datasets status jane/czii-kaggle-kit",
         "datasets create -p dataset",
@@ -556,13 +556,13 @@ def test_push_creates_a_dataset_that_is_not_there(folder, kaggle, capfd):
 
 
 def test_push_of_one_notebook_waits_for_what_it_needs(folder, kaggle):
-    assert publish.push_folder(folder, ["04"]) == ["czii-04-vnet-training"]
+    assert push.push_folder(folder, ["04"]) == ["czii-04-vnet-training"]
     assert kaggle.asked()[-1] == "kernels status jane/czii-03-unet-training"
     kaggle.answer(["datasets status", "ready", 0], ["kernels status", 'has status "KernelWorkerStatus.COMPLETE"', 0])
-    assert publish.push_folder(folder, ["04"]) == []
+    assert push.push_folder(folder, ["04"]) == []
     assert kaggle.asked()[-1] == "kernels push -p kernels/czii-04-vnet-training"
     with pytest.raises(ValueError, match="'07'"):
-        publish.push_folder(folder, ["07"])
+        push.push_folder(folder, ["07"])
 
 
 @pytest.mark.parametrize(
@@ -582,7 +582,7 @@ def test_push_of_one_notebook_waits_for_what_it_needs(folder, kaggle):
 def test_push_stops_at_the_first_failure_with_its_message(answer, folder, kaggle, capfd):
     kaggle.answer(["datasets status", "ready", 0], answer)
     with pytest.raises(ChildProcessError) as caught:
-        publish.push_folder(folder)
+        push.push_folder(folder)
     assert answer[1].splitlines()[0] in str(caught.value) and answer[1] in capfd.readouterr().out
     assert kaggle.asked()[-1].startswith(answer[0])
 
@@ -590,14 +590,14 @@ def test_push_stops_at_the_first_failure_with_its_message(answer, folder, kaggle
 def test_push_stops_when_the_dataset_fails(folder, kaggle):
     kaggle.answer(["datasets status", "failed", 0])
     with pytest.raises(ChildProcessError, match="could not take the dataset in"):
-        publish.push_folder(folder)
+        push.push_folder(folder)
 
 
 def test_push_without_the_cli_says_how_to_get_it(folder, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(publish.sys, "executable", str(tmp_path / "python"))  # nor beside this Python
+    monkeypatch.setattr(push.sys, "executable", str(tmp_path / "python"))  # nor beside this Python
     with pytest.raises(FileNotFoundError, match="pip install kaggle"):
-        publish.push_folder(folder)
+        push.push_folder(folder)
 
 
 @pytest.mark.slow
