@@ -35,6 +35,7 @@ ZARR3_PACKAGES = (
     "google-crc32c==1.9.0",
     "typing_extensions==4.16.0",
 )
+SHARED = ("-n", "auto", "--maxprocesses", "4", "--dist", "loadfile", "--no-loadscope-reorder")
 ZARR3_TESTS = ("tests/test_tomograms.py", "tests/test_picks.py")
 
 
@@ -79,7 +80,7 @@ def demo(arguments: list) -> int:
 def test(arguments: list) -> int:
     """Lint, then test; all of it runs even if a part fails, and the first failure's status is returned.
 
-    Arguments go to pytest, and leave out the run against zarr 3.
+    Arguments go to pytest, and leave out the run against zarr 3. Without any the tests share the cores, file by file.
     """
     pytest = (PYTHON, "-m", "pytest")
     statuses = [
@@ -91,6 +92,7 @@ def test(arguments: list) -> int:
         path = os.pathsep.join(filter(None, (str(ZARR3), os.environ.get("PYTHONPATH"))))
         statuses.append(call(*pytest, *ZARR3_TESTS, PYTHONPATH=path))
         print("\nEverything:", flush=True)
+        arguments = SHARED
     statuses.append(call(*pytest, *arguments))
     return next(filter(None, statuses), 0)
 

@@ -1,11 +1,23 @@
 """What several test files share."""
 
+import os
+
 import pytest
 from hypothesis import settings
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # each of several processes would use all cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A busy machine is no failure, and what one run of the tests found must not change the next.
 settings.register_profile("kit", deadline=None, database=None)
 settings.load_profile("kit")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Where processes share the files, those with slow tests come first: none shall wait for a late one."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")

@@ -215,9 +215,9 @@ def test_tuning_takes_about_a_second():
     """Six particles with 2,000 candidates each."""
     candidates, truth = draw_runs(np.random.default_rng(9), 7, NAMES, true=40, false=250)
     assert len(candidates) > 6 * 2000
-    start = time.perf_counter()
+    start = time.process_time()
     tune_thresholds(candidates, truth, NAMES)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_apply_thresholds_keeps_what_reaches_them():

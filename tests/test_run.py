@@ -146,14 +146,15 @@ def test_test_lints_and_tests_against_both_zarrs_and_the_first_failure_counts(ru
     run.calls.clear()
     assert run.main(["test"]) == 0
     commands = [" ".join(command[2:]) for command, _ in run.calls]
-    assert commands == ["ruff check .", "ruff format --check .", f"pytest {' '.join(run.ZARR3_TESTS)}", "pytest"]
+    tests = [f"pytest {' '.join(arguments)}" for arguments in (run.ZARR3_TESTS, run.SHARED)]
+    assert commands == ["ruff check .", "ruff format --check .", *tests]
     assert run.calls[2][1] == {"PYTHONPATH": os.pathsep.join([str(run.ZARR3), "mine"])}
     for failing, status in {"check": 1, "--check": 5, run.ZARR3_TESTS[0]: 2}.items():
         run.calls.clear()
         run.status = lambda command, failing=failing, status=status: status if failing in command else 0
         assert run.main(["test"]) == status
         assert len(run.calls) == 4  # the rest is run all the same
-    run.status = lambda command: 4 if command[-1] == "pytest" else 0
+    run.status = lambda command: 4 if command[-1] == run.SHARED[-1] else 0
     assert run.main(["test"]) == 4
 
 
@@ -197,7 +198,7 @@ def test_ctrl_c_waits_for_the_command_to_tidy_up(tmp_path):
     )
     assert process.stdout.readline() == "started\n"
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (130, "tidy\n") and err.strip() == "Interrupted."
 
 

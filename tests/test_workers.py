@@ -106,7 +106,7 @@ def test_while_a_run_is_computed_the_next_one_is_read_and_no_more(untrained, mon
     def find(volume, spacing, ensemble, predictors, run, report):
         number = runs.index(run)
         for ahead in runs[number + 1 : number + 2]:
-            assert begun[ahead].wait(timeout=20), f"{ahead} is not read while {run} is computed"
+            assert begun[ahead].wait(timeout=120), f"{ahead} is not read while {run} is computed"
         time.sleep(0.05)
         seen.append((run, sum(event.is_set() for event in begun.values())))
         return pd.DataFrame({axis: [1.0] for axis in "xyz"}), None, None
@@ -126,7 +126,7 @@ def test_while_a_run_is_computed_the_next_one_is_read_and_no_more(untrained, mon
         word, (picks, problems, told) = ours.recv()
         assert (word, len(picks), problems, told) == ("found", 1, (), [])
     ours.close()
-    thread.join(timeout=20)
+    thread.join(timeout=120)
     assert not thread.is_alive()  # it ends with whoever listens
     assert seen == [("TS_0", 2), ("TS_1", 3), ("TS_2", 4), ("TS_3", 4)]
 
