@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from arithmetic import count_operations
 from scipy.special import logit
 from torch import nn
 from tqdm import tqdm
@@ -57,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     settings = (options.width, options.threads)
     result = {"width": options.width, "threads": options.threads, "shape": list(options.shape)}
-    result["operations a voxel"] = count_operations(options.width)
+    result["operations a voxel"] = count_operations(build_model("unet", options.width))
     if options.ways:
         table = compare(options.ways, tuple(options.shape), options.repeats, settings)
         print(table.to_string(index=False, float_format="{:.3g}".format), flush=True)
@@ -92,15 +93,6 @@ def make_network(width: int, seed: int = 0) -> nn.Module:
 def make_volume(shape: tuple[int, int, int]) -> np.ndarray:
     """Return noise, float32 (z, y, x): a network takes as long for it as for a tomogram."""
     return np.random.default_rng(0).standard_normal(shape, np.float32)
-
-
-def count_operations(width: int) -> int:
-    """Return how many multiplications and additions the convolutions need for a voxel of the volume."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        build_model("unet", width).to("meta")(torch.empty(1, 1, 64, 64, 64, device="meta"))
-    return round(counter.get_total_flops() / 64**3)
 
 
 def compare(ways: tuple[str, ...], shape: tuple, repeats: int, settings: tuple) -> pd.DataFrame:

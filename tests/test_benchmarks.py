@@ -1,7 +1,9 @@
 """The benchmarks run on small data, and what they compare is comparable."""
 
+import importlib
 import importlib.util
 import json
+import math
 import os
 import runpy
 import subprocess
@@ -11,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from torch import nn
 
-from kaggle_utils import picking
+from kaggle_utils import inference, picking
 from kaggle_utils.labels import make_annotated_mask
 from kaggle_utils.metrics import score_submission
 from kaggle_utils.phantom import write_phantom
@@ -147,3 +150,25 @@ def test_techniques_are_turned_off_one_at_a_time(accuracy, tmp_path, monkeypatch
     accuracy.main([*options, "--thresholds"])
     printed = capsys.readouterr().out
     assert all(kind in printed for kind in ("argmax", "plateau", "0.5", "hindsight"))
+
+
+@pytest.fixture
+def arithmetic(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    return importlib.import_module("arithmetic")
+
+
+def test_operations_are_counted_as_by_hand(arithmetic, capsys):
+    """27 products and sums for each of four outputs; the README's numbers are those that the script prints."""
+    assert arithmetic.count_operations(nn.Conv3d(1, 4, 3, padding=1)) == 2 * 27 * 4
+    arithmetic.main([])
+    printed, readme = capsys.readouterr().out, SCRIPT.parents[1].joinpath("README.md").read_text(encoding="utf-8")
+    for number in ("53984", "12392", "374272"):
+        assert number in printed and f"{int(number):,}" in readme
+
+
+@pytest.mark.parametrize(("window", "halo"), [(192, 24), (128, 24), (80, 16)])
+def test_the_voxels_that_are_read_are_those_of_inference(arithmetic, window, halo):
+    read = [len(inference._place_windows(size, window, halo)) * min(window, size) for size in arithmetic.SHAPE]
+    assert arithmetic.count_voxels(window, halo) == math.prod(read)
+    assert arithmetic.count_voxels(None, 0) == math.prod(arithmetic.SHAPE)
