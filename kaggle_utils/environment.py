@@ -37,7 +37,8 @@ class Environment:
     """What a notebook needs to know of its surroundings.
 
     `data` is the folder that holds `train/` and `test/`, or None when there is none; `devices` are torch device names,
-    one for each worker; `hours` is how long this process may run from `STARTED` on, or None."""
+    one for each worker; `hours` is how long this process may run from `STARTED` on, or None; `scoring` whether Kaggle
+    runs the notebook on the hidden tomograms, where nobody looks."""
 
     platform: str
     data: Path | None
@@ -47,6 +48,7 @@ class Environment:
     scale: str
     devices: tuple[str, ...]
     hours: float | None = None
+    scoring: bool = False
 
     def __str__(self) -> str:
         data = self.data.name if self.data else "none found, so synthetic tomograms (phantom)"
@@ -113,6 +115,7 @@ def detect(environ: Mapping[str, str] = os.environ, root: Path = Path("/")) -> E
         scale=environ.get("CZII_SCALE") or ("full" if data and devices[0] != "cpu" else "demo"),
         devices=devices,
         hours=_read_hours(environ, _KAGGLE_HOURS if platform == "kaggle" else None),
+        scoring=bool(environ.get("KAGGLE_IS_COMPETITION_RERUN")),
     )
 
 

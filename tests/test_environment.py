@@ -90,6 +90,11 @@ def test_a_phantom_in_another_notebooks_output_is_no_data(tmp_path):
     assert find_data("kaggle", {}, tmp_path) is None
 
 
+def test_the_scoring_run_is_told_by_its_variable(tmp_path):
+    assert not detect(KAGGLE, tmp_path).scoring
+    assert detect(KAGGLE | {"KAGGLE_IS_COMPETITION_RERUN": "1"}, tmp_path).scoring
+
+
 def test_kaggle_without_data_has_none(tmp_path):
     assert detect(KAGGLE, tmp_path).data is None
     (tmp_path / "kaggle/input/other/train").mkdir(parents=True)

@@ -37,6 +37,8 @@ CONVENTIONS = {
     "new": (f"competitions/{SLUG}", "datasets/someone/czii-kit", "notebooks/someone/czii-05-ensemble"),
 }
 
+SCORING = {"KAGGLE_IS_COMPETITION_RERUN": "1"}
+
 # Runs in the machine, and tells what it is like there before it runs a notebook from top to bottom.
 PLAY = f"""
 import fcntl, importlib.util, json, pathlib, socket, struct, sys
@@ -163,14 +165,18 @@ def shown(notebook) -> str:
     return "".join(output.text for output in outputs if output.output_type == "stream")
 
 
-@pytest.mark.parametrize("convention", ["new", pytest.param("old", marks=pytest.mark.thorough)])
-def test_notebook_06_makes_a_valid_submission(play, dataset, competition, convention, tmp_path):
+@pytest.mark.parametrize(
+    ("convention", "scoring"), [("new", {}), pytest.param("old", SCORING, marks=pytest.mark.thorough)]
+)
+def test_notebook_06_makes_a_valid_submission(play, dataset, competition, convention, scoring, tmp_path):
+    """In the scoring run it does nothing after the submission that could fail."""
     mounts = CONVENTIONS[convention]
     (tmp_path / "earlier").mkdir()
     save_choice(
         tmp_path / "earlier", "mixed", "report-full"
     )  # the dataset says otherwise, but what notebook 05 left is newer
-    notebook, work = play("06_submission", dict(zip(mounts, (competition, dataset, tmp_path / "earlier"), strict=True)))
+    inputs = dict(zip(mounts, (competition, dataset, tmp_path / "earlier"), strict=True))
+    notebook, work = play("06_submission", inputs, scoring)
     text = shown(notebook)
     wheel = next(dataset.glob("czii_kaggle_utils-*.whl")).name
     first = f"package: /kaggle/input/{mounts[1]}/{wheel} | data: /kaggle/input/{mounts[0]} | work: /kaggle/working"
@@ -178,6 +184,8 @@ def test_notebook_06_makes_a_valid_submission(play, dataset, competition, conven
     assert "ensemble 'mixed'" in text and "submission.csv is valid" in text
     assert validate_submission(work / "submission.csv", competition) == []
     assert set(read_submission(work / "submission.csv")["experiment"]) == set(TEST_RUNS)
+    drawn = any("image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", ()))
+    assert drawn == (work / "copick").exists() == (not scoring)
 
 
 def test_notebook_03_trains_on_the_phantom_where_there_are_no_data(play, dataset):
