@@ -298,6 +298,7 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(call, monkeypatch):
     assert len(read_submission(call.out)) == 8
 
 
+@pytest.mark.filterwarnings("ignore:.*TS_[123]")
 def test_without_room_for_parts_the_submission_is_written_all_the_same(call, tmp_path):
     """A file stands where the folder should be; then a folder where a part should be."""
     (tmp_path / "in the way").write_text("")
