@@ -18,8 +18,9 @@ whole epochs, so its minutes are met as near as those allow; the table says what
 A finished contender leaves OUT/<contender>.json and its picks OUT/<contender>.csv and is not run again, so contenders
 may be run by several calls. `--without TECHNIQUE ...` runs the competition recipe with one technique after the other
 turned off; what concerns only the picks uses the networks that `competition` has left. `--thresholds` tunes
-thresholds on each test run and applies them to the others. The table is made of what lies there, with 90 % intervals
-from a bootstrap over the stored picks; `--contenders` with no name makes the table alone.
+thresholds on each test run and applies them to the others; `--levels` runs the same networks with fewer test-time
+views and fewer networks, as a submission that is short of time does. The table is made of what lies there, with 90 %
+intervals from a bootstrap over the stored picks; `--contenders` with no name makes the table alone.
 """
 
 import argparse
@@ -31,6 +32,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 # Before torch and tqdm: a thread that waits must not spend the minutes, and a log wants no line for every step.
@@ -50,13 +52,13 @@ from kaggle_utils.fitting import evaluate, fit
 from kaggle_utils.folds import Calibration, calibrate
 from kaggle_utils.labels import make_annotated_mask
 from kaggle_utils.machine import keep_freed_memory
-from kaggle_utils.merging import Committee, make_committee
+from kaggle_utils.merging import Committee, cut_networks, make_committee
 from kaggle_utils.metrics import score_submission
 from kaggle_utils.models import build_model, count_parameters, load_model
 from kaggle_utils.particles import PARTICLES, REPORT_PARTICLES, report_label
 from kaggle_utils.picking import pick_particles
 from kaggle_utils.picks import read_truth
-from kaggle_utils.pipeline import load_ensemble, predict_run
+from kaggle_utils.pipeline import assemble, load_ensemble, predict_run
 from kaggle_utils.recipes import Augmentation, CompetitionRecipe, Recipe, get_recipe
 from kaggle_utils.subvolumes import Run, build_datasets, load_runs, normalise
 from kaggle_utils.tomograms import find_runs, load_tomogram
@@ -75,6 +77,7 @@ NAMES = tuple(particle.name for particle in PARTICLES)
 LOG_EVERY = 20  # seconds
 MEASURED = 16  # sub-volumes that tell what an epoch costs
 FOLDS = 2  # of the competition recipe, which share its minutes
+VIEWS = (4, 2, 1)  # of `--levels`
 
 
 class Clock:
@@ -118,12 +121,16 @@ def main(arguments: list[str] | None = None) -> None:
     techniques = [*TRAINED_WITHOUT, *CALIBRATED_WITHOUT]
     parser.add_argument("--without", nargs="+", choices=techniques, metavar="TECHNIQUE", help=", ".join(techniques))
     parser.add_argument("--thresholds", action="store_true", help="of the finished competition networks, see above")
+    parser.add_argument("--levels", action="store_true", help="of the finished competition networks, see above")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     keep_freed_memory()
     truth = read_truth(options.data / "test_truth" / "overlay" / "ExperimentRuns")
     if options.thresholds:
         print(compare_thresholds(options, truth).to_string(float_format="{:.4f}".format))
+        return
+    if options.levels:
+        print(compare_levels(options, truth).to_string(index=False, float_format="{:.3f}".format))
         return
     for technique in options.without or [None]:
         for contender in ["competition"] if technique else options.contenders:
@@ -471,6 +478,20 @@ def compare_thresholds(options: argparse.Namespace, truth: pd.DataFrame) -> pd.D
             score = score_submission(apply_thresholds(candidates, thresholds), others)
             rows[kind].append({"F-beta": score.score, **score.particles["f_beta"]})
     return pd.DataFrame({kind: pd.DataFrame(scores).mean() for kind, scores in rows.items()}).T
+
+
+def compare_levels(options: argparse.Namespace, truth: pd.DataFrame) -> pd.DataFrame:
+    """Return F-beta, with the 90 % interval of a bootstrap, for each number of views and networks, with the thresholds
+    that were tuned for all networks."""
+    paths = find_models([options.out / "competition"])
+    everything, rows = assemble("levels", [load_model(path) for path in paths]), []
+    names = find_runs(options.data, "test")
+    for networks, views in product(range(len(paths), 0, -1), VIEWS):
+        ensemble = replace(cut_networks(everything, networks), views=views)
+        found = pd.concat([predict_run(name, options.data, ensemble).picks for name in names], ignore_index=True)
+        total = bootstrap_score(found, truth).loc["score"]
+        rows.append({"passes": views * networks, "views": views, "networks": networks, **total})
+    return pd.DataFrame(rows).sort_values(["passes", "networks"], ascending=False)
 
 
 # What `--without` can turn off: in training, or only afterwards, on the networks of `competition`.
