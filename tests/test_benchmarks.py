@@ -151,15 +151,8 @@ def test_techniques_are_turned_off_one_at_a_time(accuracy, tmp_path, monkeypatch
     printed = capsys.readouterr().out
     assert all(kind in printed for kind in ("argmax", "plateau", "0.5", "hindsight"))
     accuracy.main([*options, "--levels"])
-    rows = [line.split()[:3] for line in capsys.readouterr().out.splitlines()[1:]]
-    assert rows == [
-        ["8", "4", "2"],
-        ["4", "2", "2"],
-        ["4", "4", "1"],
-        ["2", "1", "2"],
-        ["2", "2", "1"],
-        ["1", "1", "1"],
-    ]
+    rows = [" ".join(line.split()[:3]) for line in capsys.readouterr().out.splitlines()[1:]]
+    assert rows == ["8 4 2", "4 2 2", "4 4 1", "2 1 2", "2 2 1", "1 1 1"]  # passes, views, networks
 
 
 @pytest.fixture
