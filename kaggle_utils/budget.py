@@ -61,7 +61,7 @@ class Planner:
         devices: int = 1,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self._levels, self._waiting, self._devices, self._clock = list(levels), runs, devices, clock
+        self._levels, self._waiting, self.devices, self._clock = list(levels), runs, devices, clock
         self._start = clock()
         self.is_limited = deadline is not None
         self._deadline = math.inf if deadline is None else deadline
@@ -101,7 +101,7 @@ class Planner:
         expected = (seconds - still + known / 2) / (share + 0.5) if known else (seconds - still) / share
         rate, rest = expected / level.passes, expected * (1 - share)
         least = rate * self._levels[-1].passes
-        others = math.ceil(waiting / self._devices) * _MARGIN * least
+        others = math.ceil(waiting / self.devices) * _MARGIN * least
         hopeless = rest > still + least and rest + others > self._end - self._clock()
         uneven = begun < self._known_since and share < _EARLY and 2 * self._afford(rate, waiting + 1) < level.passes
         if hopeless or uneven:
@@ -125,7 +125,7 @@ class Planner:
         if not self.is_informed:
             return f"{plan}: how long they take is not known yet"
         seconds = self._rate * self._level.passes
-        end = used + seconds * math.ceil(self._waiting / self._devices)
+        end = used + seconds * math.ceil(self._waiting / self.devices)
         return f"{plan}, {seconds:.3g} s each: done after {_say(end)}"
 
     @property
@@ -148,10 +148,10 @@ class Planner:
 
     def _afford(self, rate: float, runs: int) -> float:
         """Return how many passes each of so many runs can have."""
-        left, rounds = self._end - self._clock(), math.ceil(runs / self._devices)
-        if runs > _FEW * self._devices:
-            rounds = runs / self._devices
-            left -= (1 - 1 / self._devices) / 2 * rate * self._level.passes  # for what is in progress
+        left, rounds = self._end - self._clock(), math.ceil(runs / self.devices)
+        if runs > _FEW * self.devices:
+            rounds = runs / self.devices
+            left -= (1 - 1 / self.devices) / 2 * rate * self._level.passes  # for what is in progress
         return left / ((rounds * _MARGIN + _SPARE) * rate) if rate else math.inf
 
 

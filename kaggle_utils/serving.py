@@ -57,14 +57,18 @@ def serve(
                 run, level, following = connection.recv()
                 reading = ahead.pop(run, None) or reader.submit(_read, run, data, split, kind)
                 ahead = {following: reader.submit(_read, following, data, split, kind)} if following else {}
-                connection.send(("found", _predict(reading, ensemble, predictors, level, connection)))
-                del reading
+                try:
+                    found = _predict(reading, ensemble, predictors, level, connection)
+                except FloatingPointError as error:  # a new process would come to the same
+                    found = None, (str(error),), []
+                connection.send(("found", found))
+                del reading, found
     except EOFError:
         pass  # nothing more to do
     except (BrokenPipeError, ConnectionResetError):
         os._exit(0)  # nobody listens any more, so nothing is worth being waited for
     except Exception as error:
-        if not isinstance(error, ValueError | OSError | MemoryError | FloatingPointError):
+        if not isinstance(error, ValueError | OSError | MemoryError):
             traceback.print_exc()
         connection.send(("error", explain(error)))
 

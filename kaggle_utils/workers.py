@@ -25,8 +25,9 @@ from kaggle_utils.parts import Outcome
 from kaggle_utils.serving import serve
 
 _POLL = 0.5  # seconds between two looks at the clock
-_TRIES = 2  # processes that a run may take down with it
 _STARTS = 3  # processes of a device in a row that may end before they are ready
+_SICK = 2  # runs in a row that may fail on a device, and be done by another
+_PAUSES = (1.0, 5.0, 25.0)  # seconds between attempts to start a process where the system has no room for one
 # Seconds without a word after which a process is taken for dead, for slabs and windows take far less: at most, at
 # least, and as a share of the time that is left.
 _SILENCE, _LEAST_SILENCE, _SILENT_SHARE = 900.0, 60.0, 0.25
@@ -49,7 +50,8 @@ def predict_runs(
 
     Each device has a process of its own, and the devices share the CPU's threads. While a run is computed, the next one
     is read. A tomogram that is broken gives what `salvage_tomogram` makes of it. When a process fails, dies or hangs
-    over a run, the run is tried once more in a new one; what fails twice has failed. With a `deadline`, in seconds of
+    over a run, the run is tried once more, on another device if there is one; what fails twice has failed. A device
+    that cannot do what others can is given up. With a `deadline`, in seconds of
     `time.monotonic`, views and networks are cut as `Planner` plans, each new plan is printed, and what has not been
     computed when the time is over, or when no device can be used any more, has failed, too.
 
@@ -82,14 +84,15 @@ def _run_crew(runs: list[str], packed: bytes, settings: list[tuple], planner: Pl
 
 
 class _Worker:
-    """A device's process, and what is known of it: `run`, since when and at which `level` it is computed, which `share`
-    is done, for how long nothing was (`still`), and the run that is read `ahead`."""
+    """The process of a device, the `place` of its settings, and what is known of it: `run`, since when and at which
+    `level` it is computed, which `share` is done, for how long nothing was (`still`), and the run that is read
+    `ahead`."""
 
-    def __init__(self, settings: tuple):
+    def __init__(self, place: int, settings: tuple):
         context = multiprocessing.get_context("spawn")
-        self.settings, self.device = settings, settings[2]
+        self.place = place
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, *settings), name=self.device, daemon=True)
+        self.process = context.Process(target=serve, args=(theirs, *settings), name=settings[2], daemon=True)
         with _without_interrupt():
             self.process.start()
         theirs.close()  # or its end would never be noticed
@@ -132,12 +135,16 @@ class _Crew:
     """The workers and the runs that wait for them."""
 
     def __init__(self, runs: list[str], packed: bytes, settings: list[tuple], planner: Planner):
-        self._waiting, self._packed, self._planner = deque(runs), packed, planner
-        self._workers = [_Worker(own) for own in settings] if runs else []
-        self._tries: Counter[str] = Counter()
-        self._stillborn: Counter[str] = Counter()  # processes of a device that never came to a run
+        self._waiting, self._packed, self._settings, self._planner = deque(runs), packed, settings, planner
+        self._workers: list[_Worker] = []
+        self._failures: dict[str, set[int]] = {}  # by run, the devices whose processes ended over it
+        self._stillborn: Counter[int] = Counter()  # processes of a device that never came to a run
+        self._sick: Counter[int] = Counter()  # runs that failed on a device and were done by another
         self._plan, self._told = None, 0.0  # what was said last of levels and times, and when
         self._finished = 0
+        absent = {place: why for place in range(len(settings)) if runs and (why := self._hire(place))}
+        for place, why in absent.items():  # not before it is known whether there is another
+            self._give_up(place, why)
 
     def is_busy(self) -> bool:
         return bool(self._list_left())
@@ -161,7 +168,7 @@ class _Crew:
                     worker.connection.send_bytes(self._packed)
             elif word == "ready":
                 worker.ready = True
-                self._stillborn[worker.device] = 0
+                self._stillborn[worker.place] = 0
             elif word == "share":
                 worker.still = worker.still or time.monotonic() - worker.since
                 worker.share = content
@@ -181,6 +188,7 @@ class _Crew:
             ):
                 bar.write(f"run {worker.run} takes too long at {worker.level}: broken off, and begun again with less")
                 self._waiting.append(worker.run)  # the others first
+                worker.end()
                 worker.run = None
                 outcomes += self._bury(worker, "it was too slow")
         shares = sum(worker.share for worker in self._workers if worker.run)
@@ -196,13 +204,12 @@ class _Crew:
 
     def _assign(self, worker: _Worker, bar: tqdm) -> None:
         """Give a worker the run that it has read, else one that nobody has, else one that another has read."""
-        holders = [worker] if worker.ahead else [] if self._waiting else [w for w in self._workers if w.ahead]
-        if holders:
-            run, holders[0].ahead = holders[0].ahead, None
-        elif self._waiting:
-            run = self._waiting.popleft()
-        else:
-            return
+        run, worker.ahead = worker.ahead or self._take(worker), None
+        if run is None:
+            holder = next((other for other in self._workers if other.ahead), None)
+            if holder is None:
+                return
+            run, holder.ahead = holder.ahead, None
         worker.level = self._planner.choose(self._count_waiting() + 1)
         worker.run, worker.since, worker.share, worker.still = run, time.monotonic(), 0.0, 0.0
         worker.heard = worker.since
@@ -210,10 +217,18 @@ class _Crew:
         if self._planner.is_limited and (plan != self._plan or worker.since - self._told > _REPEAT):
             self._plan, self._told = plan, worker.since
             bar.write(str(self._planner))
-        if self._waiting and not self._tries[run]:  # or it would be unclear which of two took the process down
-            worker.ahead = self._waiting.popleft()
+        if run not in self._failures:  # or it would be unclear which of two took the process down
+            worker.ahead = self._take(worker)
         with suppress(OSError):  # its end is noticed at the next look
             worker.connection.send((run, worker.level, worker.ahead))
+
+    def _take(self, worker: _Worker) -> str | None:
+        """Take the next run off those that wait, but none that has failed on this device while there is another."""
+        alone = len(self._workers) == 1
+        run = next((run for run in self._waiting if alone or worker.place not in self._failures.get(run, ())), None)
+        if run is not None:
+            self._waiting.remove(run)
+        return run
 
     def _finish(self, worker: _Worker, picks: pd.DataFrame | None, problems: tuple, told: list[str]) -> Outcome:
         for text in told:
@@ -224,6 +239,8 @@ class _Crew:
             return Outcome(run, problems=problems, seconds=seconds)
         self._planner.finish(level, seconds, worker.finished == 0, worker.still)
         worker.finished += 1
+        self._sick[worker.place] = 0
+        self._sick.update(self._failures.get(run, ()))
         return Outcome(run, picks, problems, level, seconds)
 
     def _bury(self, worker: _Worker, why: str) -> list[Outcome]:
@@ -231,27 +248,44 @@ class _Crew:
         their last try."""
         outcomes = []
         worker.end()
+        self._workers.remove(worker)
         if worker.ahead:
             self._waiting.appendleft(worker.ahead)
-        if worker.run:
-            self._tries[worker.run] += 1
-            if self._tries[worker.run] < _TRIES:
-                self._waiting.appendleft(worker.run)
-            else:
-                self._finished += 1
-                outcomes.append(Outcome(worker.run, problems=(why,), seconds=time.monotonic() - worker.since))
+        if worker.run in self._failures:
+            self._finished += 1
+            outcomes.append(Outcome(worker.run, problems=(why,), seconds=time.monotonic() - worker.since))
+        elif worker.run:
+            self._failures[worker.run] = {worker.place}
+            self._waiting.appendleft(worker.run)
         elif not worker.ready:
-            self._stillborn[worker.device] += 1
-        self._workers.remove(worker)
-        if self._stillborn[worker.device] < _STARTS:
-            self._workers.append(_Worker(worker.settings))
-            return outcomes
-        warnings.warn(f"{worker.device} is given up: {why}", stacklevel=2)
+            self._stillborn[worker.place] += 1
+        if self._stillborn[worker.place] < _STARTS and self._sick[worker.place] < _SICK:
+            why = self._hire(worker.place)
+            if not why:
+                return outcomes
+        return outcomes + self._give_up(worker.place, why)
+
+    def _hire(self, place: int) -> str:
+        """Start a process for a device; return why there is none, or nothing."""
+        for pause in (*_PAUSES, 0.0):
+            try:
+                self._workers.append(_Worker(place, self._settings[place]))
+                return ""
+            except OSError as error:  # the system has no room for a process, a pipe or a file
+                why = f"the system cannot start a process ({error})"
+            time.sleep(pause)
+        return why
+
+    def _give_up(self, place: int, why: str) -> list[Outcome]:
+        """Go on without a device; without any, what has not been finished has failed."""
+        device = self._settings[place][2]
+        warnings.warn(f"{device} is given up: {why}", stacklevel=2)
+        self._planner.devices = max(1, len(self._workers))
         if not self._workers and not self._finished:
-            raise ChildProcessError(f"no process can be started for {worker.device}: {why}")
+            raise ChildProcessError(f"no process can be started for {device}: {why}")
         if not self._workers:
-            outcomes += self._abandon(f"no process could be started for {worker.device} any more: {why}")
-        return outcomes
+            return self._abandon(f"no process could be started for {device} any more: {why}")
+        return []
 
     def _abandon(self, why: str) -> list[Outcome]:
         """End all processes; what has not been finished has failed."""

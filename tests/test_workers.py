@@ -14,10 +14,11 @@ from unittest.mock import Mock
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from torch import nn
 
 from kaggle_utils import serving, workers
-from kaggle_utils.budget import Level
+from kaggle_utils.budget import Level, Planner
 from kaggle_utils.ensemble import find_models, make_ensemble
 from kaggle_utils.inference import Predictor
 from kaggle_utils.models import load_model
@@ -227,7 +228,7 @@ def test_a_lower_level_is_the_same_ensemble_with_less(untrained_pairs):
 @pytest.mark.parametrize(("key", "theirs"), [("tomogram", "wbp"), ("min_size_fraction", 0.3), ("radius_fraction", 0.5)])
 def test_models_that_disagree_are_told_by_name(key, theirs, untrained, monkeypatch):
     """And before a process has been started: on a whole tomogram it takes minutes until the picks are made."""
-    monkeypatch.setattr(workers, "_Worker", lambda settings: pytest.fail("a process was started first"))
+    monkeypatch.setattr(workers, "_Worker", lambda *settings: pytest.fail("a process was started first"))
     first, *others = untrained.members
     odd = replace(first[0], config={**first[0].config, key: theirs})
     message = f"different settings of {key}: 3d_unet_model_apo_ferritin has {theirs!r}, .*vnet_model_thyroglobulin has"
@@ -240,6 +241,78 @@ def test_a_device_that_cannot_be_used_is_given_up(three_runs, untrained):
         warnings.simplefilter("always")
         list(predict_runs(["TS_1"], three_runs, untrained, devices=("cuda:7",)))
     assert any("cuda:7 is given up" in str(warning.message) for warning in caught)
+
+
+def serve_but_fail(connection, data, split, device, *settings):
+    """A device that begins well and then cannot compute."""
+    if device == "cpu:0":
+        serving._predict = lambda *_: fail()
+    serving.serve(connection, data, split, device, *settings)
+
+
+@pytest.mark.slow
+def test_a_device_that_cannot_compute_costs_no_run(three_runs, untrained, monkeypatch):
+    """What fails on it is done by the other; else it would use up both tries of many runs."""
+    runs = three_runs / "test/static/ExperimentRuns"
+    shutil.copytree(runs / "TS_1", runs / "TS_4")
+    monkeypatch.setattr(workers, "serve", serve_but_fail)
+    outcomes = list(predict_runs(find_runs(three_runs, "test"), three_runs, untrained, devices=("cpu:0", "cpu")))
+    assert states(outcomes) == dict.fromkeys(["TS_1", "TS_2", "TS_3", "TS_4"], "done") and len(outcomes) == 4
+
+
+def test_a_device_that_fails_what_another_can_do_is_given_up(monkeypatch):
+    """And the plan is made for what is left; a run that fails there does not come back to it."""
+    idle = {"run": None, "ahead": None, "ready": True, "level": Level(1, 1), "since": 0.0, "still": 0.0, "finished": 0}
+    monkeypatch.setattr(workers, "_Worker", lambda place, settings: Mock(place=place, **idle))
+    planner = Planner([Level(1, 1)], 4, None, devices=2)
+    crew = workers._Crew(["TS_1", "TS_2", "TS_3", "TS_4"], b"", [("", "", "cuda:0"), ("", "", "cuda:1")], planner)
+    sick, sound = crew._workers
+    for _ in range(2):
+        failed = sick.run = crew._take(sick)
+        assert crew._bury(sick, "CUDA error") == []
+        sick = next(worker for worker in crew._workers if worker.place == 0)
+        spared = crew._take(sick)
+        assert spared != failed
+        crew._waiting.append(spared)
+        sound.run = crew._take(sound)
+        assert sound.run == failed and crew._finish(sound, pd.DataFrame(), (), []).state == "done"
+    failed = sick.run = crew._take(sick)
+    with pytest.warns(UserWarning, match="cuda:0 is given up: CUDA error"):
+        assert crew._bury(sick, "CUDA error") == []
+    assert crew._workers == [sound] and planner.devices == 1 and crew._take(sound) == failed
+
+
+def test_outputs_that_are_not_finite_cost_no_process(three_runs, untrained, monkeypatch):
+    """Another one would come to the same."""
+    start, begun = workers._Worker, []
+    monkeypatch.setattr(workers, "_Worker", lambda *settings: begun.append(settings) or start(*settings))
+    with torch.no_grad():
+        untrained.models[0].network.final.bias.fill_(float("nan"))
+    (outcome,) = predict_runs(["TS_1"], three_runs, untrained)
+    assert outcome.state == "failed" and "not finite in run TS_1" in outcome.problems[0] and len(begun) == 1
+
+
+def test_where_the_system_has_no_room_for_a_new_process_the_others_go_on(three_runs, untrained, monkeypatch):
+    """As for want of memory, in which processes die, too: the first one does, and none can take its place."""
+    start, begun = workers._Worker, []
+
+    def refuse(place, settings):
+        begun.append(place)
+        if begun.count(0) > 1 and place == 0:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        worker = start(place, settings)
+        if place == 0:
+            worker.process.kill()
+        return worker
+
+    monkeypatch.setattr(workers, "_Worker", refuse)
+    monkeypatch.setattr(workers, "_PAUSES", (0.0, 0.0))
+    with pytest.warns(UserWarning, match="cpu is given up: the system cannot start a process .*temporarily unavail"):
+        outcomes = list(predict_runs(["TS_1", "TS_3"], three_runs, untrained, devices=("cpu", "cpu")))
+    assert states(outcomes) == {"TS_1": "done", "TS_3": "done"} and begun == [0, 1, 0, 0, 0]
+    begun[:] = [0, 0]
+    with pytest.warns(UserWarning, match="is given up"), pytest.raises(ChildProcessError, match="for cpu: the system"):
+        list(predict_runs(["TS_1"], three_runs, untrained))
 
 
 def test_when_the_last_device_is_lost_what_was_found_stays(three_runs, untrained, tmp_path, monkeypatch):
