@@ -10,16 +10,14 @@ import warnings
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from operator import index
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from kaggle_utils.budget import Level
-from kaggle_utils.files import read_json, write_text
+from kaggle_utils.files import is_number, read_json, write_text
 from kaggle_utils.particles import PARTICLES
-from kaggle_utils.picks import make_picks
+from kaggle_utils.picks import FARTHEST, make_picks
 
 STATES = ("done", "degraded", "failed")
 _PARTICLES = {particle.name for particle in PARTICLES}
@@ -35,6 +33,11 @@ class Outcome:
     problems: tuple[str, ...] = ()
     level: Level | None = None
     seconds: float = 0.0
+
+    def __post_init__(self):
+        # They name files, and a file's name may hold what no table and no terminal can show.
+        problems = (text.encode("utf-8", "backslashreplace").decode() for text in self.problems)
+        object.__setattr__(self, "problems", tuple(problems))
 
     @property
     def state(self) -> str:
@@ -59,16 +62,18 @@ class Parts:
             record = read_json(path)
             if (record["run"], record["fingerprint"], record["source"]) != (run, self.fingerprint, source):
                 return None
-            picks, problems = pd.DataFrame(record["picks"]), record["problems"]
-            if not np.isfinite(picks[["x", "y", "z"]].to_numpy(dtype=float)).all():
-                raise ValueError("a pick has no finite coordinates")
+            picks, problems, level = pd.DataFrame(record["picks"]), record["problems"], Level(*record["level"])
+            if not all(is_number(value, -FARTHEST, FARTHEST) for axis in "xyz" for value in record["picks"][axis]):
+                raise ValueError("a pick has coordinates that are none")
             if set(picks["experiment"]) - {run} or set(picks["particle_type"]) - _PARTICLES:
                 raise ValueError("a pick is of another run, or of no particle")
             if not isinstance(problems, list) or not all(isinstance(problem, str) for problem in problems):
                 raise ValueError("its problems are no texts")
-            views, networks = map(index, record["level"])
-            picks = picks if len(picks) else make_picks()
-            return Outcome(run, picks, tuple(problems), Level(views, networks), float(record["seconds"]))
+            if not all(is_number(count, 1) and isinstance(count, int) for count in level):
+                raise ValueError("its views and networks are no numbers")
+            if not is_number(record["seconds"], 0):
+                raise ValueError("its time is no number")
+            return Outcome(run, picks if len(picks) else make_picks(), tuple(problems), level, record["seconds"])
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

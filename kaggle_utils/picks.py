@@ -25,7 +25,7 @@ PICK_COLUMNS = ("experiment", "particle_type", "x", "y", "z")
 # worse.
 VOXEL_OFFSET = 0.0
 
-_FARTHEST = 1e7  # Angstrom; no tomogram is a millimetre long, and beyond it sums and squares lose their digits
+FARTHEST = 1e7  # Angstrom; no tomogram is a millimetre long, and beyond it sums and squares lose their digits
 _LONGEST_NAME = 200  # characters; a stranger's may be as long as its file
 _MOST_BYTES = 2**28  # of a CSV of true picks; that of all the competition's runs has less than one
 
@@ -96,7 +96,7 @@ def read_truth(path: str | Path) -> pd.DataFrame:
         raise ValueError(f"{path} lacks the columns {', '.join(missing)}")
     # Without rows to_numeric leaves pyarrow's texts as they are, and those have no absolute values.
     coordinates = table[["x", "y", "z"]].apply(pd.to_numeric, errors="coerce").astype(float)
-    if not (coordinates.abs() <= _FARTHEST).all(axis=None):
+    if not (coordinates.abs() <= FARTHEST).all(axis=None):
         raise ValueError(f"{path} has coordinates that are no finite numbers, or more than a millimetre away")
     if table[["experiment", "particle_type"]].isna().any(axis=None):
         raise ValueError(f"{path} has rows without a run or a particle")
@@ -225,7 +225,7 @@ def _read_picks_file(path: Path, run: str) -> pd.DataFrame | None:
         cause = error.__cause__ or error  # of `read_json`, which names the file
         why = f"{type(cause).__name__}: {cause}"  # not its `repr`, which may hold all that is in the file
         raise ValueError(f"run {run}: {path} is not a copick picks file ({why}); download it again") from error
-    if not all(is_number(value, -_FARTHEST, _FARTHEST) for point in points for value in point):
+    if not all(is_number(value, -FARTHEST, FARTHEST) for point in points for value in point):
         raise ValueError(
             f"run {run}: {path} has coordinates that are no finite numbers, or more than a millimetre away; "
             "download it again"

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields
+from glob import escape
 from importlib.resources import files
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from kaggle_utils.inference import Predictor
 from kaggle_utils.merging import COMMITTEES, Committee, count_networks, find_particles, make_committee
 from kaggle_utils.models import TrainedModel, agree, load_model, name_model, read_config
 from kaggle_utils.parts import Outcome, Parts, gather_picks, sign_files
-from kaggle_utils.submission import is_run_name, write_submission
+from kaggle_utils.submission import is_run_name, set_aside, write_submission
 from kaggle_utils.subvolumes import normalise
 from kaggle_utils.tomograms import find_group, is_plain_name, load_tomogram
 from kaggle_utils.workers import predict_runs
@@ -103,12 +104,12 @@ def submit(
 ) -> list[Outcome]:
     """Find the particles of many runs and write them as a submission; return what became of each run, in their order.
 
-    `out` is a valid submission from the first second on: at first without picks, or with those of the runs that were
-    finished before, then with each run that is finished. Each run also gets a part file in the folder `parts`; after a
-    crash the same call goes on where it was, as long as models, settings, the kit's code and the run's files are the
-    same. `hours` is the time from the start of this process (`environment.STARTED`) in which all must be done, see
-    `Planner`; without it, a run that was computed with less than all views and networks, or that was degraded, is
-    computed again. The other parameters are those of `predict_runs`.
+    `out` is a valid submission before the first run is computed: without picks, or with those of the runs that were
+    finished before; then with each run that is finished. What was there of other models is set aside. Each run also
+    gets a part file in the folder `parts`; after a crash the same call goes on where it was, as long as models,
+    settings, the kit's code and the run's files are the same. `hours` is the time from the start of this process
+    (`environment.STARTED`) in which all must be done, see `Planner`; without it, a run that was computed with less than
+    all views and networks, or that was degraded, is computed again. The other parameters are those of `predict_runs`.
 
     A run that cannot be read or computed costs its own picks at most; what was wrong is in its outcome. With `strict`
     that is an error instead: ValueError naming the run. Raises ValueError for `hours` that are none, OSError when the
@@ -118,7 +119,7 @@ def submit(
     views = ensemble.views if views is None else views
     full = Level(views, count_networks(ensemble))
     store = Parts(parts, fingerprint(ensemble, views))
-    for path in (Path(out), Path(parts, "*.json")):
+    for path in (Path(out).with_name(escape(Path(out).name)), Path(parts, "*.json")):
         remove_leftovers(path)
     sources = {run: _sign_run(run, data, split, kind) for run in runs if is_run_name(run) and is_plain_name(run)}
     outcomes = {run: Outcome(run, problems=("a CSV cannot hold this name",)) for run in runs}
@@ -129,6 +130,8 @@ def submit(
         waiting += [run for run in before if outcomes[run].level != full or outcomes[run].problems]
     if before:
         print(f"{len(before)} of {len(runs)} runs were finished before; {len(waiting)} to go")
+    elif kept := set_aside(out):
+        print(f"the submission that was there is not of these models and settings; it is kept as {kept.name}")
 
     def known() -> list[Outcome]:
         return [outcome for outcome in outcomes.values() if outcome]

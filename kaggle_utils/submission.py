@@ -64,6 +64,14 @@ def write_submission(picks: pd.DataFrame, path: str | Path) -> None:
         picks.to_csv(file, index=False, float_format=f"%.{DECIMALS}f", lineterminator="\n", encoding="utf-8")
 
 
+def set_aside(path: str | Path) -> Path | None:
+    """Rename a submission that holds picks to <name>.before, and return that; where there is none, nothing is done."""
+    path = Path(path)
+    if not path.is_file() or path.stat().st_size <= len(",".join(COLUMNS)) + 1:  # the header alone
+        return None
+    return path.replace(path.with_name(f"{path.name}.before"))
+
+
 def read_submission(path: str | Path) -> pd.DataFrame:
     """Return a submission's rows: id (integer), experiment, particle_type (text), x, y, z (Angstrom).
 

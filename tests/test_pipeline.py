@@ -128,7 +128,7 @@ def call(runs, untrained, tmp_path, monkeypatch):
         outcomes = submit(settings.pop("runs", runs), tmp_path / "data", ensemble or untrained(), **settings)
         return outcomes, read_submission(out), predicted
 
-    call.out = out
+    call.out, call.ensemble = out, untrained()
     return call
 
 
@@ -205,6 +205,21 @@ def test_a_tomogram_that_has_changed_is_computed_again(call, tmp_path):
     file.write_text("longer than before")
     os.utime(file, ns=(1, 1))
     assert call()[2] == ["TS_2"]
+    file.parents[1].rename(file.parents[2] / "VoxelSpacing10.012")  # from which a run without a scale has its spacing
+    assert call()[2] == ["TS_2"]
+
+
+def test_a_submission_of_other_models_is_set_aside(call, untrained, capsys):
+    """The new one may be killed at once, and the old one is worth more than nothing."""
+    call()
+    old = call.out.read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        call(replace(untrained(), views=2), {"TS_1": KeyboardInterrupt()})
+    kept = call.out.with_name("submission.csv.before")
+    assert kept.read_bytes() == old and len(read_submission(call.out)) == 0
+    assert "kept as submission.csv.before" in capsys.readouterr().out
+    call(replace(untrained(), views=3))  # a header alone is not worth keeping
+    assert kept.read_bytes() == old
 
 
 def test_a_part_that_is_not_ours_is_computed_again(call, tmp_path):
@@ -219,7 +234,17 @@ def test_a_part_that_is_not_ours_is_computed_again(call, tmp_path):
             {"level": ["a", "b"]},
             {"level": 3},
             {"problems": "oh dear"},
+            {"level": [-3, 0]},
+            {"level": [True, True]},
+            {"level": [1.0, 1]},
+            {"level": [1, 10**400, 1]},
             {"seconds": []},
+            {"seconds": 10**400},
+            {"seconds": "nan"},
+            {"picks": {**picks, "x": [10**400] * 4}},
+            {"picks": {**picks, "x": [1e300] * 4}},
+            {"picks": {**picks, "x": ["1.0"] * 4}},
+            {"picks": {**picks, "x": [True] * 4}},
             {"picks": {**picks, "particle_type": ["proteasome"] * 4}},
             {"picks": {**picks, "experiment": ["TS_2"] * 4}},
             {"picks": {**picks, "x": [1e999] * 4}},
@@ -271,6 +296,34 @@ def test_strict_stops_at_the_first_broken_run_and_keeps_what_was_found(call):
     with pytest.raises(ValueError, match="run TS_2: 2 chunks cannot be read"):
         call(fates={"TS_2": ("2 chunks cannot be read",)}, strict=True)
     assert set(read_submission(call.out)["experiment"]) == {"TS_1"}
+    call(fates={"TS_2": ("2 chunks cannot be read",)})
+    with pytest.raises(ValueError, match="run TS_2: 2 chunks cannot be read"):  # also of one that is known
+        call(strict=True, hours=1e6)
+
+
+def test_whatever_stops_a_submission_its_processes_end(call, monkeypatch):
+    ended = []
+
+    def predict_runs(runs, *settings):
+        try:
+            yield Outcome(runs[0], problems=("broken",))
+        finally:
+            ended.append(runs[0])
+
+    monkeypatch.setattr(pipeline, "predict_runs", predict_runs)
+    kept = []  # as a notebook keeps the error that it shows
+    try:
+        submit(["TS_1"], call.out.parents[1] / "data", call.ensemble, call.out, call.out.parent / "parts", strict=True)
+    except ValueError as error:
+        kept.append(error)
+    assert kept and ended == ["TS_1"]
+
+
+def test_whatever_a_problem_names_can_be_shown(call):
+    outcomes, *_ = call(fates={"TS_1": ("VoxelSpacing\udcff is missing",)})
+    table = summarise(outcomes)
+    assert table["what was wrong"][0] == "VoxelSpacing\\udcff is missing" and table.to_html()
+    assert call(hours=1e6)[0][0].problems == ("VoxelSpacing\\udcff is missing",)
 
 
 def test_a_name_that_no_csv_can_hold_costs_only_its_run(call, tmp_path):
@@ -318,10 +371,13 @@ def test_what_kills_left_of_writing_is_removed(call, tmp_path):
     call()
     part = next((tmp_path / "parts").glob("TS_2-*"))
     leftovers = [path.with_name(f".{path.name}.01234567.tmp") for path in (call.out, part)]
+    odd = call.out.with_name("[**]s[1].csv")  # no pattern
+    leftovers.append(odd.with_name(f".{odd.name}.01234567.tmp"))
     others = [tmp_path / ".other.csv.01234567.tmp", tmp_path / "parts" / "notes.txt"]
     for path in [*leftovers, *others]:
         path.touch()
     call()
+    call(out=odd)
     assert not any(path.exists() for path in leftovers) and all(path.exists() for path in others)
 
 
@@ -334,8 +390,10 @@ def test_a_part_keeps_every_digit(tmp_path):
     assert parts.read("TS_7", "other files") is None and Parts(tmp_path, "other").read("TS_7", "files") is None
     parts.write(Outcome("TS_8", make_picks(), (), Level(1, 1)), "files")
     assert parts.read("TS_8", "files").state == "done" and len(parts.read("TS_8", "files").picks) == 0
-    parts.write(Outcome("TS_9", problems=("unreadable",)), "files")
+    for run in ("TS_7", "TS_9"):
+        parts.write(Outcome(run, problems=("unreadable",)), "files")
     assert parts.read("TS_9", "files") is None  # the next start may do better
+    assert len(parts.read("TS_7", "files").picks) == 4
 
 
 @pytest.mark.parametrize("run", ["../../etc", "a/b", "x" * 300, "TS_\u00e9", "\udcff", "C:\\x", "CON"])

@@ -166,7 +166,7 @@ def shown(notebook) -> str:
 
 
 @pytest.mark.parametrize(
-    ("convention", "scoring"), [("new", {}), pytest.param("old", SCORING, marks=pytest.mark.thorough)]
+    ("convention", "scoring"), [("new", SCORING), pytest.param("old", {}, marks=pytest.mark.thorough)]
 )
 def test_notebook_06_makes_a_valid_submission(play, dataset, competition, convention, scoring, tmp_path):
     """In the scoring run it does nothing after the submission that could fail."""
