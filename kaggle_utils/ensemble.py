@@ -4,6 +4,8 @@ Arrays are (z, y, x). In an annotated mask 0 is background and the report's five
 (`particles.report_label`)."""
 
 import json
+import os
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -82,7 +84,8 @@ def load_specialists(name: str, folder: str | Path, device: str = "cpu") -> Ense
 
 def find_models(folders: Iterable[str | Path]) -> list[Path]:
     """Return model folders, each once; for those among `folders` that only hold such, the ones inside (but no baseline,
-    which is there to be compared with). Raises FileNotFoundError for a folder that is neither."""
+    which is there to be compared with). Of those, one whose training has not ended, or that cannot be read, is left out
+    with a warning. Raises FileNotFoundError for a folder that is neither."""
     found = {}
     for folder in map(Path, folders):
         inside = [config.parent for config in sorted(folder.glob("*/config.json"))]
@@ -92,8 +95,17 @@ def find_models(folders: Iterable[str | Path]) -> list[Path]:
             deeper = ", ".join(sorted({str(config.parents[1]) for config in folder.glob("*/*/config.json")}))
             advice = f"give one of {deeper}" if deeper else "run the training notebook"
             raise FileNotFoundError(f"{folder} is no finished model folder, and holds none; {advice}")
+        for other in filter(_is_unfinished, sorted(folder.iterdir()) if models is inside else ()):
+            warnings.warn(f"{other} is left out: its training has not ended, or it cannot be read", stacklevel=2)
         found |= {model.resolve(): model for model in models}
     return list(found.values())
+
+
+def _is_unfinished(path: Path) -> bool:
+    """Whether it may be the folder of a model that cannot be used."""
+    if not path.is_dir() or not os.access(path, os.R_OK | os.X_OK):
+        return path.is_dir()
+    return any(path.glob("*.pt")) and not (path / "config.json").is_file()
 
 
 def make_ensemble(name: str, models: Sequence[TrainedModel]) -> Ensemble:

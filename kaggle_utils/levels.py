@@ -54,7 +54,7 @@ def read_level(group: Path, level: int, run: str, most_axes: int = 3) -> Level:
         raise FileNotFoundError(f"run {run}: {group} has no level {level}; download it again")
     try:
         array = read_json(metadata)
-        shape, chunks = (tuple(map(index, array[key])) for key in ("shape", "chunks"))
+        shape, chunks = (tuple(map(_count, array[key])) for key in ("shape", "chunks"))
         dtype, order, compressor = array["dtype"], array["order"], array["compressor"]
         filters, separator = array.get("filters"), array.get("dimension_separator") or "."
         if array["zarr_format"] != 2 or order not in ("C", "F") or separator not in (".", "/"):
@@ -114,6 +114,12 @@ def read_chunk(level: Level, place: tuple[int, int, int]) -> np.ndarray:
     ends = (size - i * n for i, n, size in zip(place, level.chunks[-3:], level.shape[-3:], strict=True))
     with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite
         return block[tuple(map(slice, ends))].astype(np.float32, copy=False)
+
+
+def _count(size: object) -> int:
+    if isinstance(size, bool):  # which Python takes for 0 and 1
+        raise TypeError(f"{size} is no number")
+    return index(size)
 
 
 def _decode(codec: str, content: bytes, size: int) -> bytes | np.ndarray:

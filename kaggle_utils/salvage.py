@@ -39,7 +39,8 @@ def salvage_tomogram(run: str, data: str | Path, split: str = "test", kind: str 
     no volume when the finest level declares what is no tomogram or unsafe to read (`UnfitError`), when no level or no
     spacing can be read, and when all voxels are the same.
 
-    The format holds no checksums: a changed chunk that can still be decoded is not found out."""
+    The format holds no checksums: a changed chunk that can still be decoded is not found out, nor are metadata that are
+    wrong but possible, unless level 1 says otherwise; then level 0 is taken at its word, and the contradiction told."""
     try:
         tomogram, group = load_tomogram(run, data, split, kind), find_group(run, data, split, kind)
     except (OSError, ValueError) as error:
@@ -161,15 +162,15 @@ def _judge(run: str, group: Path, volume: np.ndarray, spacing: float, problems: 
     if abs(spacing / named - 1) > _SPACING_DOUBT:
         doubt = f"the voxels are {spacing:g} A in the metadata, but {named:g} A in the name of {group.parent}"
         problems = [*problems, f"{doubt}; picks are placed with the former"]
-    return Salvage(run, volume, spacing, unread, _tidy(problems))
+    return Salvage(run, volume, spacing, unread, _tidy(run, problems))
 
 
 def _give_up(run: str, problems: list[str]) -> Salvage:
-    return Salvage(run, None, math.nan, None, _tidy(problems))
+    return Salvage(run, None, math.nan, None, _tidy(run, problems))
 
 
-def _tidy(problems: list[str]) -> tuple[str, ...]:
-    """One line each, none that stands in another."""
-    lines = [" ".join(text.split()) for text in problems]
+def _tidy(run: str, problems: list[str]) -> tuple[str, ...]:
+    """One line each, none that stands in another; whoever tells them says of which run they are."""
+    lines = [" ".join(text.split()).removeprefix(f"run {run}: ") for text in problems]
     lines = [line for i, line in enumerate(lines) if not any(line in other for other in lines[i + 1 :])]
     return tuple(line if len(line) <= _LONGEST else f"{line[: _LONGEST - 3]}..." for line in lines)

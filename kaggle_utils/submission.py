@@ -168,7 +168,7 @@ def _check_places(table: pd.DataFrame, data: Path, split: str) -> list[str]:
             extents.append([size * spacing for size in read_shape(run, data, split, kind)[::-1]])  # x, y, z
         except Exception as error:  # zarr has errors of its own
             extents.append([math.inf] * 3)
-            broken.append(f"run {run} ({error})")
+            broken.append(f"run {run} ({str(error).removeprefix(f'run {run}: ')})")
     if broken:
         more = f"; and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""
         listed = "; ".join(broken[:_SHOWN]) + more

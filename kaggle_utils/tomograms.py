@@ -15,8 +15,8 @@ import zarr
 from numcodecs import Blosc
 
 from kaggle_utils.environment import find_data, find_platform
-from kaggle_utils.files import read_json
-from kaggle_utils.levels import iterate_chunks, read_chunk, read_level
+from kaggle_utils.files import is_number, read_json
+from kaggle_utils.levels import Level, iterate_chunks, read_chunk, read_level
 
 # The four that the competition offers, from the smoothest to the noisiest; test runs have the first alone.
 TOMOGRAM_TYPES = ("denoised", "isonetcorrected", "ctfdeconvolved", "wbp")
@@ -124,7 +124,7 @@ def read_zarr(run: str, data: str | Path | None = None, split: str = "train", ki
     path = find_group(run, data, split, kind)
     try:
         read_json(path / ".zgroup")
-        levels = _read_datasets(path)
+        levels = _read_multiscale(path)["datasets"]
         # Of a file that bears the metadata of both formats, zarr 3 would take the others, or the consolidated ones.
         group = zarr.open_group(str(path), mode="r", **_VERSION, **({"use_consolidated": False} if _VERSION else {}))
     except Exception as error:
@@ -138,18 +138,27 @@ def read_voxel_spacing(group: zarr.Group | Path, level: int = 0) -> float:
     """Return the edge of a voxel in Angstrom from the metadata of a group, which may be given as its folder.
 
     The folder's name is rounded (10.000 for 10.012444...): over a tomogram the difference adds up to 0.78 voxel.
-    Raises ValueError when the scale is absent, not between 0.1 and 1000 Angstrom, or differs by more than 0.1 % between
-    the axes.
+    Shifts (translations) are not looked at: picks are counted from the first voxel. Raises ValueError when the scale is
+    absent, not between 0.1 and 1000 Angstrom, or differs by more than 0.1 % between the axes, and for what gives it
+    another meaning: axes in another order than z, y, x, metres of any kind, a second scale for all levels.
     """
     where = group if isinstance(group, Path) else _location(group)
     try:
-        transformations = next(entry for entry in _read_datasets(where) if entry["path"] in (level, str(level)))[
-            "coordinateTransformations"
-        ]
-        scale = next(entry["scale"] for entry in transformations if entry["type"] == "scale")
-        scale = [float(value) for value in scale][-3:]
-    except (LookupError, TypeError, ValueError, OverflowError, StopIteration, OSError) as error:
+        multiscale = _read_multiscale(where)
+        entry = next(entry for entry in multiscale["datasets"] if entry["path"] in (level, str(level)))
+        scale = _list_scales(entry)[0][-3:]
+        axes = [axis for axis in multiscale.get("axes") or () if isinstance(axis, dict)]
+        names = "".join(str(axis.get("name")).lower() for axis in axes[-3:])
+        units = {str(axis.get("unit")).lower() for axis in axes}
+        again = [scale for scale in _list_scales(multiscale) if set(scale) - {1}]
+    except (LookupError, TypeError, AttributeError, StopIteration, ValueError, OSError) as error:
         raise ValueError(f"{where}: no scale of level {level} in .zattrs; without it no pick can be placed") from error
+    if sorted(names) == list("xyz") and names != "zyx":
+        raise ValueError(f"{where}: the axes are {', '.join(names)}, but must be z, y, x; write the tomogram again")
+    if metric := [unit for unit in units if unit.endswith(("meter", "metre"))]:
+        raise ValueError(f"{where}: the scale is in {metric[0]}, but must be in angstrom; write the tomogram again")
+    if again:
+        raise ValueError(f"{where}: .zattrs scales all levels by {again[0]}; write the tomogram again without")
     if len(scale) != 3 or not all(SPACINGS[0] <= value <= SPACINGS[1] for value in scale):
         raise ValueError(f"{where}: the scale of level {level} must be three numbers from 0.1 to 1000, but is {scale}")
     if max(scale) / min(scale) - 1 > _SPACING_TOLERANCE:
@@ -173,10 +182,12 @@ def load_tomogram(
     """Read a run's tomogram into memory, once: its chunks are far larger than any crop.
 
     Raises as `read_zarr`, `read_level`, `read_voxel_spacing` and `read_chunk` do, and ValueError for voxels that are
-    not finite."""
+    not finite, and for a level 0 that does not go with level 1, where there is one: one of them is not what it says."""
     group = _location(read_zarr(run, data, split, kind))
     array = read_level(group, level, run)
     spacing = read_voxel_spacing(group, level)
+    if level == 0:
+        _check_pyramid(array, group, run)
     volume = np.empty(array.shape, np.float32)
     for place, box in iterate_chunks(array):
         volume[box] = read_chunk(array, place)
@@ -226,9 +237,30 @@ def _experiments(data: str | Path, split: str) -> Path:
     return Path(data).absolute() / split / "static" / "ExperimentRuns"
 
 
-def _read_datasets(group: Path) -> list:
-    """What the group's attributes say of its levels; unchecked."""
-    return read_json(group / ".zattrs")["multiscales"][0]["datasets"]
+def _read_multiscale(group: Path) -> dict:
+    """What the group's attributes say of its levels and axes; unchecked."""
+    return read_json(group / ".zattrs")["multiscales"][0]
+
+
+def _list_scales(entry: dict) -> list[list[float]]:
+    """Return the scales that metadata ask for; raises TypeError, LookupError or AttributeError for what is none."""
+    changes = entry.get("coordinateTransformations") or ()
+    scales = [change["scale"] for change in changes if change["type"] == "scale"]
+    if not all(is_number(value) for scale in scales for value in scale):
+        raise TypeError(f"{scales} are no numbers")
+    return scales
+
+
+def _check_pyramid(array: Level, group: Path, run: str) -> None:
+    """Raise ValueError unless level 1 is half of this level 0 and of its type, or is not there to be asked."""
+    try:
+        half = read_level(group, 1, run)
+    except (OSError, ValueError):
+        return
+    is_half = all(abs(2 * less - size) <= 1 for size, less in zip(array.shape, half.shape, strict=True))
+    if not is_half or (array.dtype != half.dtype and array.dtype.itemsize == half.dtype.itemsize):
+        own, other = (f"{level.shape} voxels of type {level.dtype}" for level in (array, half))
+        raise ValueError(f"{array.name} has {own}, but level 1 {other}: one of them is wrong; download it again")
 
 
 def _location(group: zarr.Group) -> Path:

@@ -233,12 +233,17 @@ def test_an_ensemble_without_models_or_of_a_foreign_particle_is_refused(models):
         make_ensemble("mine", [amylase])
 
 
+@pytest.mark.filterwarnings("error")
 def test_models_are_found_by_themselves_and_in_folders_without_baselines(models, tmp_path):
     ours = tmp_path / "models"
     for name, architecture in [("b", "unet"), ("a", "vnet"), ("c", "baseline")]:
         save_config(ours / name, {"architecture": architecture}, {})
     (ours / "unfinished").mkdir()
     assert find_models([ours]) == [ours / "a", ours / "b"]
+    (ours / "unfinished" / "last.pt").touch()
+    with pytest.warns(UserWarning, match="unfinished is left out: its training has not ended"):
+        assert find_models([ours]) == [ours / "a", ours / "b"]
+    (ours / "unfinished" / "last.pt").unlink()
     assert find_models([ours / "c", str(ours / "a"), ours]) == [ours / "c", ours / "a", ours / "b"]  # each once
     assert len(find_models([models])) == 10
     with pytest.raises(FileNotFoundError, match="holds none; give one of .*models"):

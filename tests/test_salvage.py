@@ -374,7 +374,16 @@ def test_without_level_0_level_1_is_repeated(tmp_path, group, pyramid, damage):
     np.testing.assert_array_equal(result.volume, look_up(pyramid, 1, (10, 14, 10)))
     assert result.voxel_spacing == SPACING and result.unread is None
     (line,) = result.problems
-    assert line.startswith("run TS_1: ") and str(group) in line and "level 1 was taken in its place" in line
+    assert not line.startswith("run") and str(group) in line and "level 1 was taken in its place" in line
+
+
+def test_a_level_0_that_contradicts_level_1_is_told(tmp_path, group):
+    """It cannot be known which of them is right; the run counts as degraded, and `--strict` stops there."""
+    metadata = json.loads((group / "0/.zarray").read_text())
+    metadata["shape"][0] //= 2
+    (group / "0/.zarray").write_text(json.dumps(metadata))
+    result = salvaged(tmp_path)
+    assert result.volume.shape == tuple(metadata["shape"]) and "one of them is wrong" in result.problems[0]
 
 
 @pytest.mark.parametrize("level", [1, 2])

@@ -415,6 +415,62 @@ def test_a_level_that_is_no_volume_is_refused(tmp_path, group, shape):
         load_tomogram("TS_1", tmp_path)
 
 
+def rewrite(path: Path, change) -> None:
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda scale: scale.update(axes=[{"name": name, "unit": "angstrom"} for name in "xyz"]), "axes are x, y, z"),
+        (lambda scale: scale.update(axes=[{"name": name, "unit": "nanometer"} for name in "zyx"]), "in nanometer"),
+        (lambda scale: scale.update(coordinateTransformations=[{"type": "scale", "scale": [2, 2, 2]}]), "all levels"),
+        (lambda scale: scale.update(coordinateTransformations=[{"type": "scale", "scale": ["2"] * 3}]), "no scale"),
+    ],
+)
+def test_what_gives_the_scale_another_meaning_is_refused(change, message, group, tmp_path):
+    """Else picks would be in the wrong place, and nobody would know."""
+    rewrite(group / ".zattrs", lambda record: change(record["multiscales"][0]))
+    with pytest.raises(ValueError, match=message):
+        load_tomogram("TS_1", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda scale: scale.pop("axes"),
+        lambda scale: scale.update(axes=list("zyx")),
+        lambda scale: scale.update(axes=[{"name": name} for name in "czyx"]),
+        lambda scale: scale.update(coordinateTransformations=[{"type": "scale", "scale": [1.0, 1, 1]}]),
+        lambda scale: scale.update(coordinateTransformations=[{"type": "translation", "translation": [0, 0, 5]}]),
+    ],
+)
+def test_what_leaves_the_scale_as_it_is_is_no_fault(change, group, tmp_path):
+    before = load_tomogram("TS_1", tmp_path).voxel_spacing
+    rewrite(group / ".zattrs", lambda record: change(record["multiscales"][0]))
+    assert load_tomogram("TS_1", tmp_path).voxel_spacing == before
+
+
+@pytest.mark.parametrize(
+    ("key", "change"),
+    [
+        ("shape", lambda shape: [shape[0] // 2, *shape[1:]]),
+        ("shape", lambda shape: [*shape[1:], shape[0]]),
+        ("dtype", lambda dtype: dtype.replace("f", "i")),
+        ("shape", lambda shape: [True, *shape[1:]]),
+    ],
+    ids=["half", "turned", "integers", "a truth value"],
+)
+def test_a_level_that_is_not_what_it_says_is_found_out_by_the_next(key, change, tmp_path):
+    path = tmp_path / "train/static/ExperimentRuns/TS_1/VoxelSpacing10.000/denoised.zarr"
+    write_ome_zarr(path, np.random.default_rng(0).random((8, 16, 24)), 10.0, levels=2)
+    rewrite(path / "0/.zarray", lambda record: record.update({key: change(record[key])}))
+    with pytest.raises(ValueError, match=r"TS_1: level 0 .*(one of them is wrong|no readable metadata)"):
+        load_tomogram("TS_1", tmp_path)
+
+
 @pytest.mark.parametrize(
     "scale",
     [
