@@ -35,7 +35,7 @@ ZARR3_PACKAGES = (
     "google-crc32c==1.9.0",
     "typing_extensions==4.16.0",
 )
-SHARED = ("-n", "auto", "--maxprocesses", "4", "--dist", "loadfile", "--no-loadscope-reorder")
+SHARED = ("-n", "logical", "--maxprocesses", "4", "--dist", "loadfile", "--no-loadscope-reorder")
 ZARR3_TESTS = ("tests/test_tomograms.py", "tests/test_picks.py")
 
 
