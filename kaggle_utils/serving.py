@@ -40,7 +40,7 @@ def serve(
     """Predict the runs that come through the connection, (run, level, run to read ahead or None), until it is closed.
 
     It says "here", and is sent the pickled ensemble; then "ready", then for each run its "share" now and then and what
-    was "found"; and at most one "error" in words, with which it ends."""
+    was "found", or in words why it is "unfit"; and at most one "error" in words, with which it ends."""
     if "fork" in multiprocessing.get_all_start_methods():
         # numcodecs makes a lock, of which Python would tell the user as leaked when this process is killed.
         multiprocessing.set_start_method("fork", force=True)
@@ -58,11 +58,10 @@ def serve(
                 reading = ahead.pop(run, None) or reader.submit(_read, run, data, split, kind)
                 ahead = {following: reader.submit(_read, following, data, split, kind)} if following else {}
                 try:
-                    found = _predict(reading, ensemble, predictors, level, connection)
-                except FloatingPointError as error:  # a new process would come to the same
-                    found = None, (str(error),), []
-                connection.send(("found", found))
-                del reading, found
+                    connection.send(("found", _predict(reading, ensemble, predictors, level, connection)))
+                except FloatingPointError as error:  # a new process of this device would come to the same
+                    connection.send(("unfit", str(error)))
+                del reading
     except EOFError:
         pass  # nothing more to do
     except (BrokenPipeError, ConnectionResetError):

@@ -25,6 +25,7 @@ from kaggle_utils.parts import Outcome
 from kaggle_utils.serving import serve
 
 _POLL = 0.5  # seconds between two looks at the clock
+_TRIES = 2  # processes that a run may take down with it, or one of each device where there are more
 _STARTS = 3  # processes of a device in a row that may end before they are ready
 _SICK = 2  # runs in a row that may fail on a device, and be done by another
 _PAUSES = (1.0, 5.0, 25.0)  # seconds between attempts to start a process where the system has no room for one
@@ -50,8 +51,8 @@ def predict_runs(
 
     Each device has a process of its own, and the devices share the CPU's threads. While a run is computed, the next one
     is read. A tomogram that is broken gives what `salvage_tomogram` makes of it. When a process fails, dies or hangs
-    over a run, the run is tried once more, on another device if there is one; what fails twice has failed. A device
-    that cannot do what others can is given up. With a `deadline`, in seconds of
+    over a run, the run is tried again in a new one; where there are several devices, on each of them before it has
+    failed. A device that cannot do what others can is given up. With a `deadline`, in seconds of
     `time.monotonic`, views and networks are cut as `Planner` plans, each new plan is printed, and what has not been
     computed when the time is over, or when no device can be used any more, has failed, too.
 
@@ -59,8 +60,8 @@ def predict_runs(
     unless they are given. `compiled` is for `Predictor`. Beside what `find_particles` says, each process holds the
     volume that is being read. A script must call this below `if __name__ == "__main__"`, for the processes import it.
 
-    Raises ValueError when the models do not agree or do not fit their networks, and ChildProcessError when no device
-    can be used from the beginning."""
+    Raises ValueError when the models do not agree or do not fit their networks, and ChildProcessError when the last
+    device is given up before anything is finished."""
     views = ensemble.views if views is None else views
     for model in ensemble.models:
         check_fit(model, views)
@@ -137,14 +138,13 @@ class _Crew:
     def __init__(self, runs: list[str], packed: bytes, settings: list[tuple], planner: Planner):
         self._waiting, self._packed, self._settings, self._planner = deque(runs), packed, settings, planner
         self._workers: list[_Worker] = []
-        self._failures: dict[str, set[int]] = {}  # by run, the devices whose processes ended over it
+        # By device, how often the system could not start its process, and when to try again: at first it lacks one.
+        self._vacant = {place: (0, 0.0) for place in range(len(settings))}
+        self._failures: dict[str, list[int]] = {}  # by run, the devices that failed over it
         self._stillborn: Counter[int] = Counter()  # processes of a device that never came to a run
-        self._sick: Counter[int] = Counter()  # runs that failed on a device and were done by another
+        self._sick: Counter[int] = Counter()  # runs in a row that failed on a device and were done by another
         self._plan, self._told = None, 0.0  # what was said last of levels and times, and when
         self._finished = 0
-        absent = {place: why for place in range(len(settings)) if runs and (why := self._hire(place))}
-        for place, why in absent.items():  # not before it is known whether there is another
-            self._give_up(place, why)
 
     def is_busy(self) -> bool:
         return bool(self._list_left())
@@ -159,6 +159,8 @@ class _Crew:
             yield from self._abandon("the time was over before it could be computed")
             return
         outcomes = []  # that are for the caller, whom no worker waits for
+        for place in [place for place, (_, when) in self._vacant.items() if when <= time.monotonic()]:
+            outcomes += self._hire(place)
         for connection in wait([worker.connection for worker in self._workers], timeout=_POLL):
             worker = next(worker for worker in self._workers if worker.connection is connection)
             word, content = worker.receive()
@@ -174,6 +176,10 @@ class _Crew:
                 worker.share = content
             elif word == "found":
                 outcomes.append(self._finish(worker, *content))
+            elif word == "unfit":
+                outcomes += self._fail(worker, content, tries=1)
+                if self._sick[worker.place] >= _SICK:
+                    outcomes += self._bury(worker, content)
             else:
                 outcomes += self._bury(worker, content)
         silence = min(_SILENCE, max(_LEAST_SILENCE, _SILENT_SHARE * self._planner.left))
@@ -206,7 +212,7 @@ class _Crew:
         """Give a worker the run that it has read, else one that nobody has, else one that another has read."""
         run, worker.ahead = worker.ahead or self._take(worker), None
         if run is None:
-            holder = next((other for other in self._workers if other.ahead), None)
+            holder = next((other for other in self._workers if other.ahead and self._may(worker, other.ahead)), None)
             if holder is None:
                 return
             run, holder.ahead = holder.ahead, None
@@ -223,12 +229,20 @@ class _Crew:
             worker.connection.send((run, worker.level, worker.ahead))
 
     def _take(self, worker: _Worker) -> str | None:
-        """Take the next run off those that wait, but none that has failed on this device while there is another."""
-        alone = len(self._workers) == 1
-        run = next((run for run in self._waiting if alone or worker.place not in self._failures.get(run, ())), None)
+        """Take the next run that a worker may compute off those that wait."""
+        run = next((run for run in self._waiting if self._may(worker, run)), None)
         if run is not None:
             self._waiting.remove(run)
         return run
+
+    def _may(self, worker: _Worker, run: str) -> bool:
+        """Whether a run has not failed on this device, or on all that there are."""
+        tried = self._failures.get(run, ())
+        return worker.place not in tried or not self._list_untried(tried)
+
+    def _list_untried(self, tried: Sequence[int]) -> set[int]:
+        """The devices that are not among those that have tried a run."""
+        return {*(worker.place for worker in self._workers), *self._vacant} - set(tried)
 
     def _finish(self, worker: _Worker, picks: pd.DataFrame | None, problems: tuple, told: list[str]) -> Outcome:
         for text in told:
@@ -240,52 +254,54 @@ class _Crew:
         self._planner.finish(level, seconds, worker.finished == 0, worker.still)
         worker.finished += 1
         self._sick[worker.place] = 0
-        self._sick.update(self._failures.get(run, ()))
+        self._sick.update({*self._failures.get(run, ())} - {worker.place})
         return Outcome(run, picks, problems, level, seconds)
 
+    def _fail(self, worker: _Worker, why: str, tries: int = _TRIES) -> list[Outcome]:
+        """Have the run of a worker tried again; return what has become of it, if that was its last try."""
+        run, worker.run = worker.run, None
+        tried = self._failures.setdefault(run, [])
+        tried.append(worker.place)
+        if len(tried) < tries or self._list_untried(tried):
+            self._waiting.appendleft(run)
+            return []
+        self._finished += 1
+        return [Outcome(run, problems=(why,), seconds=time.monotonic() - worker.since)]
+
     def _bury(self, worker: _Worker, why: str) -> list[Outcome]:
-        """Replace a worker by a new one, and have its runs tried again; return what has become of them, if that was
-        their last try."""
-        outcomes = []
+        """End a worker, and see to its runs and to another one in its place; return what has become of runs."""
         worker.end()
         self._workers.remove(worker)
         if worker.ahead:
             self._waiting.appendleft(worker.ahead)
-        if worker.run in self._failures:
-            self._finished += 1
-            outcomes.append(Outcome(worker.run, problems=(why,), seconds=time.monotonic() - worker.since))
-        elif worker.run:
-            self._failures[worker.run] = {worker.place}
-            self._waiting.appendleft(worker.run)
-        elif not worker.ready:
-            self._stillborn[worker.place] += 1
-        if self._stillborn[worker.place] < _STARTS and self._sick[worker.place] < _SICK:
-            why = self._hire(worker.place)
-            if not why:
-                return outcomes
-        return outcomes + self._give_up(worker.place, why)
+        outcomes = self._fail(worker, why) if worker.run else []
+        self._stillborn[worker.place] += not worker.ready
+        if self._stillborn[worker.place] >= _STARTS or self._sick[worker.place] >= _SICK:
+            return outcomes + self._give_up(worker.place, why)
+        self._vacant[worker.place] = 0, 0.0
+        return outcomes
 
-    def _hire(self, place: int) -> str:
-        """Start a process for a device; return why there is none, or nothing."""
-        for pause in (*_PAUSES, 0.0):
-            try:
-                self._workers.append(_Worker(place, self._settings[place]))
-                return ""
-            except OSError as error:  # the system has no room for a process, a pipe or a file
-                why = f"the system cannot start a process ({error})"
-            time.sleep(pause)
-        return why
+    def _hire(self, place: int) -> list[Outcome]:
+        """Start a process for a device that has none."""
+        failed, _ = self._vacant.pop(place)
+        try:
+            self._workers.append(_Worker(place, self._settings[place]))
+        except OSError as error:  # the system has no room for a process, a pipe or a file
+            if failed == len(_PAUSES):
+                return self._give_up(place, f"the system cannot start a process ({error})")
+            self._vacant[place] = failed + 1, time.monotonic() + _PAUSES[failed]
+        return []
 
     def _give_up(self, place: int, why: str) -> list[Outcome]:
         """Go on without a device; without any, what has not been finished has failed."""
-        device = self._settings[place][2]
+        device, left = self._settings[place][2], len(self._workers) + len(self._vacant)
         warnings.warn(f"{device} is given up: {why}", stacklevel=2)
-        self._planner.devices = max(1, len(self._workers))
-        if not self._workers and not self._finished:
+        self._planner.devices = max(1, left)
+        if left:
+            return []
+        if not self._finished:
             raise ChildProcessError(f"no process can be started for {device}: {why}")
-        if not self._workers:
-            return self._abandon(f"no process could be started for {device} any more: {why}")
-        return []
+        return self._abandon(f"no process could be started for {device} any more: {why}")
 
     def _abandon(self, why: str) -> list[Outcome]:
         """End all processes; what has not been finished has failed."""

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from kaggle_utils import serving, workers
-from kaggle_utils.budget import Level, Planner
+from kaggle_utils.budget import Level
 from kaggle_utils.ensemble import find_models, make_ensemble
 from kaggle_utils.inference import Predictor
 from kaggle_utils.models import load_model
@@ -258,28 +258,6 @@ def test_a_device_that_cannot_compute_costs_no_run(three_runs, untrained, monkey
     monkeypatch.setattr(workers, "serve", serve_but_fail)
     outcomes = list(predict_runs(find_runs(three_runs, "test"), three_runs, untrained, devices=("cpu:0", "cpu")))
     assert states(outcomes) == dict.fromkeys(["TS_1", "TS_2", "TS_3", "TS_4"], "done") and len(outcomes) == 4
-
-
-def test_a_device_that_fails_what_another_can_do_is_given_up(monkeypatch):
-    """And the plan is made for what is left; a run that fails there does not come back to it."""
-    idle = {"run": None, "ahead": None, "ready": True, "level": Level(1, 1), "since": 0.0, "still": 0.0, "finished": 0}
-    monkeypatch.setattr(workers, "_Worker", lambda place, settings: Mock(place=place, **idle))
-    planner = Planner([Level(1, 1)], 4, None, devices=2)
-    crew = workers._Crew(["TS_1", "TS_2", "TS_3", "TS_4"], b"", [("", "", "cuda:0"), ("", "", "cuda:1")], planner)
-    sick, sound = crew._workers
-    for _ in range(2):
-        failed = sick.run = crew._take(sick)
-        assert crew._bury(sick, "CUDA error") == []
-        sick = next(worker for worker in crew._workers if worker.place == 0)
-        spared = crew._take(sick)
-        assert spared != failed
-        crew._waiting.append(spared)
-        sound.run = crew._take(sound)
-        assert sound.run == failed and crew._finish(sound, pd.DataFrame(), (), []).state == "done"
-    failed = sick.run = crew._take(sick)
-    with pytest.warns(UserWarning, match="cuda:0 is given up: CUDA error"):
-        assert crew._bury(sick, "CUDA error") == []
-    assert crew._workers == [sound] and planner.devices == 1 and crew._take(sound) == failed
 
 
 def test_outputs_that_are_not_finite_cost_no_process(three_runs, untrained, monkeypatch):
