@@ -63,7 +63,7 @@ class Parts:
             if (record["run"], record["fingerprint"], record["source"]) != (run, self.fingerprint, source):
                 return None
             picks, problems, level = pd.DataFrame(record["picks"]), record["problems"], Level(*record["level"])
-            if not all(is_number(value, -FARTHEST, FARTHEST) for axis in "xyz" for value in record["picks"][axis]):
+            if not all(is_number(value, -FARTHEST, FARTHEST) for axis in "xyz" for value in picks[axis].tolist()):
                 raise ValueError("a pick has coordinates that are none")
             if set(picks["experiment"]) - {run} or set(picks["particle_type"]) - _PARTICLES:
                 raise ValueError("a pick is of another run, or of no particle")

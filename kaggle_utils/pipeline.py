@@ -105,11 +105,12 @@ def submit(
     """Find the particles of many runs and write them as a submission; return what became of each run, in their order.
 
     `out` is a valid submission before the first run is computed: without picks, or with those of the runs that were
-    finished before; then with each run that is finished. What was there of other models is set aside. Each run also
-    gets a part file in the folder `parts`; after a crash the same call goes on where it was, as long as models,
-    settings, the kit's code and the run's files are the same. `hours` is the time from the start of this process
-    (`environment.STARTED`) in which all must be done, see `Planner`; without it, a run that was computed with less than
-    all views and networks, or that was degraded, is computed again. The other parameters are those of `predict_runs`.
+    finished before; then with each run that is finished. One that was there and cannot be continued is kept beside it.
+    Each run also gets a part file in the folder `parts`; after a crash the same call goes on where it was, as long as
+    models, settings, the kit's code and the run's files are the same. `hours` is the time from the start of this
+    process (`environment.STARTED`) in which all must be done, see `Planner`; without it, a run that was computed with
+    less than all views and networks, or that was degraded, is computed again. The other parameters are those of
+    `predict_runs`.
 
     A run that cannot be read or computed costs its own picks at most; what was wrong is in its outcome. With `strict`
     that is an error instead: ValueError naming the run. Raises ValueError for `hours` that are none, OSError when the
@@ -130,8 +131,6 @@ def submit(
         waiting += [run for run in before if outcomes[run].level != full or outcomes[run].problems]
     if before:
         print(f"{len(before)} of {len(runs)} runs were finished before; {len(waiting)} to go")
-    elif kept := set_aside(out):
-        print(f"the submission that was there is not of these models and settings; it is kept as {kept.name}")
 
     def known() -> list[Outcome]:
         return [outcome for outcome in outcomes.values() if outcome]
@@ -140,6 +139,8 @@ def submit(
     failure = None
     # Closed whatever happens: a notebook would keep the processes, and the GPUs' memory, with the error that it shows.
     with closing(predict_runs(waiting, data, ensemble, split, devices, views, compiled, deadline)) as results:
+        if not before:
+            _keep_other(out)
         write_submission(gather_picks(known()), out)
         for outcome in results:
             _refuse_problems([outcome], strict)
@@ -176,6 +177,15 @@ def fingerprint(ensemble: Ensemble | Committee, views: int) -> str:
         for name, tensor in model.network.state_dict().items():
             digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _keep_other(out: str | Path) -> None:
+    """Keep a submission that nothing fits of, for a crash might leave less in its place."""
+    try:
+        if kept := set_aside(out):
+            print(f"the submission that was there cannot be continued; it is kept as {kept.name}")
+    except OSError as error:
+        warnings.warn(f"the submission that was there is not kept: {error}", stacklevel=3)
 
 
 def _sign_run(run: str, data: str | Path, split: str, kind: str) -> str:

@@ -128,6 +128,8 @@ def _find_spacing(group: Path) -> tuple[float, list[str]]:
         try:
             spacing = read_voxel_spacing(group, level) / 2**level
             return spacing, [f"{reasons[0]}; {spacing:g} A was taken from level {level}"] if level else []
+        except UnfitError:  # no name can mend the order of the axes
+            raise
         except ValueError as error:
             reasons.append(error)
     spacing = _read_name(group)

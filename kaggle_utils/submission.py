@@ -4,9 +4,11 @@ import csv
 import io
 import math
 import re
+import shutil
 import warnings
 from codecs import BOM_UTF8
 from collections.abc import Iterable
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -65,11 +67,16 @@ def write_submission(picks: pd.DataFrame, path: str | Path) -> None:
 
 
 def set_aside(path: str | Path) -> Path | None:
-    """Rename a submission that holds picks to <name>.before, and return that; where there is none, nothing is done."""
+    """Copy a submission that holds picks to <name>.before-<number>, and return that; where there is none, nothing is
+    done. Raises OSError."""
     path = Path(path)
     if not path.is_file() or path.stat().st_size <= len(",".join(COLUMNS)) + 1:  # the header alone
         return None
-    return path.replace(path.with_name(f"{path.name}.before"))
+    copies = (path.with_name(f"{path.name}.before-{number}") for number in count(1))
+    kept = next(copy for copy in copies if not copy.exists())
+    with replacing(kept) as temporary:
+        shutil.copyfile(path, temporary)
+    return kept
 
 
 def read_submission(path: str | Path) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from numcodecs import Blosc
 
 from kaggle_utils.environment import find_data, find_platform
 from kaggle_utils.files import is_number, read_json
-from kaggle_utils.levels import Level, iterate_chunks, read_chunk, read_level
+from kaggle_utils.levels import Level, UnfitError, iterate_chunks, read_chunk, read_level
 
 # The four that the competition offers, from the smoothest to the noisiest; test runs have the first alone.
 TOMOGRAM_TYPES = ("denoised", "isonetcorrected", "ctfdeconvolved", "wbp")
@@ -24,6 +24,9 @@ SPACINGS = 0.1, 1000.0  # Angstrom; beyond them is no tomogram, and a particle w
 
 _CHUNK = 256  # voxels at most along an axis; what the competition's volumes have
 _SPACING_TOLERANCE = 1e-3  # relative; the real x differs from z and y in the eighth digit only
+_ANGSTROM = {"angstrom", "angstroms", "\u00e5ngstr\u00f6m", "\u00e5", "a"}
+# What reading metadata may raise that are not what they should be.
+_MALFORMED = (LookupError, TypeError, AttributeError, StopIteration, ValueError, OSError)
 _VERSION = {"zarr_format": 2} if int(zarr.__version__.split(".")[0]) >= 3 else {}  # zarr 2 knows no other
 
 
@@ -139,24 +142,23 @@ def read_voxel_spacing(group: zarr.Group | Path, level: int = 0) -> float:
 
     The folder's name is rounded (10.000 for 10.012444...): over a tomogram the difference adds up to 0.78 voxel.
     Shifts (translations) are not looked at: picks are counted from the first voxel. Raises ValueError when the scale is
-    absent, not between 0.1 and 1000 Angstrom, or differs by more than 0.1 % between the axes, and for what gives it
-    another meaning: axes in another order than z, y, x, metres of any kind, a second scale for all levels.
+    absent, not between 0.1 and 1000 Angstrom, differs by more than 0.1 % between the axes, is in another unit, or when
+    all levels are scaled again; and UnfitError for axes in another order than z, y, x.
     """
     where = group if isinstance(group, Path) else _location(group)
     try:
         multiscale = _read_multiscale(where)
-        entry = next(entry for entry in multiscale["datasets"] if entry["path"] in (level, str(level)))
-        scale = _list_scales(entry)[0][-3:]
-        axes = [axis for axis in multiscale.get("axes") or () if isinstance(axis, dict)]
-        names = "".join(str(axis.get("name")).lower() for axis in axes[-3:])
-        units = {str(axis.get("unit")).lower() for axis in axes}
-        again = [scale for scale in _list_scales(multiscale) if set(scale) - {1}]
-    except (LookupError, TypeError, AttributeError, StopIteration, ValueError, OSError) as error:
+        scale = _read_scale(multiscale, level)
+        axes = [axis if isinstance(axis, dict) else {"name": axis} for axis in multiscale.get("axes") or ()][-3:]
+        names = "".join(str(axis.get("name")).lower() for axis in axes)
+        units = {str(axis["unit"]).lower() for axis in axes if axis.get("unit")}
+        again = [scale for scale in _list_scales(multiscale) if set(scale[-3:]) - {1}]
+    except _MALFORMED as error:
         raise ValueError(f"{where}: no scale of level {level} in .zattrs; without it no pick can be placed") from error
     if sorted(names) == list("xyz") and names != "zyx":
-        raise ValueError(f"{where}: the axes are {', '.join(names)}, but must be z, y, x; write the tomogram again")
-    if metric := [unit for unit in units if unit.endswith(("meter", "metre"))]:
-        raise ValueError(f"{where}: the scale is in {metric[0]}, but must be in angstrom; write the tomogram again")
+        raise UnfitError(f"{where}: the axes are {', '.join(names)}, but must be z, y, x; write the tomogram again")
+    if units - _ANGSTROM:
+        raise ValueError(f"{where}: the scale is in {min(units)}, but must be in angstrom; write the tomogram again")
     if again:
         raise ValueError(f"{where}: .zattrs scales all levels by {again[0]}; write the tomogram again without")
     if len(scale) != 3 or not all(SPACINGS[0] <= value <= SPACINGS[1] for value in scale):
@@ -242,8 +244,15 @@ def _read_multiscale(group: Path) -> dict:
     return read_json(group / ".zattrs")["multiscales"][0]
 
 
+def _read_scale(multiscale: dict, level: int) -> list[float]:
+    """Return a level's scale, z y x; raises one of _MALFORMED."""
+    entry = next(entry for entry in multiscale["datasets"] if entry["path"] in (level, str(level)))
+    (scale,) = _list_scales(entry)
+    return scale[-3:]
+
+
 def _list_scales(entry: dict) -> list[list[float]]:
-    """Return the scales that metadata ask for; raises TypeError, LookupError or AttributeError for what is none."""
+    """Return the scales that metadata ask for; raises one of _MALFORMED."""
     changes = entry.get("coordinateTransformations") or ()
     scales = [change["scale"] for change in changes if change["type"] == "scale"]
     if not all(is_number(value) for scale in scales for value in scale):
@@ -252,14 +261,16 @@ def _list_scales(entry: dict) -> list[list[float]]:
 
 
 def _check_pyramid(array: Level, group: Path, run: str) -> None:
-    """Raise ValueError unless level 1 is half of this level 0 and of its type, or is not there to be asked."""
+    """Raise ValueError unless this level 0 is as long as level 1 and of its kind, or there is none to be asked."""
     try:
-        half = read_level(group, 1, run)
-    except (OSError, ValueError):
+        coarse, multiscale = read_level(group, 1, run), _read_multiscale(group)
+        lengths = zip(array.shape, _read_scale(multiscale, 0), coarse.shape, _read_scale(multiscale, 1), strict=True)
+        is_alike = all(abs(size * spacing - less * wider) <= wider for size, spacing, less, wider in lengths)
+    except _MALFORMED:
         return
-    is_half = all(abs(2 * less - size) <= 1 for size, less in zip(array.shape, half.shape, strict=True))
-    if not is_half or (array.dtype != half.dtype and array.dtype.itemsize == half.dtype.itemsize):
-        own, other = (f"{level.shape} voxels of type {level.dtype}" for level in (array, half))
+    types = array.dtype, coarse.dtype
+    if not is_alike or ({"f"} < {own.kind for own in types} and len({own.itemsize for own in types}) == 1):
+        own, other = (f"{level.shape} voxels of type {level.dtype}" for level in (array, coarse))
         raise ValueError(f"{array.name} has {own}, but level 1 {other}: one of them is wrong; download it again")
 
 

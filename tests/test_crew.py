@@ -153,4 +153,4 @@ def test_a_device_that_fails_now_and_then_is_kept(monkeypatch):
     machines = [Machine(2, {}, dies=0.1, seed=seed) for seed in range(10)]
     for machine in machines:
         machine.simulate([f"TS_{number}" for number in range(40)], monkeypatch)
-    assert sum(machine.planner.devices for machine in machines) >= 15
+    assert {machine.planner.devices for machine in machines} == {2}

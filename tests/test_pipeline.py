@@ -215,11 +215,29 @@ def test_a_submission_of_other_models_is_set_aside(call, untrained, capsys):
     old = call.out.read_bytes()
     with pytest.raises(KeyboardInterrupt):
         call(replace(untrained(), views=2), {"TS_1": KeyboardInterrupt()})
-    kept = call.out.with_name("submission.csv.before")
+    kept = call.out.with_name("submission.csv.before-1")
     assert kept.read_bytes() == old and len(read_submission(call.out)) == 0
-    assert "kept as submission.csv.before" in capsys.readouterr().out
+    assert "kept as submission.csv.before-1" in capsys.readouterr().out
     call(replace(untrained(), views=3))  # a header alone is not worth keeping
-    assert kept.read_bytes() == old
+    call(replace(untrained(), views=4))
+    copies = [path.name for path in call.out.parent.glob("submission.csv.before*")]
+    assert sorted(copies) == ["submission.csv.before-1", "submission.csv.before-2"] and kept.read_bytes() == old
+
+
+def test_a_submission_that_cannot_be_set_aside_is_told_and_ends_nothing(call, untrained, monkeypatch):
+    call()
+    old = call.out.read_bytes()
+
+    def fail(path):
+        assert path == call.out and call.out.read_bytes() == old
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pipeline, "set_aside", fail)
+    with pytest.warns(UserWarning, match="is not kept: .*No space left"):
+        assert len(call(replace(untrained(), views=2))[1]) == 12
+    with pytest.raises(ValueError, match="a CSV cannot hold this name"):
+        call(replace(untrained(), views=3), runs=["TS_1", ".."], strict=True)
+    assert len(read_submission(call.out)) == 12  # before anything else happens
 
 
 def test_a_part_that_is_not_ours_is_computed_again(call, tmp_path):
@@ -245,6 +263,7 @@ def test_a_part_that_is_not_ours_is_computed_again(call, tmp_path):
             {"picks": {**picks, "x": [1e300] * 4}},
             {"picks": {**picks, "x": ["1.0"] * 4}},
             {"picks": {**picks, "x": [True] * 4}},
+            {"picks": {**picks, "x": "", "y": "", "z": ""}},
             {"picks": {**picks, "particle_type": ["proteasome"] * 4}},
             {"picks": {**picks, "experiment": ["TS_2"] * 4}},
             {"picks": {**picks, "x": [1e999] * 4}},

@@ -425,7 +425,13 @@ def rewrite(path: Path, change) -> None:
     ("change", "message"),
     [
         (lambda scale: scale.update(axes=[{"name": name, "unit": "angstrom"} for name in "xyz"]), "axes are x, y, z"),
+        (lambda scale: scale.update(axes=list("xyz")), "axes are x, y, z"),
         (lambda scale: scale.update(axes=[{"name": name, "unit": "nanometer"} for name in "zyx"]), "in nanometer"),
+        (lambda scale: scale.update(axes=[{"name": name, "unit": "nm"} for name in "zyx"]), "in nm"),
+        (
+            lambda scale: scale["datasets"][0]["coordinateTransformations"].append({"type": "scale", "scale": [2] * 3}),
+            "no scale",
+        ),
         (lambda scale: scale.update(coordinateTransformations=[{"type": "scale", "scale": [2, 2, 2]}]), "all levels"),
         (lambda scale: scale.update(coordinateTransformations=[{"type": "scale", "scale": ["2"] * 3}]), "no scale"),
     ],
@@ -443,6 +449,8 @@ def test_what_gives_the_scale_another_meaning_is_refused(change, message, group,
         lambda scale: scale.pop("axes"),
         lambda scale: scale.update(axes=list("zyx")),
         lambda scale: scale.update(axes=[{"name": name} for name in "czyx"]),
+        lambda scale: scale.update(axes=[{"name": name, "unit": "Angstrom"} for name in "zyx"]),
+        lambda scale: scale.update(coordinateTransformations=[{"type": "scale", "scale": [0.1, 1, 1, 1, 1]}]),
         lambda scale: scale.update(coordinateTransformations=[{"type": "scale", "scale": [1.0, 1, 1]}]),
         lambda scale: scale.update(coordinateTransformations=[{"type": "translation", "translation": [0, 0, 5]}]),
     ],
@@ -469,6 +477,21 @@ def test_a_level_that_is_not_what_it_says_is_found_out_by_the_next(key, change, 
     rewrite(path / "0/.zarray", lambda record: record.update({key: change(record[key])}))
     with pytest.raises(ValueError, match=r"TS_1: level 0 .*(one of them is wrong|no readable metadata)"):
         load_tomogram("TS_1", tmp_path)
+
+
+@pytest.mark.parametrize("factors", [(1, 2, 2), (4, 4, 4), (2, 2, 2)])
+@pytest.mark.parametrize("kind", ["<f4", "<i2", ">f4"])
+def test_a_pyramid_of_another_kind_is_no_fault(factors, kind, tmp_path):
+    path = tmp_path / "train/static/ExperimentRuns/TS_1/VoxelSpacing10.000/denoised.zarr"
+    write_ome_zarr(path, np.random.default_rng(0).random((9, 17, 23)), 10.0, levels=2)
+    shape = [-(-size // factor) for size, factor in zip((9, 17, 23), factors, strict=True)]
+    rewrite(path / "1/.zarray", lambda record: record.update(shape=shape, dtype=kind))
+    scale = {"type": "scale", "scale": [10.0 * factor for factor in factors]}
+    rewrite(
+        path / ".zattrs",
+        lambda record: record["multiscales"][0]["datasets"][1].update(coordinateTransformations=[scale]),
+    )
+    assert load_tomogram("TS_1", tmp_path).volume.shape == (9, 17, 23)
 
 
 @pytest.mark.parametrize(
