@@ -377,6 +377,15 @@ def test_without_level_0_level_1_is_repeated(tmp_path, group, pyramid, damage):
     assert not line.startswith("run") and str(group) in line and "level 1 was taken in its place" in line
 
 
+def test_axes_in_another_order_are_not_guessed_at(tmp_path, group):
+    """Else every pick would be in the wrong place."""
+    metadata = json.loads((group / ".zattrs").read_text())
+    metadata["multiscales"][0]["axes"] = [{"name": name, "unit": "angstrom"} for name in "xyz"]
+    (group / ".zattrs").write_text(json.dumps(metadata))
+    result = salvaged(tmp_path)
+    assert result.volume is None and "the axes are x, y, z" in result.problems[0]
+
+
 def test_a_level_0_that_contradicts_level_1_is_told(tmp_path, group):
     """It cannot be known which of them is right; the run counts as degraded, and `--strict` stops there."""
     metadata = json.loads((group / "0/.zarray").read_text())
