@@ -32,6 +32,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -46,7 +47,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from kaggle_utils.calibration import apply_thresholds, bootstrap_score, tune_thresholds
-from kaggle_utils.ensemble import ENSEMBLES, find_models
+from kaggle_utils.ensemble import ENSEMBLES, Ensemble, find_models
 from kaggle_utils.files import replacing, write_text
 from kaggle_utils.fitting import evaluate, fit
 from kaggle_utils.folds import Calibration, calibrate
@@ -55,7 +56,7 @@ from kaggle_utils.machine import keep_freed_memory
 from kaggle_utils.merging import Committee, cut_networks, make_committee
 from kaggle_utils.metrics import score_submission
 from kaggle_utils.models import build_model, count_parameters, load_model
-from kaggle_utils.particles import PARTICLES, REPORT_PARTICLES, report_label
+from kaggle_utils.particles import PARTICLE_NAMES, PARTICLES, REPORT_PARTICLES, report_label
 from kaggle_utils.picking import pick_particles
 from kaggle_utils.picks import read_truth
 from kaggle_utils.pipeline import assemble, load_ensemble, predict_run
@@ -73,7 +74,6 @@ WINDOW, OVERLAP = 96, 0.25
 MIN_SIZE_FRACTION = 0.1  # of a sphere of RADIUS_FRACTION
 DIVISOR = 8  # what three levels of pooling ask of a window
 
-NAMES = tuple(particle.name for particle in PARTICLES)
 LOG_EVERY = 20  # seconds
 MEASURED = 16  # sub-volumes that tell what an epoch costs
 FOLDS = 2  # of the competition recipe, which share its minutes
@@ -249,9 +249,9 @@ class CropSampler:
         for run in runs:
             if min(run.volume.shape) < CROP:
                 raise ValueError(f"run {run.name} has {run.volume.shape} voxels; crops need {CROP} along each axis")
-            mask = make_annotated_mask(run.points, run.volume.shape, run.voxel_spacing, NAMES, RADIUS_FRACTION)
+            mask = make_annotated_mask(run.points, run.volume.shape, run.voxel_spacing, PARTICLE_NAMES, RADIUS_FRACTION)
             self._masks.append(mask)
-            places = [np.flatnonzero(mask == label) for label in range(1, len(NAMES) + 1)]
+            places = [np.flatnonzero(mask == label) for label in range(1, len(PARTICLE_NAMES) + 1)]
             self._voxels.append([place for place in places if len(place)])
 
     def draw(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -295,7 +295,7 @@ def pick_run(network: nn.Module, run: str, data: Path, recipe: Recipe) -> pd.Dat
     logits = sliding_window_inference(inputs, window, 1, predict, overlap=OVERLAP, mode="gaussian")[0]
     confidence, classes = logits.softmax(0).max(0)
     scored = [particle.name for particle in REPORT_PARTICLES]
-    numbers = np.array([0, *(report_label(name) if name in scored else 0 for name in NAMES)], np.uint8)
+    numbers = np.array([0, *(report_label(name) if name in scored else 0 for name in PARTICLE_NAMES)], np.uint8)
     sizes = MIN_SIZE_FRACTION, RADIUS_FRACTION
     return pick_particles(numbers[classes.numpy()], confidence.numpy(), tomogram.voxel_spacing, run, *sizes)
 
@@ -307,7 +307,7 @@ def build_unet() -> nn.Module:
     return UNet(
         spatial_dims=3,
         in_channels=1,
-        out_channels=len(NAMES) + 1,
+        out_channels=len(PARTICLE_NAMES) + 1,
         channels=WIDTHS,
         strides=(2, 2, 2),
         num_res_units=1,
@@ -322,7 +322,7 @@ def build_segresnet() -> nn.Module:
         spatial_dims=3,
         init_filters=WIDTHS[0],
         in_channels=1,
-        out_channels=len(NAMES) + 1,
+        out_channels=len(PARTICLE_NAMES) + 1,
         blocks_down=(1, 1, 1, 1),
         blocks_up=(1, 1, 1),
     )
@@ -335,7 +335,7 @@ def build_dynunet() -> nn.Module:
     return DynUNet(
         spatial_dims=3,
         in_channels=1,
-        out_channels=len(NAMES) + 1,
+        out_channels=len(PARTICLE_NAMES) + 1,
         kernel_size=(3, 3, 3, 3),
         strides=(1, 2, 2, 2),
         upsample_kernel_size=(2, 2, 2),
@@ -368,14 +368,10 @@ def train_report(options: argparse.Namespace) -> Trained:
         log(f"report: {clock.minutes:.1f} of {options.minutes:g} minutes ({clock.wall_minutes:.1f} on the wall)")
     minutes, wall_minutes = clock.minutes, clock.wall_minutes
     ensemble = load_ensemble("mixed", folder)
-
-    def pick(names: list[str]) -> pd.DataFrame:
-        return pd.concat([predict_run(name, options.data, ensemble).picks for name in names], ignore_index=True)
-
     parameters = sum(
         count_parameters(build_model(architecture, getattr(recipe, architecture).width)) for architecture, _ in jobs
     )
-    return Trained(pick, parameters, steps, minutes, wall_minutes)
+    return Trained(partial(pick_runs, options.data, ensemble), parameters, steps, minutes, wall_minutes)
 
 
 def measure_epoch(
@@ -432,12 +428,16 @@ def train_competition(options: argparse.Namespace) -> Trained:
     if technique in CALIBRATED_WITHOUT:
         ensemble = CALIBRATED_WITHOUT[technique](ensemble, calibration)
 
-    def pick(names: list[str]) -> pd.DataFrame:
-        return pd.concat([predict_run(name, options.data, ensemble).picks for name in names], ignore_index=True)
-
     crops = ensemble.models[0].config["crops"] * recipe.unet.epochs * FOLDS
     parameters = sum(count_parameters(model.network) for model in ensemble.models)
-    return Trained(pick, parameters, crops // recipe.unet.batch_size, minutes, wall_minutes)
+    return Trained(
+        partial(pick_runs, options.data, ensemble), parameters, crops // recipe.unet.batch_size, minutes, wall_minutes
+    )
+
+
+def pick_runs(data: Path, ensemble: Ensemble | Committee, names: list[str]) -> pd.DataFrame:
+    """Return what an ensemble picks in some of DATA's test runs."""
+    return pd.concat([predict_run(name, data, ensemble).picks for name in names], ignore_index=True)
 
 
 def measure_fold(runs: list[Run], recipe: CompetitionRecipe, threads: int) -> tuple[float, float]:
@@ -460,19 +460,19 @@ def compare_thresholds(options: argparse.Namespace, truth: pd.DataFrame) -> pd.D
     and of hindsight, the argmax of the very runs that are scored."""
     paths = find_models([options.out / "competition"])
     everything = make_committee("folds", [load_model(path) for path in paths])
-    everything = replace(everything, thresholds=dict.fromkeys(NAMES, 0.0), offset=np.zeros(3))
+    everything = replace(everything, thresholds=dict.fromkeys(PARTICLE_NAMES, 0.0), offset=np.zeros(3))
     names = find_runs(options.data, "test")
-    found = pd.concat([predict_run(name, options.data, everything).picks for name in names], ignore_index=True)
+    found = pick_runs(options.data, everything, names)
     rows: dict[str, list[dict]] = {kind: [] for kind in ("argmax", "plateau", "0.5", "hindsight")}
     for name in names:
         inside, others = (truth[(truth["experiment"] == name) == same] for same in (True, False))
         candidates = found[found["experiment"] != name]
-        tuned = tune_thresholds(found[found["experiment"] == name], inside, NAMES)
+        tuned = tune_thresholds(found[found["experiment"] == name], inside, PARTICLE_NAMES)
         chosen = {
             "argmax": {particle: curve.argmax for particle, curve in tuned.items()},
             "plateau": {particle: curve.chosen for particle, curve in tuned.items()},
-            "0.5": dict.fromkeys(NAMES, 0.5),
-            "hindsight": {p: curve.argmax for p, curve in tune_thresholds(candidates, others, NAMES).items()},
+            "0.5": dict.fromkeys(PARTICLE_NAMES, 0.5),
+            "hindsight": {p: curve.argmax for p, curve in tune_thresholds(candidates, others, PARTICLE_NAMES).items()},
         }
         for kind, thresholds in chosen.items():
             score = score_submission(apply_thresholds(candidates, thresholds), others)
@@ -488,7 +488,7 @@ def compare_levels(options: argparse.Namespace, truth: pd.DataFrame) -> pd.DataF
     names = find_runs(options.data, "test")
     for networks, views in product(range(len(paths), 0, -1), VIEWS):
         ensemble = replace(cut_networks(everything, networks), views=views)
-        found = pd.concat([predict_run(name, options.data, ensemble).picks for name in names], ignore_index=True)
+        found = pick_runs(options.data, ensemble, names)
         total = bootstrap_score(found, truth).loc["score"]
         rows.append({"passes": views * networks, "views": views, "networks": networks, **total})
     return pd.DataFrame(rows).sort_values(["passes", "networks"], ascending=False)

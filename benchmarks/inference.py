@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from arithmetic import count_operations
+from arithmetic import SHAPE, TOMOGRAMS, count_operations
 from scipy.special import logit
 from torch import nn
 from tqdm import tqdm
@@ -38,8 +38,6 @@ from kaggle_utils.machine import keep_freed_memory
 from kaggle_utils.models import TrainedModel, build_model, fold_norms
 from kaggle_utils.particles import REPORT_PARTICLES
 
-FULL = (184, 630, 630)  # voxels of a tomogram, and how many the competition hides
-TOMOGRAMS = 500
 WARM_UP = (32, 32, 32)  # voxels
 WAYS = ("whole volume", "ours", "MONAI, overlap 0.25", "MONAI, overlap 0.5")
 
@@ -64,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(table.to_string(index=False, float_format="{:.3g}".format), flush=True)
         result["ways"] = table.to_dict("records")
     if options.models:
-        shape = FULL if options.full else tuple(options.shape)
+        shape = SHAPE if options.full else tuple(options.shape)
         table = count_up(options.models, shape, settings)
         print(
             f"\nU-Nets of width {options.width}, {result['operations a voxel']:,} multiplications and additions a voxel"
@@ -140,7 +138,7 @@ def count_up(counts: tuple[int, ...], shape: tuple, settings: tuple) -> pd.DataF
         _, gigabytes = runner.run()
         seconds, _ = runner.run()
         runner.close()
-        tomogram = seconds * np.prod(FULL) / np.prod(shape)
+        tomogram = seconds * np.prod(SHAPE) / np.prod(shape)
         rows.append(
             {
                 "models": count,

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from kaggle_utils.files import write_text
 from kaggle_utils.labels import make_mask
 from kaggle_utils.models import TrainedModel, load_model, read_config
-from kaggle_utils.particles import PARTICLES
+from kaggle_utils.particles import PARTICLE_NAMES
 from kaggle_utils.picks import read_run
 from kaggle_utils.subvolumes import normalise
 from kaggle_utils.tomograms import find_runs, load_tomogram
@@ -206,12 +206,12 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
 
 def main() -> None:
     """Read the arguments, measure, print the table."""
-    names = [particle.name for particle in PARTICLES]
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with train/, whose runs have known picks")
     parser.add_argument("--models", type=Path, required=True, help="folder below which the model folders lie")
     parser.add_argument("--runs", type=int, help="measure the first N runs only")
-    parser.add_argument("--particles", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
+    every = {"choices": PARTICLE_NAMES, "default": PARTICLE_NAMES, "help": ", ".join(PARTICLE_NAMES)}
+    parser.add_argument("--particles", nargs="+", metavar="NAME", **every)
     parser.add_argument("--json", type=Path, help="write the table to this file too")
     options = parser.parse_args()
     if options.runs is not None and options.runs < 1:

@@ -50,7 +50,7 @@ class Planner:
     runs : how many there are in all.
     deadline : in seconds of `clock`; None: there is no limit, and nothing is cut. 600 s, or 5 % of the time from now
         to the deadline where that is less, are kept for what comes after the runs.
-    devices : how many runs are in progress at the same time.
+    devices : how many runs are in progress at the same time; may be set anew when one is lost.
     """
 
     def __init__(

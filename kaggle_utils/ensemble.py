@@ -103,7 +103,7 @@ def find_models(folders: Iterable[str | Path]) -> list[Path]:
 
 def _is_unfinished(path: Path) -> bool:
     """Whether it may be the folder of a model that cannot be used."""
-    if not path.is_dir() or not os.access(path, os.R_OK | os.X_OK):
+    if not os.access(path, os.R_OK | os.X_OK):
         return path.is_dir()
     return any(path.glob("*.pt")) and not (path / "config.json").is_file()
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy.spatial import cKDTree
 
-from kaggle_utils.particles import PARTICLES, get_particle
+from kaggle_utils.particles import PARTICLE_NAMES, PARTICLES, get_particle
 
 # A candidate counts within this share of the particle's radius (`distance_multiplier` of the competition's metric).
 MATCH_FRACTION = 0.5
@@ -123,7 +123,7 @@ def score_submission(submission: pd.DataFrame, truth: pd.DataFrame, beta: float 
         rows.append((tp, fp, fn, precision, recall, f_beta, particle.weight))
 
     columns = ["tp", "fp", "fn", "precision", "recall", "f_beta", "weight"]
-    index = pd.Index([particle.name for particle in PARTICLES], name="particle_type")
+    index = pd.Index(PARTICLE_NAMES, name="particle_type")
     particles = pd.DataFrame(rows, index=index, columns=columns)
     # All six weights count, so a particle that the truth lacks costs its share of the score.
     score = float((particles["f_beta"] * particles["weight"]).sum() / particles["weight"].sum())
@@ -151,7 +151,7 @@ def _query(true_xyz, true_run, found_xyz, found_run, radius: float, return_lengt
 
 def _particle_numbers(table: pd.DataFrame, name: str) -> np.ndarray:
     """Return each row's place in the particle table, (N,); raises ValueError for an unknown particle."""
-    numbers = pd.Index([particle.name for particle in PARTICLES]).get_indexer(table["particle_type"])
+    numbers = pd.Index(PARTICLE_NAMES).get_indexer(table["particle_type"])
     if (numbers < 0).any():
         try:
             value = table["particle_type"].iloc[int(np.argmin(numbers))]

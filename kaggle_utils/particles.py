@@ -29,6 +29,8 @@ PARTICLES = (
     Particle("virus-like-particle", 6, 135.0, 1, "#CC79A7"),
 )
 
+PARTICLE_NAMES = tuple(particle.name for particle in PARTICLES)
+
 # The report (section 2) studies the scored ones and leaves beta-amylase out; its annotated mask numbers them 1 to 5.
 REPORT_PARTICLES = tuple(particle for particle in PARTICLES if particle.weight)
 

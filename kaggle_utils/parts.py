@@ -16,11 +16,10 @@ import pandas as pd
 
 from kaggle_utils.budget import Level
 from kaggle_utils.files import is_number, read_json, write_text
-from kaggle_utils.particles import PARTICLES
+from kaggle_utils.particles import PARTICLE_NAMES
 from kaggle_utils.picks import FARTHEST, make_picks
 
 STATES = ("done", "degraded", "failed")
-_PARTICLES = {particle.name for particle in PARTICLES}
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class Parts:
             picks, problems, level = pd.DataFrame(record["picks"]), record["problems"], Level(*record["level"])
             if not all(is_number(value, -FARTHEST, FARTHEST) for axis in "xyz" for value in picks[axis].tolist()):
                 raise ValueError("a pick has coordinates that are none")
-            if set(picks["experiment"]) - {run} or set(picks["particle_type"]) - _PARTICLES:
+            if set(picks["experiment"]) - {run} or set(picks["particle_type"]) - set(PARTICLE_NAMES):
                 raise ValueError("a pick is of another run, or of no particle")
             if not isinstance(problems, list) or not all(isinstance(problem, str) for problem in problems):
                 raise ValueError("its problems are no texts")

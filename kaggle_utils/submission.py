@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from kaggle_utils.files import read_bytes, replacing
-from kaggle_utils.particles import PARTICLES, get_particle
+from kaggle_utils.particles import PARTICLE_NAMES, PARTICLES, get_particle
 from kaggle_utils.picks import PICK_COLUMNS
 from kaggle_utils.tomograms import find_runs, find_tomograms, read_shape, read_voxel_spacing, read_zarr
 
@@ -26,7 +26,6 @@ DECIMALS = 4  # of an Angstrom: a hundred-thousandth of a voxel, far below the e
 _EDGE = 10.0**-DECIMALS  # Angstrom; rounding may move a pick on the very edge of a tomogram outside by half of this
 _MOST_BYTES = 2**28  # some five million picks, or 10,000 in each of 500 runs, which hold some 200 particles each
 _SHOWN = 10  # lines that a violation lists, and wrong names that get a line, before "and 123 more"
-_NAMES = [particle.name for particle in PARTICLES]
 
 
 def is_run_name(name: object) -> bool:
@@ -57,7 +56,7 @@ def write_submission(picks: pd.DataFrame, path: str | Path) -> None:
         raise ValueError(f"{path} was not written: {error}") from None
     picks = picks.reindex(columns=PICK_COLUMNS)
     run = pd.factorize(picks["experiment"], sort=True)[0]
-    particle = pd.Index(_NAMES).get_indexer(picks["particle_type"])
+    particle = pd.Index(PARTICLE_NAMES).get_indexer(picks["particle_type"])
     picks = picks.iloc[np.lexsort((particle, run))].astype({"x": float, "y": float, "z": float})
     for axis in "xyz":  # else a hair below 0 becomes "-0.0000"
         picks[axis] = picks[axis].mask(picks[axis].abs() < _EDGE / 2, 0.0)
@@ -134,8 +133,9 @@ def validate_submission(path: str | Path, data: str | Path, split: str = "test")
         violations += _unknown("run", unknown["experiment"], unknown["line"], f"is not in {Path(data) / split}")
         violations += _check_places(table[table["experiment"].isin(runs)], Path(data), split)
     if "particle_type" in table:
-        unknown = table[~table["particle_type"].isin(_NAMES)]
-        violations += _unknown("particle", unknown["particle_type"], unknown["line"], f"is none of {', '.join(_NAMES)}")
+        unknown = table[~table["particle_type"].isin(PARTICLE_NAMES)]
+        why = f"is none of {', '.join(PARTICLE_NAMES)}"
+        violations += _unknown("particle", unknown["particle_type"], unknown["line"], why)
     if set(PICK_COLUMNS) <= set(table):
         again = table[table[["x", "y", "z"]].notna().all(axis=1) & table.duplicated(list(PICK_COLUMNS))]
         violations += _violation("the pick stands in a line before", again["line"])

@@ -19,7 +19,7 @@ from kaggle_utils.crops import Crops
 from kaggle_utils.fitting import evaluate, fit
 from kaggle_utils.labels import locate_spheres, paint_spheres
 from kaggle_utils.models import build_model, load_tensors, name_model, read_config, save_config
-from kaggle_utils.particles import PARTICLES
+from kaggle_utils.particles import PARTICLE_NAMES, PARTICLES
 from kaggle_utils.picks import read_run
 from kaggle_utils.recipes import CompetitionRecipe, ModelRecipe, Recipe
 from kaggle_utils.subvolumes import (
@@ -160,7 +160,7 @@ def train_fold(
     when the folder holds a model that was trained with other settings or data."""
     network_recipe: ModelRecipe = getattr(recipe, architecture)
     folder = Path(folder) / name_model(architecture, f"fold_{fold}")
-    names = [particle.name for particle in PARTICLES]
+    names = list(PARTICLE_NAMES)
     held_out, others = runs[fold], [run for index, run in enumerate(runs) if index != fold]
     # Each fold starts from other weights and draws other crops: networks that differ are worth more together.
     seed = 1000 * recipe.seed + fold

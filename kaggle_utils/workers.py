@@ -52,9 +52,9 @@ def predict_runs(
     Each device has a process of its own, and the devices share the CPU's threads. While a run is computed, the next one
     is read. A tomogram that is broken gives what `salvage_tomogram` makes of it. When a process fails, dies or hangs
     over a run, the run is tried again in a new one; where there are several devices, on each of them before it has
-    failed. A device that cannot do what others can is given up. With a `deadline`, in seconds of
-    `time.monotonic`, views and networks are cut as `Planner` plans, each new plan is printed, and what has not been
-    computed when the time is over, or when no device can be used any more, has failed, too.
+    failed. A device that cannot do what others can is given up. With a `deadline`, in seconds of `time.monotonic`,
+    views and networks are cut as `Planner` plans, each new plan is printed, and what has not been computed when the
+    time is over, or when no device can be used any more, has failed, too.
 
     The tomogram type, and all that makes a pick of probabilities, are those in the models' configs; so are the `views`
     unless they are given. `compiled` is for `Predictor`. Beside what `find_particles` says, each process holds the
@@ -75,7 +75,7 @@ def predict_runs(
 
 
 def _run_crew(runs: list[str], packed: bytes, settings: list[tuple], planner: Planner, title: str) -> Iterator[Outcome]:
-    crew = _Crew(runs, packed, settings, planner)  # here, so that whoever closes this ends the processes
+    crew = _Crew(runs, packed, settings, planner)
     try:
         with tqdm(total=len(runs), desc=title, unit="tomogram", bar_format=_BAR) as bar:
             while crew.is_busy():

@@ -13,7 +13,7 @@ settings.register_profile("kit", deadline=None, database=None)
 settings.load_profile("kit")
 
 
-def pytest_collection_modifyitems(config, items):
+def pytest_collection_modifyitems(items):
     """Where processes share the files, those with slow tests come first: none shall wait for a late one."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         slow = {item.path for item in items if item.get_closest_marker("slow")}

@@ -115,7 +115,7 @@ def test_crops_are_centred_on_every_class_equally_often(accuracy):
     apo_ferritins = [("TS_1", "apo-ferritin", 1000.0, 300.0, 300.0)]
     ribosomes = [("TS_1", "ribosome", x, 300.0, 300.0) for x in (2000.0, 3000.0, 4000.0)]
     points = pd.DataFrame(apo_ferritins + ribosomes, columns=PICK_COLUMNS)
-    mask = make_annotated_mask(points, shape, spacing, accuracy.NAMES, accuracy.RADIUS_FRACTION)
+    mask = make_annotated_mask(points, shape, spacing, accuracy.PARTICLE_NAMES, accuracy.RADIUS_FRACTION)
     sampler = accuracy.CropSampler([Run("TS_1", mask.astype(np.float32), spacing, points)], seed=0)
     centres = []
     for _ in range(40):
@@ -123,7 +123,7 @@ def test_crops_are_centred_on_every_class_equally_often(accuracy):
         assert (volumes == masks).all() and masks.shape == (8, 1, 48, 48, 48)
         # The centre of a cube with an even edge is between voxels, and a flip goes to the other side of it.
         centres += masks[:, 0, 23:25, 23:25, 23:25].flatten(1).amax(1).tolist()
-    labels = [1 + accuracy.NAMES.index(name) for name in ("apo-ferritin", "ribosome")]
+    labels = [1 + accuracy.PARTICLE_NAMES.index(name) for name in ("apo-ferritin", "ribosome")]
     shares = [centres.count(label) / len(centres) for label in labels]
     assert shares == pytest.approx([1 / 3, 1 / 3], abs=0.1)
 

@@ -8,10 +8,9 @@ from pathlib import Path
 from reprlib import repr as shorten
 
 from kaggle_utils.files import is_number, read_json
-from kaggle_utils.particles import PARTICLES
+from kaggle_utils.particles import PARTICLE_NAMES
 
 _AGAIN = "train the model again"
-_PARTICLES = [particle.name for particle in PARTICLES]
 # What models, merging and picking know; they stand above this module. tests/test_strangers.py compares.
 _ARCHITECTURES = ["baseline", "unet", "vnet"]
 _COMMITTEES = ["unet", "vnet", "average"]
@@ -89,7 +88,7 @@ def _number(least: float, most: float) -> _Rule:
     return f"a number from {least} to {most}", lambda value, _: is_number(value, least, most)
 
 
-def _choice(choices: list[str]) -> _Rule:  # a list, for the value need not be hashable
+def _choice(choices: Sequence[str]) -> _Rule:  # no set, for the value need not be hashable
     return f"one of {', '.join(choices)}", lambda value, _: value in choices
 
 
@@ -106,7 +105,7 @@ def _is_stem(value: object, config: dict) -> bool:
 
 
 def _are_particles(value: object, config: dict) -> bool:
-    known = isinstance(value, list) and all(name in _PARTICLES and value.count(name) == 1 for name in value)
+    known = isinstance(value, list) and all(name in PARTICLE_NAMES and value.count(name) == 1 for name in value)
     return known and len(value) > 1 and config.get("architecture") != "baseline"
 
 
@@ -135,8 +134,8 @@ def _list_by_particle(value: object, config: dict) -> list:
 _RULES: dict[str, _Rule] = {
     "architecture": _choice(_ARCHITECTURES),
     "width": _whole(1, 256),
-    "particle": _choice(_PARTICLES),
-    "particles": (f"a list of several of {', '.join(_PARTICLES)}, and not for a baseline", _are_particles),
+    "particle": _choice(PARTICLE_NAMES),
+    "particles": (f"a list of several of {', '.join(PARTICLE_NAMES)}, and not for a baseline", _are_particles),
     "stem": ("true or false, and not true for a baseline", _is_stem),
     "window": ("null or a whole number from 1 to 1024", _is_window),
     "halo": _whole(0, 512),
