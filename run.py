@@ -36,7 +36,7 @@ ZARR3_PACKAGES = (
     "typing_extensions==4.16.0",
 )
 SHARED = ("-n", "logical", "--maxprocesses", "4", "--dist", "loadfile", "--no-loadscope-reorder")
-ZARR3_TESTS = ("tests/test_tomograms.py", "tests/test_picks.py")
+ZARR3_TESTS = ("tests/data/test_tomograms.py", "tests/data/test_picks.py")
 
 
 class Stop(Exception):

@@ -46,24 +46,24 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from kaggle_utils.calibration import apply_thresholds, bootstrap_score, tune_thresholds
-from kaggle_utils.ensemble import ENSEMBLES, Ensemble, find_models
-from kaggle_utils.files import replacing, write_text
-from kaggle_utils.fitting import evaluate, fit
-from kaggle_utils.folds import Calibration, calibrate
-from kaggle_utils.labels import make_annotated_mask
-from kaggle_utils.machine import keep_freed_memory
-from kaggle_utils.merging import Committee, cut_networks, make_committee
-from kaggle_utils.metrics import score_submission
-from kaggle_utils.models import build_model, count_parameters, load_model
+from kaggle_utils.data.picks import read_truth
+from kaggle_utils.data.tomograms import find_runs, load_tomogram, normalise
+from kaggle_utils.evaluation.folds import Calibration, calibrate
+from kaggle_utils.inference.ensemble import ENSEMBLES, Ensemble, find_models
+from kaggle_utils.inference.merging import Committee, cut_networks, make_committee
+from kaggle_utils.inference.picking import pick_particles
+from kaggle_utils.models.folder import build_model, count_parameters, load_model
 from kaggle_utils.particles import PARTICLE_NAMES, PARTICLES, REPORT_PARTICLES, report_label
-from kaggle_utils.picking import pick_particles
-from kaggle_utils.picks import read_truth
-from kaggle_utils.pipeline import assemble, load_ensemble, predict_run
+from kaggle_utils.preprocessing.labels import make_annotated_mask
+from kaggle_utils.preprocessing.subvolumes import Run, build_datasets, load_runs
 from kaggle_utils.recipes import Augmentation, CompetitionRecipe, Recipe, get_recipe
-from kaggle_utils.subvolumes import Run, build_datasets, load_runs, normalise
-from kaggle_utils.tomograms import find_runs, load_tomogram
-from kaggle_utils.training import list_folds, train_fold, train_model
+from kaggle_utils.scoring.metrics import score_submission
+from kaggle_utils.scoring.thresholds import apply_thresholds, bootstrap_score, tune_thresholds
+from kaggle_utils.submission.pipeline import assemble, load_ensemble, predict_run
+from kaggle_utils.system.files import replacing, write_text
+from kaggle_utils.system.machine import keep_freed_memory
+from kaggle_utils.training.fitting import evaluate, fit
+from kaggle_utils.training.train import list_folds, train_fold, train_model
 
 # The baselines; as the host's notebook had them where it says so.
 RADIUS_FRACTION = 0.8

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from kaggle_utils.models import build_model
+from kaggle_utils.models.folder import build_model
 from kaggle_utils.particles import PARTICLES, REPORT_PARTICLES
 from kaggle_utils.recipes import RECIPE_NAMES, CompetitionRecipe, ModelRecipe, get_recipe
 

@@ -32,11 +32,11 @@ from scipy.special import logit
 from torch import nn
 from tqdm import tqdm
 
-from kaggle_utils.ensemble import annotate, make_ensemble
-from kaggle_utils.inference import Predictor
-from kaggle_utils.machine import keep_freed_memory
-from kaggle_utils.models import TrainedModel, build_model, fold_norms
+from kaggle_utils.inference.ensemble import annotate, make_ensemble
+from kaggle_utils.inference.predictor import Predictor
+from kaggle_utils.models.folder import TrainedModel, build_model, fold_norms
 from kaggle_utils.particles import REPORT_PARTICLES
+from kaggle_utils.system.machine import keep_freed_memory
 
 WARM_UP = (32, 32, 32)  # voxels
 WAYS = ("whole volume", "ours", "MONAI, overlap 0.25", "MONAI, overlap 0.5")

@@ -22,12 +22,12 @@ from numcodecs import blosc
 from scipy import ndimage
 from tqdm.auto import tqdm
 
-from kaggle_utils.files import write_text
-from kaggle_utils.labels import expand_labels_with_blobs
+from kaggle_utils.data.picks import angstrom_to_voxel
+from kaggle_utils.data.tomograms import load_tomogram, write_ome_zarr
+from kaggle_utils.inference.picking import find_peaks, pick_particles
 from kaggle_utils.particles import PARTICLES, REPORT_PARTICLES, get_particle
-from kaggle_utils.picking import find_peaks, pick_particles
-from kaggle_utils.picks import angstrom_to_voxel
-from kaggle_utils.tomograms import load_tomogram, write_ome_zarr
+from kaggle_utils.preprocessing.labels import expand_labels_with_blobs
+from kaggle_utils.system.files import write_text
 
 SPACING = 10.012  # Angstrom; the competition's, rounded
 _TRIES = 20  # to place a particle apart from the others

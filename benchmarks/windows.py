@@ -24,13 +24,13 @@ import torch
 from torch.nn import functional
 from tqdm import tqdm
 
-from kaggle_utils.files import write_text
-from kaggle_utils.labels import make_mask
-from kaggle_utils.models import TrainedModel, load_model, read_config
+from kaggle_utils.data.picks import read_run
+from kaggle_utils.data.tomograms import find_runs, load_tomogram, normalise
+from kaggle_utils.models.config import read_config
+from kaggle_utils.models.folder import TrainedModel, load_model
 from kaggle_utils.particles import PARTICLE_NAMES
-from kaggle_utils.picks import read_run
-from kaggle_utils.subvolumes import normalise
-from kaggle_utils.tomograms import find_runs, load_tomogram
+from kaggle_utils.preprocessing.labels import make_mask
+from kaggle_utils.system.files import write_text
 
 _DIVISOR = 8  # of the V-Net's input edges
 _BATCH_VOXELS = 4 * 40**3  # as many windows at once as have this many voxels, and at least one

@@ -11,7 +11,7 @@ import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from kaggle_utils.notebooks import NotebookError, run_notebooks
+from kaggle_utils.kaggle.notebooks import NotebookError, run_notebooks
 from kaggle_utils.recipes import RECIPE_NAMES, SCALES
 
 # Modules that read zarr, pandas or torch are imported by the command that needs them, so that `--help` does not wait.
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def phantom(out: Path, **settings) -> int:
     """Write synthetic runs; settings that are not given are those of `write_phantom`."""
-    from kaggle_utils.phantom import write_phantom
+    from kaggle_utils.data.phantom import write_phantom
 
     write_phantom(out, **settings)
     print(f"phantom: {out}")
@@ -54,7 +54,7 @@ def notebooks(
     Each option stands for an environment variable, so that `detect` decides about the rest; --work takes the submission
     along.
     """
-    from kaggle_utils.environment import detect
+    from kaggle_utils.system.environment import detect
 
     given = {"CZII_DATA": data, "CZII_WORK": work, "CZII_RECIPE": recipe, "CZII_SCALE": scale}
     given = {name: str(value) for name, value in given.items() if value is not None}
@@ -88,12 +88,12 @@ def predict(
 ) -> int:
     """Run models over all tomograms of a split and write the submission, after each of them anew; runs that failed are
     told, and are no failure of the command unless all did or it is `strict`."""
-    from kaggle_utils.ensemble import find_models
-    from kaggle_utils.machine import check_devices, find_devices
-    from kaggle_utils.models import load_model
-    from kaggle_utils.parts import count_states, show_name
-    from kaggle_utils.pipeline import assemble, submit
-    from kaggle_utils.tomograms import find_runs
+    from kaggle_utils.data.tomograms import find_runs
+    from kaggle_utils.inference.ensemble import find_models
+    from kaggle_utils.models.folder import load_model
+    from kaggle_utils.submission.parts import count_states, show_name
+    from kaggle_utils.submission.pipeline import assemble, submit
+    from kaggle_utils.system.machine import check_devices, find_devices
 
     if out.is_dir():
         raise IsADirectoryError(f"{out} is a folder; give the name of a CSV file")
@@ -114,9 +114,9 @@ def predict(
 
 def score(submission: Path, truth: Path, as_json: bool = False) -> int:
     """Print the competition's F-beta, in all and for each particle."""
-    from kaggle_utils.metrics import score_submission
-    from kaggle_utils.picks import read_truth
-    from kaggle_utils.submission import read_submission
+    from kaggle_utils.data.picks import read_truth
+    from kaggle_utils.scoring.metrics import score_submission
+    from kaggle_utils.submission.csv_file import read_submission
 
     result = score_submission(read_submission(submission), read_truth(truth))
     if as_json:
@@ -130,7 +130,7 @@ def score(submission: Path, truth: Path, as_json: bool = False) -> int:
 
 def validate(submission: Path, data: Path, split: str) -> int:
     """Print a line for each violation of the format."""
-    from kaggle_utils.submission import read_submission, validate_submission
+    from kaggle_utils.submission.csv_file import read_submission, validate_submission
 
     violations = validate_submission(submission, data, split)
     if violations:
@@ -145,8 +145,8 @@ def publish(
     user: str, push: bool = False, only: tuple[str, ...] = (), recipe: str = RECIPE_NAMES[0], **settings
 ) -> int:
     """Write and check the folder for the Kaggle CLI, print its commands, and with `push` run those that can be run."""
-    from kaggle_utils.publish import build_folder
-    from kaggle_utils.push import list_commands, push_folder
+    from kaggle_utils.kaggle.publish import build_folder
+    from kaggle_utils.kaggle.push import list_commands, push_folder
 
     if only and not push:
         raise ValueError("--only chooses what --push sends: give both, or neither")

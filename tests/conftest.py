@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def phantom_data(tmp_path_factory):
     """Three training runs and one test run of 40 x 64 x 64 voxels in the competition's layout; not to be changed."""
-    from kaggle_utils.phantom import write_phantom
+    from kaggle_utils.data.phantom import write_phantom
 
     return write_phantom(tmp_path_factory.mktemp("phantom_data"), runs=3, test_runs=1, shape=(40, 64, 64), seed=0)
 
@@ -66,7 +66,7 @@ def untrained_pairs(tmp_path_factory):
 def _write_untrained(folder, architecture: str, particle: str, label: int) -> None:
     import torch
 
-    from kaggle_utils.models import build_model, name_model, save_config, save_weights
+    from kaggle_utils.models.folder import build_model, name_model, save_config, save_weights
 
     generator = torch.Generator().manual_seed(label)
     network = build_model(architecture, 2)

@@ -15,13 +15,13 @@ import pandas as pd
 import pytest
 from torch import nn
 
-from kaggle_utils import inference, picking
-from kaggle_utils.labels import make_annotated_mask
-from kaggle_utils.metrics import score_submission
-from kaggle_utils.phantom import write_phantom
-from kaggle_utils.picks import PICK_COLUMNS, read_truth
+from kaggle_utils.data.phantom import write_phantom
+from kaggle_utils.data.picks import PICK_COLUMNS, read_truth
+from kaggle_utils.inference import picking, predictor
+from kaggle_utils.preprocessing.labels import make_annotated_mask
+from kaggle_utils.preprocessing.subvolumes import Run
 from kaggle_utils.recipes import get_recipe
-from kaggle_utils.subvolumes import Run
+from kaggle_utils.scoring.metrics import score_submission
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "postprocess.py"
 INFERENCE = SCRIPT.with_name("inference.py")
@@ -172,6 +172,6 @@ def test_operations_are_counted_as_by_hand(arithmetic, capsys):
 
 @pytest.mark.parametrize(("window", "halo"), [(192, 24), (128, 24), (80, 16)])
 def test_the_voxels_that_are_read_are_those_of_inference(arithmetic, window, halo):
-    read = [len(inference._place_windows(size, window, halo)) * min(window, size) for size in arithmetic.SHAPE]
+    read = [len(predictor._place_windows(size, window, halo)) * min(window, size) for size in arithmetic.SHAPE]
     assert arithmetic.count_voxels(window, halo) == math.prod(read)
     assert arithmetic.count_voxels(None, 0) == math.prod(arithmetic.SHAPE)

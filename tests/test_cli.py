@@ -10,14 +10,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kaggle_utils import cli, environment, machine, phantom, pipeline, publish, push, tomograms
-from kaggle_utils.budget import Level
+from kaggle_utils import cli
 from kaggle_utils.cli import main
-from kaggle_utils.notebooks import NotebookError
-from kaggle_utils.parts import Outcome
-from kaggle_utils.picks import PICK_COLUMNS
-from kaggle_utils.submission import read_submission, validate_submission
-from kaggle_utils.tomograms import write_ome_zarr
+from kaggle_utils.data import phantom, tomograms
+from kaggle_utils.data.picks import PICK_COLUMNS
+from kaggle_utils.data.tomograms import write_ome_zarr
+from kaggle_utils.kaggle import publish, push
+from kaggle_utils.kaggle.notebooks import NotebookError
+from kaggle_utils.submission import pipeline
+from kaggle_utils.submission.budget import Level
+from kaggle_utils.submission.csv_file import read_submission, validate_submission
+from kaggle_utils.submission.parts import Outcome
+from kaggle_utils.system import environment, machine
 
 
 @pytest.fixture

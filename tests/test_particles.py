@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from kaggle_utils.files import replacing, write_text
 from kaggle_utils.particles import PARTICLES, REPORT_PARTICLES, get_particle, report_label
 from kaggle_utils.recipes import PUBLISHED, RECIPE_NAMES, SCALES, ModelRecipe, Recipe, compare_scales, get_recipe
+from kaggle_utils.system.files import replacing, write_text
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -196,7 +196,7 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path):
     path = tmp_path / "weights.pt"
     path.write_bytes(b"old")
     code = (
-        "import sys, time; from kaggle_utils.files import replacing\n"
+        "import sys, time; from kaggle_utils.system.files import replacing\n"
         f"with replacing({str(path)!r}) as temporary, open(temporary, 'wb') as file:\n"
         "    file.write(b'half'); file.flush(); print('writing', flush=True); time.sleep(60)"
     )

@@ -12,13 +12,13 @@ import nbformat
 import pytest
 from fake_machine import run_in_machine, why_not
 
-from kaggle_utils import wheels
-from kaggle_utils.ensemble import save_choice
-from kaggle_utils.notebooks import NOTEBOOKS
-from kaggle_utils.phantom import write_phantom
-from kaggle_utils.publish import build_folder
-from kaggle_utils.submission import read_submission, validate_submission
-from kaggle_utils.wheels import PYTHON, collect_wheels
+from kaggle_utils.data.phantom import write_phantom
+from kaggle_utils.inference.ensemble import save_choice
+from kaggle_utils.kaggle import wheels
+from kaggle_utils.kaggle.notebooks import NOTEBOOKS
+from kaggle_utils.kaggle.publish import build_folder
+from kaggle_utils.kaggle.wheels import PYTHON, collect_wheels
+from kaggle_utils.submission.csv_file import read_submission, validate_submission
 
 ROOT = Path(__file__).resolve().parents[1]
 REASON = why_not()

@@ -25,18 +25,20 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kaggle_utils import environment, models
-from kaggle_utils.ensemble import ENSEMBLES, read_choice
-from kaggle_utils.environment import collect_outputs, detect
-from kaggle_utils.inference import VIEWS, Predictor
-from kaggle_utils.merging import COMMITTEES, MERGES, Committee, find_by_committee
-from kaggle_utils.models import agree, build_model, load_model, load_tensors, save_config, save_weights
+from kaggle_utils import models
+from kaggle_utils.data.picks import read_run, read_truth, write_picks
+from kaggle_utils.inference.ensemble import ENSEMBLES, read_choice
+from kaggle_utils.inference.merging import COMMITTEES, MERGES, Committee, find_by_committee
+from kaggle_utils.inference.picking import DECODERS
+from kaggle_utils.inference.predictor import VIEWS, Predictor
 from kaggle_utils.models import config as rules
+from kaggle_utils.models.folder import agree, build_model, load_model, save_config, save_weights
+from kaggle_utils.models.tensors import load_tensors
 from kaggle_utils.particles import PARTICLES
-from kaggle_utils.picking import DECODERS
-from kaggle_utils.picks import read_run, read_truth, write_picks
-from kaggle_utils.pipeline import assemble, load_ensemble
-from kaggle_utils.submission import COLUMNS, read_submission, validate_submission
+from kaggle_utils.submission.csv_file import COLUMNS, read_submission, validate_submission
+from kaggle_utils.submission.pipeline import assemble, load_ensemble
+from kaggle_utils.system import environment
+from kaggle_utils.system.environment import collect_outputs, detect
 
 NAMES = [particle.name for particle in PARTICLES]
 DOCUMENTED = (ValueError, OSError, FloatingPointError, MemoryError)

@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from reprlib import repr as shorten
 
-from kaggle_utils.files import is_number, read_json
 from kaggle_utils.particles import PARTICLE_NAMES
+from kaggle_utils.system.files import is_number, read_json
 
 _AGAIN = "train the model again"
 # What models, merging and picking know; they stand above this module. tests/test_strangers.py compares.

@@ -16,7 +16,7 @@ from reprlib import repr as shorten
 
 import torch
 
-from kaggle_utils.files import write_bytes
+from kaggle_utils.system.files import write_bytes
 
 # How torch calls what lies behind a tensor -> bytes of a number.
 _STORAGES = {"DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2, "LongStorage": 8}

@@ -1,0 +1,65 @@
+"""Runs on disk: their tomograms and their picks, as the competition keeps them, and a phantom in their place.
+
+Comes in: a folder with train/ and test/. Goes out: volumes (z, y, x) in voxels, tables of picks x, y, z in Angstrom.
+`picks` alone turns one into the other; `tomograms` has the one normalisation; `salvage` reads what is broken.
+Next: preprocessing makes training data of them, inference finds particles in them."""
+
+from kaggle_utils.data.phantom import is_phantom, write_phantom
+from kaggle_utils.data.picks import (
+    PICK_COLUMNS,
+    PREDICTION_USER,
+    VOXEL_OFFSET,
+    angstrom_to_voxel,
+    has_copick,
+    make_picks,
+    open_copick_project,
+    read_overlay,
+    read_run,
+    read_truth,
+    voxel_to_angstrom,
+    write_picks,
+)
+from kaggle_utils.data.salvage import Salvage, salvage_tomogram
+from kaggle_utils.data.tomograms import (
+    TOMOGRAM_TYPES,
+    Tomogram,
+    find_runs,
+    find_tomograms,
+    list_tomograms,
+    load_tomogram,
+    normalise,
+    read_shape,
+    read_voxel_spacing,
+    read_zarr,
+    write_ome_zarr,
+)
+
+__all__ = [
+    "PICK_COLUMNS",
+    "PREDICTION_USER",
+    "Salvage",
+    "TOMOGRAM_TYPES",
+    "Tomogram",
+    "VOXEL_OFFSET",
+    "angstrom_to_voxel",
+    "find_runs",
+    "find_tomograms",
+    "has_copick",
+    "is_phantom",
+    "list_tomograms",
+    "load_tomogram",
+    "make_picks",
+    "normalise",
+    "open_copick_project",
+    "read_overlay",
+    "read_run",
+    "read_shape",
+    "read_truth",
+    "read_voxel_spacing",
+    "read_zarr",
+    "salvage_tomogram",
+    "voxel_to_angstrom",
+    "write_ome_zarr",
+    "write_phantom",
+    "write_picks",
+]

@@ -1,0 +1,240 @@
+"""Picks: tables of particle centres, x, y, z in Angstrom, their files, and the only conversion to voxels in the kit.
+
+A picks table is a pandas DataFrame with the columns `experiment`, `particle_type`, `x`, `y`, `z`; predictions may add
+others."""
+
+import importlib.util
+import io
+import json
+import reprlib
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from kaggle_utils.data.tomograms import default_data, is_plain_name
+from kaggle_utils.particles import PARTICLES, get_particle
+from kaggle_utils.system.files import is_number, read_bytes, read_json, write_text
+
+PICK_COLUMNS = ("experiment", "particle_type", "x", "y", "z")
+
+# The index, in voxels, of a voxel's centre at coordinate 0. Measured on ribosomes of TS_5_4, index = coordinate /
+# spacing is within a quarter of a voxel of the densities' centres, and counting from the voxels' corners (0.5) is
+# worse.
+VOXEL_OFFSET = 0.0
+
+FARTHEST = 1e7  # Angstrom; no tomogram is a millimetre long, and beyond it sums and squares lose their digits
+_LONGEST_NAME = 200  # characters; a stranger's may be as long as its file
+_MOST_BYTES = 2**28  # of a CSV of true picks; that of all the competition's runs has less than one
+
+# The author of predictions in copick files. Not kaggle_utils: copick parts its file names at underscores.
+PREDICTION_USER = "kaggle-utils"
+
+
+def angstrom_to_voxel(xyz: np.ndarray, voxel_spacing: float) -> np.ndarray:
+    """Turn coordinates (n, 3), x y z in Angstrom, into fractional array indices (n, 3), z y x in voxels."""
+    return np.asarray(xyz, dtype=float).reshape(-1, 3)[:, ::-1] / voxel_spacing + VOXEL_OFFSET
+
+
+def voxel_to_angstrom(zyx: np.ndarray, voxel_spacing: float) -> np.ndarray:
+    """Turn fractional array indices (n, 3), z y x in voxels, into coordinates (n, 3), x y z in Angstrom."""
+    return (np.asarray(zyx, dtype=float).reshape(-1, 3)[:, ::-1] - VOXEL_OFFSET) * voxel_spacing
+
+
+def make_picks(run: str = "", particles: Sequence[str] = (), xyz: np.ndarray | Sequence = ()) -> pd.DataFrame:
+    """Return the picks table of one run: names (n,) and centres (n, 3), x y z in Angstrom. Without any it is empty, and
+    of the same types."""
+    columns = {"experiment": pd.Series([run] * len(particles), dtype=object)}
+    columns["particle_type"] = pd.Series(particles, dtype=object)
+    return pd.DataFrame({**columns, **dict(zip("xyz", np.asarray(xyz, dtype=float).reshape(-1, 3).T, strict=True))})
+
+
+def read_run(run: str, data: str | Path | None = None, split: str = "train") -> pd.DataFrame:
+    """Return all annotated points of a run in one table, in Angstrom.
+
+    Every JSON file in DATA/<split>/overlay/ExperimentRuns/<run>/Picks is read (copick's `<user>_<session>_` before the
+    particle may be there or not). An unknown particle's file, or an empty one, is left out with a warning.
+
+    Raises FileNotFoundError when the run has no overlay, and ValueError, naming run and file, for a file that is larger
+    than 64 MB or malformed, and for coordinates that are no numbers or more than a millimetre away.
+    """
+    data = default_data() if data is None else Path(data)
+    folder = data / split / "overlay" / "ExperimentRuns"
+    if not is_plain_name(run):
+        raise FileNotFoundError(f"run {run!r} is not in {folder}")
+    return _read_picks_folder(folder / run)
+
+
+def read_overlay(experiment_runs: str | Path) -> pd.DataFrame:
+    """Return the points of all runs below an overlay's ExperimentRuns folder; raises as `read_run` does."""
+    folder = Path(experiment_runs)
+    runs = sorted(path for path in folder.glob("[!.]*") if path.is_dir())
+    if not runs:
+        raise FileNotFoundError(
+            f"no runs in {folder}; expected <run>/Picks/<particle>.json, as in DATA/train/overlay/ExperimentRuns"
+        )
+    return pd.concat([_read_picks_folder(run) for run in runs], ignore_index=True)
+
+
+def read_truth(path: str | Path) -> pd.DataFrame:
+    """Return true picks from an overlay's ExperimentRuns folder, or from a CSV with the columns of a picks table.
+
+    Raises FileNotFoundError for a missing path, and as `read_run` does; so does a CSV that is larger than 256 MB or
+    lacks those columns."""
+    path = Path(path)
+    if path.is_dir():
+        return read_overlay(path)
+    content = io.BytesIO(read_bytes(path, _MOST_BYTES))
+    try:
+        table = pd.read_csv(content, dtype=dict.fromkeys(PICK_COLUMNS, str))
+    except (ValueError, OverflowError) as error:  # of which pandas' own are kinds
+        raise ValueError(f"{path} is not a CSV of picks: {error}") from error
+    missing = [column for column in PICK_COLUMNS if column not in table]
+    if missing:
+        raise ValueError(f"{path} lacks the columns {', '.join(missing)}")
+    # Without rows to_numeric leaves pyarrow's texts as they are, and those have no absolute values.
+    coordinates = table[["x", "y", "z"]].apply(pd.to_numeric, errors="coerce").astype(float)
+    if not (coordinates.abs() <= FARTHEST).all(axis=None):
+        raise ValueError(f"{path} has coordinates that are no finite numbers, or more than a millimetre away")
+    if table[["experiment", "particle_type"]].isna().any(axis=None):
+        raise ValueError(f"{path} has rows without a run or a particle")
+    return table[list(PICK_COLUMNS)].assign(**coordinates)
+
+
+def write_picks(
+    points: pd.DataFrame, folder: str | Path, user_id: str = "curation", session_id: str = "0", prefix: bool = True
+) -> list[Path]:
+    """Write a picks table as copick files FOLDER/<run>/Picks/[<user>_<session>_]<particle>.json and return their paths.
+
+    Where copick is installed its own model validates and writes them; `prefix=False` gives the competition's bare
+    names. Raises ValueError, before anything is written, for an unknown particle, a missing or infinite value, a run
+    whose name would leave FOLDER, or a user or session with a separator or an underscore, at which copick parts file
+    names."""
+    author = user_id + session_id
+    if prefix and ("_" in author or not is_plain_name(author) or not author.isprintable()):
+        raise ValueError(
+            f"copick allows no underscore or separator in the user {user_id!r} or the session {session_id!r}; "
+            "use a hyphen"
+        )
+    columns = points[list(PICK_COLUMNS)]
+    if columns.isna().any(axis=None) or not np.isfinite(columns[["x", "y", "z"]].to_numpy(dtype=float)).all():
+        raise ValueError("picks without a run, a particle type or finite coordinates cannot be written")
+    for name in columns["particle_type"].unique():
+        get_particle(name)
+    for run in columns["experiment"].unique():
+        if not isinstance(run, str) or not is_plain_name(run) or not run.isprintable():
+            raise ValueError(f"{run!r} cannot be a run's name: its picks would be written outside {folder}, or nowhere")
+    written = []
+    for (run, name), group in points.groupby(["experiment", "particle_type"], sort=True):
+        record = {
+            "pickable_object_name": name,
+            "user_id": user_id,
+            "session_id": session_id,
+            "run_name": run,
+            "voxel_spacing": None,
+            "unit": "angstrom",
+            "trust_orientation": False,
+            "points": [
+                {
+                    "location": {axis: float(row[axis]) for axis in "xyz"},
+                    "transformation_": np.eye(4).tolist(),
+                    "instance_id": 0,
+                    "score": float(row.get("score", 1.0)),
+                }
+                for row in group.to_dict("records")
+            ],
+        }
+        stem = f"{user_id}_{session_id}_{name}" if prefix else name
+        path = Path(folder) / run / "Picks" / f"{stem}.json"
+        write_text(path, _to_copick_json(record))
+        written.append(path)
+    return written
+
+
+def has_copick() -> bool:
+    """Whether copick is installed. Python would also import a folder of this name, such as notebook 06 leaves among its
+    outputs, which are where a Kaggle notebook starts: that is none."""
+    spec = importlib.util.find_spec("copick")
+    return spec is not None and spec.origin is not None
+
+
+def open_copick_project(data: str | Path, overlay: str | Path, split: str = "train"):
+    """Open the competition's tree as a copick project and return its root.
+
+    Tomograms come from DATA/<split>/static, read-only; `overlay` is a folder of copick picks, such as `write_picks`
+    made (its parent of ExperimentRuns). The competition's own overlay cannot serve: its files lack the prefix that
+    copick demands. Raises ImportError when copick is not installed."""
+    try:
+        import copick
+    except ImportError as error:
+        raise ImportError("copick is not installed: pip install 'copick>=1.20,<2' (it needs zarr below 3)") from error
+    static = (Path(data) / split / "static").absolute()
+    return copick.from_string(
+        json.dumps(
+            {
+                "name": "czii",
+                "description": "CZII - CryoET Object Identification",
+                "version": "1.0.0",
+                "pickable_objects": [
+                    {"name": p.name, "is_particle": True, "label": p.label, "radius": p.radius} for p in PARTICLES
+                ],
+                "overlay_root": f"local://{Path(overlay).absolute()}",
+                "overlay_fs_args": {"auto_mkdir": True},
+                "static_root": f"local://{static}",
+                "static_fs_args": {},
+                "config_type": "filesystem",
+            }
+        )
+    )
+
+
+def _to_copick_json(record: dict) -> str:
+    if not has_copick():  # as inside an offline Kaggle notebook
+        return json.dumps(record, indent=1)
+    from copick.models import CopickPicksFile
+
+    return CopickPicksFile.model_validate(record).model_dump_json(indent=1)
+
+
+def _read_picks_folder(run_folder: Path) -> pd.DataFrame:
+    folder = run_folder / "Picks"
+    files = sorted(path for path in folder.glob("*.json") if not path.name.startswith("."))
+    if not files:
+        raise FileNotFoundError(f"run {run_folder.name}: no picks in {folder}; expected <particle>.json files")
+    tables = [_read_picks_file(path, run_folder.name) for path in files]
+    points = pd.concat([make_picks(), *(table for table in tables if table is not None)], ignore_index=True)
+    repeated = points.duplicated()
+    if repeated.any():
+        warnings.warn(
+            f"run {run_folder.name}: {repeated.sum()} points stand in two files of {folder} and are read once",
+            stacklevel=3,
+        )
+    return points[~repeated].reset_index(drop=True)
+
+
+def _read_picks_file(path: Path, run: str) -> pd.DataFrame | None:
+    try:
+        record = read_json(path)
+        name = record.get("pickable_object_name") or path.stem.rsplit("_", 1)[-1]
+        points = [[point["location"][axis] for axis in "xyz"] for point in record["points"]]
+        if not isinstance(name, str) or len(name) > _LONGEST_NAME:
+            raise TypeError(f"pickable_object_name is {reprlib.repr(name)}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        cause = error.__cause__ or error  # of `read_json`, which names the file
+        why = f"{type(cause).__name__}: {cause}"  # not its `repr`, which may hold all that is in the file
+        raise ValueError(f"run {run}: {path} is not a copick picks file ({why}); download it again") from error
+    if not all(is_number(value, -FARTHEST, FARTHEST) for point in points for value in point):
+        raise ValueError(
+            f"run {run}: {path} has coordinates that are no finite numbers, or more than a millimetre away; "
+            "download it again"
+        )
+    try:
+        get_particle(name)
+    except ValueError as error:
+        warnings.warn(f"run {run}: {path} is left out: {error}", stacklevel=4)
+        return None
+    if not points:
+        warnings.warn(f"run {run}: {path} holds no points", stacklevel=4)
+    return make_picks(run, [name] * len(points), points)

@@ -1,0 +1,306 @@
+"""Runs and their tomograms on disk: OME-Zarr (NGFF 0.4) multiscale groups in the competition's layout, with zarr 2.18
+or 3.
+
+DATA/<split>/static/ExperimentRuns/<run>/VoxelSpacing10.000/<type>.zarr. Arrays are (z, y, x); level 0 is the finest.
+"""
+
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import zarr
+from numcodecs import Blosc
+
+from kaggle_utils.data.levels import Level, UnfitError, iterate_chunks, read_chunk, read_level
+from kaggle_utils.system.environment import find_data, find_platform
+from kaggle_utils.system.files import is_number, read_json
+
+# The four that the competition offers, from the smoothest to the noisiest; test runs have the first alone.
+TOMOGRAM_TYPES = ("denoised", "isonetcorrected", "ctfdeconvolved", "wbp")
+SPACINGS = 0.1, 1000.0  # Angstrom; beyond them is no tomogram, and a particle would have no voxel or billions
+
+_CHUNK = 256  # voxels at most along an axis; what the competition's volumes have
+_SPACING_TOLERANCE = 1e-3  # relative; the real x differs from z and y in the eighth digit only
+_ANGSTROM = {"angstrom", "angstroms", "\u00e5ngstr\u00f6m", "\u00e5", "a"}
+# What reading metadata may raise that are not what they should be.
+_MALFORMED = (LookupError, TypeError, AttributeError, StopIteration, ValueError, OSError)
+_VERSION = {"zarr_format": 2} if int(zarr.__version__.split(".")[0]) >= 3 else {}  # zarr 2 knows no other
+
+
+@dataclass(frozen=True)
+class Tomogram:
+    """A run's volume, float32 (z, y, x), and its voxel spacing in Angstrom."""
+
+    run: str
+    volume: np.ndarray
+    voxel_spacing: float
+
+
+def default_data() -> Path:
+    """Return the data folder of this environment; raises FileNotFoundError when there is none."""
+    data = find_data(find_platform())
+    if data is None:
+        raise FileNotFoundError(
+            "no data folder found: pass `data`, set CZII_DATA, "
+            "or write a phantom with `python -m kaggle_utils phantom OUT`"
+        )
+    return data
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether `name` stays inside the folder that it is looked up in: no separator, not the folder above."""
+    return Path(name).name == name and name not in ("", "..")
+
+
+def find_runs(data: str | Path, split: str = "train") -> list[str]:
+    """Return the names of the runs of a split, sorted; raises FileNotFoundError when it has none."""
+    folder = _experiments(data, split)
+    runs = sorted(path.name for path in folder.glob("[!.]*") if path.is_dir())
+    if not runs:
+        raise FileNotFoundError(f"no runs in {folder}; expected folders <run>/VoxelSpacing*/<type>.zarr")
+    return runs
+
+
+def find_tomograms(run: str, data: str | Path | None = None, split: str = "train") -> list[str]:
+    """Return the types of tomogram that a run has, known ones first; raises FileNotFoundError for a missing run."""
+    present = {path.stem for path in find_run_folder(run, data, split).glob("VoxelSpacing*/*.zarr")}
+    return [kind for kind in TOMOGRAM_TYPES if kind in present] + sorted(present - set(TOMOGRAM_TYPES))
+
+
+def list_tomograms(data: str | Path, split: str = "train") -> pd.DataFrame:
+    """Return a table of all tomograms of a split: run, type, shape (z, y, x) and voxel spacing (Angstrom), from
+    metadata alone. In a broken one's row what is wrong stands for the shape, and NaN for the spacing."""
+    rows = []
+    for run in find_runs(data, split):
+        for kind in find_tomograms(run, data, split):
+            try:
+                shape = " x ".join(map(str, read_shape(run, data, split, kind)))
+                spacing = read_voxel_spacing(read_zarr(run, data, split, kind))
+            except (OSError, ValueError) as error:
+                shape, spacing = str(error), math.nan
+            rows.append({"run": run, "type": kind, "shape (z, y, x)": shape, "voxel spacing (A)": spacing})
+    return pd.DataFrame(rows)
+
+
+def find_run_folder(run: str, data: str | Path | None = None, split: str = "train") -> Path:
+    """Return the folder of a run, whose name is never followed out of the data; raises FileNotFoundError for a missing
+    run."""
+    data = default_data() if data is None else Path(data)
+    folder = _experiments(data, split)
+    if not is_plain_name(run) or not (folder / run).is_dir():
+        raise FileNotFoundError(f"run {run!r} is not in {folder}; its runs: {', '.join(find_runs(data, split))}")
+    return folder / run
+
+
+def find_group(run: str, data: str | Path | None = None, split: str = "train", kind: str = "denoised") -> Path:
+    """Return the folder <type>.zarr of a run's tomogram; raises FileNotFoundError for a missing run or type, ValueError
+    for a type found at two voxel spacings."""
+    folder = find_run_folder(run, data, split)
+    found = sorted(path for path in folder.glob("VoxelSpacing*/*.zarr") if path.name == f"{kind}.zarr")
+    if not found:
+        types = ", ".join(find_tomograms(run, data, split)) or "none"
+        raise FileNotFoundError(f"run {run}: no {kind}.zarr in {folder}/VoxelSpacing*; its tomograms: {types}")
+    if len(found) > 1:
+        raise ValueError(f"run {run}: {kind} at several voxel spacings; keep one of {', '.join(map(str, found))}")
+    return found[0]
+
+
+def read_zarr(run: str, data: str | Path | None = None, split: str = "train", kind: str = "denoised") -> zarr.Group:
+    """Open a run's tomogram without reading a voxel.
+
+    Parameters
+    ----------
+    run : name of the experiment, e.g. "TS_6_4".
+    data : folder that holds `train/` and `test/`; None takes this environment's.
+    split : "train" or "test". Asked for, never guessed: the visible test runs carry names of training runs.
+    kind : tomogram type.
+
+    Returns
+    -------
+    A zarr group with one array for each level ("0" the finest), (z, y, x), and the OME-NGFF metadata in its attributes.
+    To read the voxels of a stranger's file use `load_tomogram`: zarr itself would load any codec, also what runs code.
+
+    Raises as `find_group` does, and ValueError for a folder that is no multiscale group."""
+    path = find_group(run, data, split, kind)
+    try:
+        read_json(path / ".zgroup")
+        levels = _read_multiscale(path)["datasets"]
+        # Of a file that bears the metadata of both formats, zarr 3 would take the others, or the consolidated ones.
+        group = zarr.open_group(str(path), mode="r", **_VERSION, **({"use_consolidated": False} if _VERSION else {}))
+    except Exception as error:
+        raise ValueError(f"run {run}: {path} is no readable OME-Zarr group ({error!r}); download it again") from error
+    if not levels:
+        raise ValueError(f"run {run}: {path} lists no levels; download it again")
+    return group
+
+
+def read_voxel_spacing(group: zarr.Group | Path, level: int = 0) -> float:
+    """Return the edge of a voxel in Angstrom from the metadata of a group, which may be given as its folder.
+
+    The folder's name is rounded (10.000 for 10.012444...): over a tomogram the difference adds up to 0.78 voxel.
+    Shifts (translations) are not looked at: picks are counted from the first voxel. Raises ValueError when the scale is
+    absent, not between 0.1 and 1000 Angstrom, differs by more than 0.1 % between the axes, is in another unit, or when
+    all levels are scaled again; and UnfitError for axes in another order than z, y, x.
+    """
+    where = group if isinstance(group, Path) else _location(group)
+    try:
+        multiscale = _read_multiscale(where)
+        scale = _read_scale(multiscale, level)
+        axes = [axis if isinstance(axis, dict) else {"name": axis} for axis in multiscale.get("axes") or ()][-3:]
+        names = "".join(str(axis.get("name")).lower() for axis in axes)
+        units = {str(axis["unit"]).lower() for axis in axes if axis.get("unit")}
+        again = [scale for scale in _list_scales(multiscale) if set(scale[-3:]) - {1}]
+    except _MALFORMED as error:
+        raise ValueError(f"{where}: no scale of level {level} in .zattrs; without it no pick can be placed") from error
+    if sorted(names) == list("xyz") and names != "zyx":
+        raise UnfitError(f"{where}: the axes are {', '.join(names)}, but must be z, y, x; write the tomogram again")
+    if units - _ANGSTROM:
+        raise ValueError(f"{where}: the scale is in {min(units)}, but must be in angstrom; write the tomogram again")
+    if again:
+        raise ValueError(f"{where}: .zattrs scales all levels by {again[0]}; write the tomogram again without")
+    if len(scale) != 3 or not all(SPACINGS[0] <= value <= SPACINGS[1] for value in scale):
+        raise ValueError(f"{where}: the scale of level {level} must be three numbers from 0.1 to 1000, but is {scale}")
+    if max(scale) / min(scale) - 1 > _SPACING_TOLERANCE:
+        raise ValueError(
+            f"{where}: voxels are not cubes, their edges are {scale} Angstrom; resample the tomogram first"
+        )
+    return scale[0]
+
+
+def read_shape(
+    run: str, data: str | Path | None = None, split: str = "train", kind: str = "denoised"
+) -> tuple[int, int, int]:
+    """Return the shape (z, y, x) of a run's finest level without reading it; raises as `read_zarr` and `read_level`
+    do."""
+    return read_level(_location(read_zarr(run, data, split, kind)), 0, run).shape
+
+
+def load_tomogram(
+    run: str, data: str | Path | None = None, split: str = "train", kind: str = "denoised", level: int = 0
+) -> Tomogram:
+    """Read a run's tomogram into memory, once: its chunks are far larger than any crop.
+
+    Raises as `read_zarr`, `read_level`, `read_voxel_spacing` and `read_chunk` do, and ValueError for voxels that are
+    not finite, and for a level 0 that does not go with level 1, where there is one: one of them is not what it says."""
+    group = _location(read_zarr(run, data, split, kind))
+    array = read_level(group, level, run)
+    spacing = read_voxel_spacing(group, level)
+    if level == 0:
+        _check_pyramid(array, group, run)
+    volume = np.empty(array.shape, np.float32)
+    for place, box in iterate_chunks(array):
+        volume[box] = read_chunk(array, place)
+    with np.errstate(invalid="ignore"):  # of infinities of both signs
+        total = volume.sum(dtype=np.float64)
+    if not np.isfinite(total):
+        bad = int(volume.size - np.isfinite(volume).sum())
+        raise ValueError(f"run {run}: {group} has {bad} voxels that are NaN or infinite")
+    return Tomogram(run, volume, spacing)
+
+
+def normalise(volume: np.ndarray) -> np.ndarray:
+    """Return the volume, float32 (z, y, x), clipped to its 0.1 and 99.9 percentiles, with mean 0 and standard deviation
+    1.
+
+    The one normalisation of the kit, over a whole tomogram and the same in training and at inference. Raw values are
+    near 1e-5 with a long dark tail: without the clipping that tail would set the scale, and half precision would lose
+    everything. A constant volume gives zeros."""
+    # Percentiles of every 7th voxel (7 divides no usual edge, so the sample spreads) are as good and spare a sort of
+    # the whole volume.
+    low, high = np.percentile(volume.reshape(-1)[::7], (0.1, 99.9))
+    clipped = np.clip(volume, low, high, dtype=np.float32)
+    clipped -= np.float32(clipped.mean(dtype=np.float64))
+    # Slice by slice: numpy's std would hold a double precision copy of the whole volume.
+    std = np.sqrt(sum(np.square(part, dtype=np.float64).sum() for part in clipped) / clipped.size)
+    if std > 0:
+        clipped /= np.float32(std)
+    return clipped
+
+
+def write_ome_zarr(
+    path: str | Path, volume: np.ndarray, voxel_spacing: float | tuple[float, float, float], levels: int = 3
+) -> None:
+    """Write a volume (z, y, x) as the competition stores them: OME-NGFF 0.4, zarr format 2, blosc, each level half the
+    one before.
+
+    `voxel_spacing` is in Angstrom, one number or (z, y, x). What stood at `path` is replaced.
+    """
+    path = Path(path)
+    shutil.rmtree(path, ignore_errors=True)
+    keep_empty = {"config": {"write_empty_chunks": True}} if _VERSION else {}  # zarr 3 leaves chunks of zeros out
+    spacing = np.broadcast_to(np.asarray(voxel_spacing, dtype=float), 3)
+    group, datasets = zarr.open_group(str(path), mode="w", **_VERSION), []
+    volume = np.asarray(volume, dtype="<f4")
+    for level in range(levels):
+        array = zarr.create(
+            shape=volume.shape,
+            chunks=tuple(min(_CHUNK, size) for size in volume.shape),
+            dtype="<f4",
+            compressor=Blosc(cname="lz4", clevel=5, shuffle=Blosc.SHUFFLE),
+            fill_value=0.0,
+            store=str(path / str(level)),
+            dimension_separator="/",
+            **_VERSION,
+            **keep_empty,
+        )
+        array[...] = volume
+        scale = {"type": "scale", "scale": (spacing * 2**level).tolist()}
+        datasets.append({"path": str(level), "coordinateTransformations": [scale]})
+        volume = _halve(volume)
+    axes = [{"name": name, "type": "space", "unit": "angstrom"} for name in "zyx"]
+    group.attrs["multiscales"] = [{"version": "0.4", "name": "/", "axes": axes, "datasets": datasets}]
+
+
+def _experiments(data: str | Path, split: str) -> Path:
+    return Path(data).absolute() / split / "static" / "ExperimentRuns"
+
+
+def _read_multiscale(group: Path) -> dict:
+    """What the group's attributes say of its levels and axes; unchecked."""
+    return read_json(group / ".zattrs")["multiscales"][0]
+
+
+def _read_scale(multiscale: dict, level: int) -> list[float]:
+    """Return a level's scale, z y x; raises one of _MALFORMED."""
+    entry = next(entry for entry in multiscale["datasets"] if entry["path"] in (level, str(level)))
+    (scale,) = _list_scales(entry)
+    return scale[-3:]
+
+
+def _list_scales(entry: dict) -> list[list[float]]:
+    """Return the scales that metadata ask for; raises one of _MALFORMED."""
+    changes = entry.get("coordinateTransformations") or ()
+    scales = [change["scale"] for change in changes if change["type"] == "scale"]
+    if not all(is_number(value) for scale in scales for value in scale):
+        raise TypeError(f"{scales} are no numbers")
+    return scales
+
+
+def _check_pyramid(array: Level, group: Path, run: str) -> None:
+    """Raise ValueError unless this level 0 is as long as level 1 and of its kind, or there is none to be asked."""
+    try:
+        coarse, multiscale = read_level(group, 1, run), _read_multiscale(group)
+        lengths = zip(array.shape, _read_scale(multiscale, 0), coarse.shape, _read_scale(multiscale, 1), strict=True)
+        is_alike = all(abs(size * spacing - less * wider) <= wider for size, spacing, less, wider in lengths)
+    except _MALFORMED:
+        return
+    types = array.dtype, coarse.dtype
+    if not is_alike or ({"f"} < {own.kind for own in types} and len({own.itemsize for own in types}) == 1):
+        own, other = (f"{level.shape} voxels of type {level.dtype}" for level in (array, coarse))
+        raise ValueError(f"{array.name} has {own}, but level 1 {other}: one of them is wrong; download it again")
+
+
+def _location(group: zarr.Group) -> Path:
+    """The group's folder, under either zarr's name for it."""
+    store = group.store
+    return Path(getattr(store, "path", None) or store.root)
+
+
+def _halve(volume: np.ndarray) -> np.ndarray:
+    """Mean of 2 x 2 x 2 voxels; an odd edge is repeated first."""
+    volume = np.pad(volume, [(0, size % 2) for size in volume.shape], mode="edge")
+    z, y, x = (size // 2 for size in volume.shape)
+    return volume.reshape(z, 2, y, 2, x, 2).mean(axis=(1, 3, 5), dtype=np.float32)

@@ -1,0 +1,31 @@
+"""Which ensemble is best, and from which thresholds on: judged on runs that the models have not seen.
+
+Comes in: runs and a folder of trained models. Goes out: the report's tables, the chosen ensemble, and thresholds,
+which go into the model folders. `folds` calibrates networks for all particles, `comparison` makes the tables.
+Next: submission uses what was chosen."""
+
+from kaggle_utils.evaluation.comparison import (
+    Comparison,
+    Example,
+    compare,
+    compare_ensembles,
+    compare_with_report,
+    predict_example,
+    read_scores,
+)
+from kaggle_utils.evaluation.folds import Calibration, Variant, calibrate, check_thresholds, predict_held_out
+
+__all__ = [
+    "Calibration",
+    "Comparison",
+    "Example",
+    "Variant",
+    "calibrate",
+    "check_thresholds",
+    "compare",
+    "compare_ensembles",
+    "compare_with_report",
+    "predict_example",
+    "predict_held_out",
+    "read_scores",
+]

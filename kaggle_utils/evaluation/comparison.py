@@ -1,0 +1,167 @@
+"""How good is what is trained: beside the report's results, and one ensemble beside another."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from kaggle_utils.evaluation.folds import Calibration, calibrate, check_thresholds
+from kaggle_utils.inference.ensemble import ENSEMBLES, combine, make_ensemble
+from kaggle_utils.inference.predictor import Predictor
+from kaggle_utils.models.config import read_config
+from kaggle_utils.models.folder import load_model, name_model
+from kaggle_utils.particles import REPORT_PARTICLES
+from kaggle_utils.preprocessing.labels import make_annotated_mask, make_mask
+from kaggle_utils.preprocessing.subvolumes import Run, place_subvolumes, split_corners
+from kaggle_utils.recipes import PUBLISHED, CompetitionRecipe, Recipe
+from kaggle_utils.scoring.metrics import confusion_matrix, voxel_scores
+
+
+@dataclass(frozen=True)
+class Example:
+    """A cube that a network has not seen: volume, true and predicted mask of one particle, all (z, y, x)."""
+
+    title: str
+    volume: np.ndarray
+    truth: np.ndarray
+    predicted: np.ndarray
+    voxel_spacing: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Which ensemble is best on data that its models have not seen.
+
+    `scores` has a row for each particle and a column for each contender, `metric` says what they are; `chosen` is the
+    name of the best ensemble. `check` judges on data that had no say. A calibration comes with the competition
+    recipe."""
+
+    metric: str
+    scores: pd.DataFrame
+    chosen: str
+    check: pd.DataFrame
+    calibration: Calibration | None = None
+
+    @property
+    def leaders(self) -> pd.DataFrame:
+        """The columns of the four best, which are as many as a chart has room for."""
+        order = self.scores.loc["score"] if "score" in self.scores.index else self.scores.mean()
+        return self.scores[order.nlargest(4).index]
+
+
+def read_scores(folder: str | Path, architecture: str, split: str) -> dict[str, dict]:
+    """Return each particle's voxel scores and confusion matrix from the configs of trained models below `folder`: of
+    its specialist on a share of the data, or of all folds together on the runs that they left out.
+
+    `split` is a specialist's "train", "validation" or "test". Raises FileNotFoundError when there are no models."""
+    folds = sorted(Path(folder).glob(f"{name_model(architecture, 'fold')}_*/config.json"))
+    if not folds:
+        names = PUBLISHED[architecture]
+        return {name: read_config(Path(folder) / name_model(architecture, name))["scores"][split] for name in names}
+    scores = [read_config(path.parent)["scores"]["validation"] for path in folds]
+    totals = {name: sum(np.array(fold[name]["confusion"]) for fold in scores) for name in scores[0]}
+    return {name: {**voxel_scores(total), "confusion": total.tolist()} for name, total in totals.items()}
+
+
+def compare_with_report(folder: str | Path, architecture: str, split: str = "test") -> pd.DataFrame:
+    """Return the voxel scores of trained models, in percent, beside those that the report published (its tables 1 and
+    2); `split` as in `read_scores`, which also says what is raised."""
+    scores, rows = read_scores(folder, architecture, split), {}
+    for particle, published in PUBLISHED[architecture].items():
+        rows[particle] = {
+            (metric, source): value
+            for metric, theirs in zip(("accuracy", "precision", "recall", "f1"), published, strict=True)
+            for source, value in (("report", theirs), ("ours", 100 * scores[particle][metric]))
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").astype(float).round(2)
+
+
+def predict_example(
+    runs: Sequence[Run], recipe: Recipe, folder: str | Path, architecture: str, particle: str, device: str = "cpu"
+) -> Example:
+    """Return the cube of held-out data that holds most of a particle, with what its network, the first fold's or the
+    specialist, makes of it; raises as `load_model` does."""
+    folds = isinstance(recipe, CompetitionRecipe)
+    model = load_model(Path(folder) / name_model(architecture, "fold_0" if folds else particle), device)
+    if folds:
+        held_out = [run for run in runs if run.name == model.config["held_out"]]
+        corners = [place_subvolumes(run.volume.shape, recipe.subvolume_size) for run in held_out]
+    else:
+        held_out, corners = runs, split_corners(list(runs), recipe)["test"]
+    best = None
+    for run, places in zip(held_out, corners, strict=True):
+        mask = make_mask(run.points, run.volume.shape, run.voxel_spacing, particle, recipe.radius_fraction)
+        boxes = [tuple(slice(start, start + recipe.subvolume_size) for start in corner) for corner in places]
+        for box in boxes:
+            count = np.count_nonzero(mask[box])
+            if best is None or count > best[0]:
+                best = count, run, box, mask[box]
+    _, run, box, truth = best
+    output = Predictor(model, device).predict(run.volume[box], run.name)
+    probability = output[model.particles.index(particle)] if folds else output
+    predicted = probability >= (recipe.threshold if folds else model.threshold)
+    title = f"{model.name}, {particle} in a sub-volume of {run.name} that it has not seen"
+    return Example(title, run.volume[box], truth, predicted, run.voxel_spacing)
+
+
+def compare(runs: Sequence[Run], recipe: Recipe, folder: str | Path, device: str = "cpu") -> Comparison:
+    """Find the best ensemble of the models below `folder`.
+
+    By the report recipe, it is the one with the best mean voxel F1 on the validation share, and the check is on the
+    test share. By the competition recipe, it is the best variant on the runs that were left out, whose thresholds are
+    kept (see `calibrate`), and the check is of its thresholds on runs that they were not tuned on, empty where only one
+    run was left out."""
+    if not isinstance(recipe, CompetitionRecipe):
+        scores = compare_ensembles(runs, recipe, folder, "validation", device)["f1"]
+        check = compare_ensembles(runs, recipe, folder, "test", device)["f1"]
+        return Comparison("voxel F1", scores, scores.mean().idxmax(), check)
+    calibration = calibrate(runs, folder, device, recipe.views)
+    table = calibration.candidates[calibration.best]
+    truth = pd.concat([run.points for run in runs if run.name in set(calibration.held_out)])
+    scores = calibration.scores.T.set_axis(map(", ".join, calibration.scores.index), axis=1)
+    check = pd.DataFrame()
+    if len(calibration.held_out) > 1:
+        check = check_thresholds(table, truth, list(calibration.curves)).T
+    return Comparison("F-beta", scores, calibration.best.ensemble, check, calibration)
+
+
+def compare_ensembles(
+    runs: Sequence[Run], recipe: Recipe, folder: str | Path, share: str = "validation", device: str = "cpu"
+) -> pd.DataFrame:
+    """Judge every ensemble on the sub-volumes of one share of `split_corners`: "validation" to choose one, "test" to
+    say how good it is.
+
+    Returns voxel recall, precision and F1 (report, section 3) with a row for each particle and columns (metric,
+    ensemble). A sub-volume goes through each model once, whatever the number of ensembles."""
+    names = [particle.name for particle in REPORT_PARTICLES]
+    models = {
+        name_model(a, p): load_model(Path(folder) / name_model(a, p), device) for a in ("unet", "vnet") for p in names
+    }
+    ensembles = {
+        name: make_ensemble(name, [models[name_model(a, p)] for p in names for a in choose(p)])
+        for name, choose in ENSEMBLES.items()
+    }
+    predictors = {name: Predictor(model, device) for name, model in models.items()}
+    truths = {
+        run.name: make_annotated_mask(run.points, run.volume.shape, run.voxel_spacing, names, recipe.radius_fraction)
+        for run in runs
+    }
+    corners = split_corners(runs, recipe)[share]
+    cubes = [(run, corner) for run, places in zip(runs, corners, strict=True) for corner in places]
+    confusions = {name: np.zeros((len(names), 2, 2), np.int64) for name in ENSEMBLES}
+    for run, corner in tqdm(cubes, desc=f"{share} sub-volumes"):
+        box = tuple(slice(start, start + recipe.subvolume_size) for start in corner)
+        outputs = {name: predictor.predict(run.volume[box], run.name) for name, predictor in predictors.items()}
+        for name, ensemble in ensembles.items():
+            annotated, _ = combine(ensemble, [outputs[model.name] for model in ensemble.models])
+            for index in range(len(names)):
+                confusions[name][index] += confusion_matrix(truths[run.name][box] == index + 1, annotated == index + 1)
+    metrics = ("recall", "precision", "f1")
+    rows = {
+        particle: {(m, name): voxel_scores(confusions[name][index])[m] for m in metrics for name in ENSEMBLES}
+        for index, particle in enumerate(names)
+    }
+    return pd.DataFrame.from_dict(rows, orient="index")

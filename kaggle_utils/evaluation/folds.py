@@ -1,0 +1,147 @@
+"""What the folds say of the runs that they have not seen: which way to merge and decode is best, and the thresholds.
+
+Every network predicts only the run that its training left out, so nothing here is flattered by memory."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from kaggle_utils.inference.ensemble import find_models
+from kaggle_utils.inference.merging import COMMITTEES, MERGES, Merger, make_committee
+from kaggle_utils.inference.picking import DECODERS
+from kaggle_utils.inference.predictor import Predictor
+from kaggle_utils.models.folder import TrainedModel, load_model, save_config
+from kaggle_utils.preprocessing.subvolumes import Run
+from kaggle_utils.scoring.metrics import score_submission
+from kaggle_utils.scoring.thresholds import Curve, Offset, apply_thresholds, estimate_offset, tune_thresholds
+
+_MEANS = ("logits", "probabilities")
+
+
+class Variant(NamedTuple):
+    """A way from networks to candidates: whose outputs, how they are merged, how they are decoded."""
+
+    ensemble: str
+    merge: str
+    decoder: str
+
+    def __str__(self) -> str:
+        return ", ".join(self)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was found on the runs that were left out.
+
+    `scores` has a row for each variant: its F-beta with thresholds on the plateau, in all (`score`) and for each
+    particle; `best` is the mean of networks with the highest. `curves` and `offset` are its own, `candidates` the
+    candidates of each on the runs `held_out`."""
+
+    scores: pd.DataFrame
+    best: Variant
+    curves: dict[str, Curve]
+    offset: Offset
+    candidates: dict[Variant, pd.DataFrame]
+    held_out: tuple[str, ...]
+
+
+def calibrate(runs: Sequence[Run], folder: str | Path, device: str = "cpu", views: int = 1) -> Calibration:
+    """Compare all variants on the runs that the models below `folder` left out, tune the best one's thresholds and
+    offset, and keep all that inference needs to know of it in the folders of these models.
+
+    A run was left out by one network of each architecture, but a new tomogram is seen by all folds, whose mean is
+    calmer: thresholds carry over as far as that is alike. A vote claims more the more voters there are, and ranks
+    change their scale, so these are compared, but never the best.
+
+    Raises ValueError for models that are no folds, when none of them left one of `runs` out, and as `find_models` and
+    `load_model` do."""
+    paths = find_models([folder])
+    models = [load_model(path, device) for path in paths]
+    if strangers := [model.name for model in models if "held_out" not in model.config]:
+        raise ValueError(f"{', '.join(strangers)} in {folder} left no run out; give a folder of folds alone")
+    found = predict_held_out(runs, models, device, views)
+    names = sorted({model.config["held_out"] for model in models} & {run.name for run in runs})
+    truth = pd.concat([run.points for run in runs if run.name in names])
+    curves = {variant: tune_thresholds(table, truth, models[0].particles) for variant, table in found.items()}
+    scores = {}
+    for variant, table in found.items():
+        picks = apply_thresholds(table, {name: curve.chosen for name, curve in curves[variant].items()})
+        score = score_submission(picks, truth)
+        scores[variant] = {"score": score.score, **score.particles["f_beta"]}
+    table = pd.DataFrame.from_dict(scores, orient="index")
+    fit = [variant for variant in scores if variant.merge in _MEANS]
+    best = max(fit, key=lambda variant: scores[variant]["score"])  # the first of equals, which is the simplest
+    thresholds = {name: curve.chosen for name, curve in curves[best].items()}
+    offset = estimate_offset(apply_thresholds(found[best], thresholds), truth)
+    settings = {**best._asdict(), "views": views, "offset": [float(value) for value in offset.correction]}
+    for path, model in zip(paths, models, strict=True):
+        save_config(path, {**model.config, **settings}, thresholds)
+    return Calibration(table, best, curves[best], offset, found, tuple(names))
+
+
+def check_thresholds(table: pd.DataFrame, truth: pd.DataFrame, particles: Sequence[str]) -> pd.DataFrame:
+    """Tune thresholds on all runs but one, apply them to that one, for each in turn; score all of them together.
+
+    Returns F-beta, in all and for each particle, a row each for the argmax and the plateau, and for a threshold of 0.5.
+    Raises ValueError for fewer than two runs."""
+    names = sorted(truth["experiment"].unique())
+    if len(names) < 2:
+        raise ValueError("thresholds cannot be checked on a run that they were not tuned on: there is only one")
+    picks: dict[str, list[pd.DataFrame]] = {"argmax": [], "plateau": [], "0.5": []}
+    for name in names:
+        inside, others = table["experiment"] == name, truth[truth["experiment"] != name]
+        curves = tune_thresholds(table[~inside], others, particles)
+        chosen = {
+            "argmax": {particle: curve.argmax for particle, curve in curves.items()},
+            "plateau": {particle: curve.chosen for particle, curve in curves.items()},
+            "0.5": dict.fromkeys(particles, 0.5),
+        }
+        for kind, thresholds in chosen.items():
+            picks[kind].append(apply_thresholds(table[inside], thresholds))
+    scores = {kind: score_submission(pd.concat(tables), truth) for kind, tables in picks.items()}
+    rows = {kind: {"score": score.score, **score.particles["f_beta"]} for kind, score in scores.items()}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def predict_held_out(
+    runs: Sequence[Run], models: Sequence[TrainedModel], device: str = "cpu", views: int = 1
+) -> dict[Variant, pd.DataFrame]:
+    """Return the candidates of every variant on the runs that models left out, each run by those that did.
+
+    Each network goes through its run once, whatever the number of variants. Raises ValueError when no model left one of
+    `runs` out, and for a run that not every architecture left out."""
+    chosen = [(run, [model for model in models if model.config["held_out"] == run.name]) for run in runs]
+    chosen = [(run, members) for run, members in chosen if members]
+    if not chosen:
+        listed = ", ".join(run.name for run in runs)
+        raise ValueError(f"no model left one of the runs {listed} out; train the folds on these runs")
+    kinds = {model.config["architecture"] for model in models}
+    for run, members in chosen:
+        if lacking := kinds - {model.config["architecture"] for model in members}:
+            raise ValueError(f"run {run.name} was left out by no finished {', '.join(lacking)}; train all folds first")
+    variants = _list_variants(kinds)
+    tables: dict[Variant, list[pd.DataFrame]] = {variant: [] for variant in variants}
+    for run, members in tqdm(chosen, desc="runs left out", unit="tomogram"):
+        # On the host: a full-size run's logits are 2 GB a network, and each variant needs as much again while it lasts.
+        logits = [Predictor(model, device, views).predict_logits(run.volume, run.name).cpu() for model in members]
+        for variant in variants:
+            own = [i for i, m in enumerate(members) if m.config["architecture"] in COMMITTEES[variant.ensemble]]
+            committee = make_committee(str(variant), [members[i] for i in own], variant.merge, variant.decoder)
+            merger = Merger(committee, run.voxel_spacing, run.name)
+            for i in own:
+                merger.add(logits[i])
+            tables[variant].append(merger.finish()[0])
+    return {variant: pd.concat(parts, ignore_index=True) for variant, parts in tables.items()}
+
+
+def _list_variants(architectures: set[str]) -> list[Variant]:
+    """Each architecture alone, and all of them merged in every way; components, for which all is the same, once."""
+    variants = [Variant(name, "logits", decoder) for name in sorted(architectures) for decoder in DECODERS]
+    if len(architectures) > 1:
+        variants += [Variant("average", merge, "peaks") for merge in MERGES]
+        variants.append(Variant("average", "logits", "components"))
+    return variants

@@ -1,0 +1,118 @@
+"""Curves of training and of tuning: losses against the epoch, F-beta against the threshold.
+
+Notebooks find them in `figures`, too.
+"""
+
+from collections.abc import Mapping
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from kaggle_utils.figures.charts import BLUE, GREEN, GREY, HALO, VERMILION, set_title, styled
+from kaggle_utils.particles import get_particle
+from kaggle_utils.scoring.thresholds import Curve
+
+
+@styled
+def draw_losses(history: pd.DataFrame, title: str) -> Figure:
+    """Draw training and validation loss, and validation Dice, against the epoch (report, figures 6 and 9).
+
+    `history` has the columns epoch, train_loss, validation_loss, validation_dice; epochs not validated hold NaN.
+    """
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.2), sharex=True)
+    _draw_history(*panels, history)
+    for axes in panels:
+        axes.set_xlabel("epoch")
+        axes.legend()
+    set_title(figure, title)
+    return figure
+
+
+@styled
+def draw_losses_grid(histories: Mapping[str, pd.DataFrame], title: str | None = None) -> Figure:
+    """Draw a column for each {particle: history}: losses above, Dice below; histories as in `draw_losses`."""
+    size = (1.2 + 1.9 * len(histories), 4.4)
+    figure, grid = plt.subplots(2, len(histories), figsize=size, sharex="col", sharey="row", squeeze=False)
+    for (name, history), (loss_axes, dice_axes) in zip(histories.items(), grid.T, strict=True):
+        _draw_history(loss_axes, dice_axes, history)
+        loss_axes.set_title(name)
+        dice_axes.set_xlabel("epoch")
+    for axes in grid.flat:
+        axes.label_outer()
+    handles = [handle for axes in grid[:, 0] for handle in axes.get_legend_handles_labels()[0]]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2 if len(histories) < 3 else 4)
+    set_title(figure, title or "Losses and validation Dice of each particle's model")
+    return figure
+
+
+@styled
+def draw_threshold_curves(curves: Mapping[str, Curve]) -> Figure:
+    """Draw a panel for each {particle: curve} of `tune_thresholds`: F-beta with its 90 % band, plateau and thresholds.
+
+    Raises ValueError for an unknown particle and when there are no curves.
+    """
+    if not curves:
+        raise ValueError("there are no curves to draw; tune the threshold of at least one particle")
+    columns = min(len(curves), 3)
+    rows = -(-len(curves) // columns)
+    # F-beta may exceed 1: a pick between two particles counts as two hits.
+    top = max(1.0, *(curve.high.max() for curve in curves.values()))
+    shared = {"sharex": True, "sharey": True, "squeeze": False}
+    figure, grid = plt.subplots(rows, columns, figsize=(9.5, 1 + 2.1 * rows), **shared)
+    for axes in grid.flat[len(curves) :]:
+        axes.remove()
+    for index, (axes, (name, curve)) in enumerate(zip(grid.flat, curves.items(), strict=False)):
+        particle = get_particle(name)
+        axes.axvspan(*curve.plateau, color=GREY, alpha=0.35, lw=0)
+        axes.fill_between(curve.thresholds, curve.low, curve.high, color=particle.colour, alpha=0.25, lw=0)
+        axes.plot(curve.thresholds, curve.f_beta, color=particle.colour, lw=2)
+        axes.axvline(curve.chosen, color="black", lw=1.4)
+        if curve.f_beta.any():
+            axes.axvline(curve.argmax, color="black", lw=1.4, linestyle=":")
+        else:  # no truth, no candidates, or all of them wrong
+            text = "0 at every threshold,\nnothing to tune"
+            axes.text(0.5, 0.5, text, ha="center", va="center", path_effects=HALO)
+        note = "" if particle.weight else ", not scored"
+        axes.set(title=f"{name}{note}: chosen {curve.chosen:.2f}", xlim=(0, 1), ylim=(-0.03, top + 0.03))
+        axes.set_yticks(np.linspace(0, 1, 6))
+        axes.grid(alpha=0.3)
+        if index % columns == 0:
+            axes.set_ylabel("F-beta")
+        if index >= len(curves) - columns:  # also above an empty place
+            axes.set_xlabel("confidence threshold")
+            axes.tick_params(labelbottom=True)
+    handles = {
+        "F-beta with its 90 % band": (Patch(color="#555555", alpha=0.25), Line2D([], [], color="#555555", lw=2)),
+        "plateau: as good, as far as the data can tell": Patch(color=GREY, alpha=0.35, lw=0),
+        "highest F-beta": Line2D([], [], color="black", lw=1.4, linestyle=":"),
+        "chosen threshold": Line2D([], [], color="black", lw=1.4),
+    }
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles))
+    set_title(figure, "F-beta against the confidence threshold: chosen within a plateau, not at the peak")
+    return figure
+
+
+def _draw_history(loss_axes: Axes, dice_axes: Axes, history: pd.DataFrame) -> None:
+    loss_axes.plot(history["epoch"], history["train_loss"], ".-", color=BLUE, label="training loss")
+    done = history.dropna(subset=["validation_loss", "validation_dice"])
+    loss_axes.plot(done["epoch"], done["validation_loss"], "o--", color=VERMILION, ms=3.5, label="validation loss")
+    dice_axes.plot(done["epoch"], done["validation_dice"], "o-", color=GREEN, ms=3.5, label="validation Dice")
+    if len(done):
+        best = done.loc[done["validation_dice"].idxmax()]
+        place = best["epoch"], best["validation_dice"]
+        dice_axes.plot(*place, "*", color="black", ms=11, label="best epoch")
+        text = f"best {place[1]:.2f}\nepoch {place[0]:.0f}"
+        dice_axes.annotate(
+            text, (0.97, 0.05 if place[1] > 0.5 else 0.75), xycoords="axes fraction", ha="right", path_effects=HALO
+        )
+    loss_axes.set_ylabel("loss")
+    dice_axes.set(ylabel="Dice", ylim=(-0.03, 1.03))
+    for axes in (loss_axes, dice_axes):
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+        axes.grid(alpha=0.3)

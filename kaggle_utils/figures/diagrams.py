@@ -1,0 +1,157 @@
+"""Diagrams of the networks and of the way from a tomogram to picks. Notebooks find them in `figures`, too."""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Circle, FancyBboxPatch, Patch, Rectangle
+
+from kaggle_utils.figures.charts import GREEN, GREY, VERMILION, set_title, styled
+from kaggle_utils.particles import REPORT_PARTICLES, Particle
+
+# Where the particles lie in the pipeline's pictures, as fractions of their edges.
+_PLACES = dict(zip(REPORT_PARTICLES, [(0.22, 0.25), (0.75, 0.2), (0.27, 0.7), (0.55, 0.46), (0.78, 0.78)], strict=True))
+
+
+@styled
+def draw_unet(width: int = 32, stem: bool = False, outputs: int = 1) -> Figure:
+    """Draw the report's 3D U-Net (section 4.2; its figure 4), given the network's own arguments.
+
+    `width` are the channels of the first block; with `stem` all blocks work on voxels of twice the size.
+    """
+    return _draw_network(
+        "3D U-Net: encoder features are concatenated to the decoder's",
+        [width, 2 * width, 4 * width],
+        "+",
+        "block: 2 × (convolution 3×3×3, batch norm, ReLU)",
+        "max-pool 2",
+        "skip connection, concatenated (+)",
+        stem,
+        outputs,
+    )
+
+
+@styled
+def draw_vnet(width: int = 8, stem: bool = False, outputs: int = 1) -> Figure:
+    """Draw the report's V-Net (section 5.1); arguments as in `draw_unet`."""
+    return _draw_network(
+        "V-Net: residual blocks, and encoder features are added to the decoder's",
+        [width, 2 * width, 4 * width, 8 * width],
+        "⊕",
+        "residual block: 2 × (convolution 3×3×3, group norm, PReLU), input added",
+        "convolution 2×2×2, stride 2",
+        "skip connection, added (⊕)",
+        stem,
+        outputs,
+    )
+
+
+@styled
+def draw_pipeline() -> Figure:
+    """Draw the report's figure 5: a specialist for each particle, the rule, the annotated mask, and then the picks."""
+    figure, axes = plt.subplots(figsize=(10, 4.2))
+    middle = (len(REPORT_PARTICLES) - 1) / 2
+    everything = {particle: particle.colour for particle in REPORT_PARTICLES}
+    _draw_picture(axes, 0.6, middle, 1.5, dict.fromkeys(REPORT_PARTICLES, "#666666"), "#C8C8C8")
+    for row, particle in enumerate(REPORT_PARTICLES):
+        y = 2 * middle - row
+        _draw_arrow(axes, (1.4, middle), (1.97, y))
+        _draw_box(axes, 3.1, y, 2.2, 0.62, particle.name, particle.colour)
+        _draw_arrow(axes, (4.23, y), (4.91, y))
+        _draw_picture(axes, 5.3, y, 0.72, {particle: particle.colour})
+        _draw_arrow(axes, (5.7, y), (6.32, middle + 0.22 * (y - middle)))
+    _draw_box(axes, 7.1, middle, 1.5, 1.4, "rule:\nfrequency,\nrecall,\nprobability", GREY)
+    _draw_arrow(axes, (7.88, middle), (8.33, middle))
+    _draw_picture(axes, 9.1, middle, 1.5, everything)
+    _draw_arrow(axes, (9.88, middle), (10.4, middle))
+    _draw_box(axes, 11.3, middle, 1.7, 1.4, "id, experiment,\nparticle_type,\nx, y, z (Å)", GREY)
+    names = (
+        "tomogram",
+        "one specialist\nfor each particle",
+        "binary masks",
+        "ensemble",
+        "annotated\nmask, 0 to 5",
+        "CSV of picks",
+    )
+    for x, name in zip((0.6, 3.1, 5.3, 7.1, 9.1, 11.3), names, strict=True):
+        axes.text(x, -1, name, ha="center", va="center", weight="bold")
+    axes.set(xlim=(-0.3, 12.3), ylim=(-1.4, 4.5), aspect="equal")
+    axes.axis("off")
+    set_title(figure, "From a tomogram to picks: five specialists, one rule where they disagree")
+    return figure
+
+
+def _draw_network(
+    title: str, channels: Sequence[int], join: str, block: str, down: str, skip: str, stem: bool, logits: int
+) -> Figure:
+    """Draw encoder, bottleneck and decoder as a U; `channels` are those of the levels, the bottleneck's last."""
+    depth, first = len(channels) - 1, channels[0]
+    step, width, height, row = 2.3, 2.7, 0.85, 1.5
+    edge = step * depth + width / 2
+    entry = row * stem  # where the input arrives: at the first level, or at the stem above it
+    figure, axes = plt.subplots(figsize=(10, 1.6 + 0.95 * (depth + 1 + stem)))
+    tints = plt.get_cmap("Blues")(np.linspace(0.12, 0.45, depth + 1))
+    for halvings in range(depth + 1 + stem):
+        text = f"voxels of\n{2**halvings} nm"
+        axes.text(-edge - 0.4, entry - row * halvings, text, ha="right", va="center", color="#555555")
+    for level, (inputs, outputs) in enumerate(zip([first if stem else 1, *channels], channels, strict=False)):
+        x, y = step * (depth - level), -row * level
+        top, bottom = y + height / 2, y - height / 2
+        if level == depth:
+            _draw_box(axes, 0, y, width, height, f"bottleneck\n{inputs} → {outputs}", "black", tints[level])
+            break
+        _draw_box(axes, -x, y, width, height, f"enc{level + 1}\n{inputs} → {outputs}", "black", tints[level])
+        text = f"dec{level + 1}\n{outputs} {join} {outputs} → {outputs}"
+        _draw_box(axes, x, y, width, height, text, "black", tints[level])
+        _draw_arrow(axes, (-x + width / 2, y), (x - width / 2, y), GREY, "--")
+        between = x - step / 2  # where the boxes of neighbouring levels overlap
+        _draw_arrow(axes, (-between, bottom), (-between, top - row), VERMILION)
+        _draw_arrow(axes, (between, top - row), (between, bottom), GREEN)
+    if stem:
+        place, wide = edge - 1.2 * width / 2, 1.2 * width
+        _draw_box(axes, -place, entry, wide, height, f"convolution 2×2×2,\nstride 2: 1 → {first}", "black")
+        text = f"transposed convolution\n2×2×2, stride 2: {first} → {logits}"
+        _draw_box(axes, place, entry, wide, height, text, "black")
+        _draw_arrow(axes, (-edge + 0.3, entry - height / 2), (-edge + 0.3, height / 2))
+        _draw_arrow(axes, (edge - 0.3, height / 2), (edge - 0.3, entry - height / 2))
+    _draw_arrow(axes, (-edge + 0.3, entry + 1.1), (-edge + 0.3, entry + height / 2))
+    axes.text(-edge, entry + 1.2, "sub-volume, 1 channel", va="bottom")
+    _draw_arrow(axes, (edge - 0.3, entry + height / 2), (edge - 0.3, entry + 1.1))
+    text = "logits" if stem else f"convolution 1×1×1, {first} → {logits}: logits"
+    axes.text(edge, entry + 1.2, text, ha="right", va="bottom")
+    handles = [
+        Patch(facecolor=tints[0], edgecolor="black", label=block),
+        Line2D([], [], color=GREY, linestyle="--", label=skip),
+        Line2D([], [], color=VERMILION, label=f"down: {down}"),
+        Line2D([], [], color=GREEN, label="up: transposed convolution 2×2×2, stride 2"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    axes.set(xlim=(-edge - 1.8, edge + 0.3), ylim=(-row * depth - 0.6, entry + 1.7))
+    axes.axis("off")
+    set_title(figure, f"{title} (channels in → out)")
+    return figure
+
+
+def _draw_picture(
+    axes: Axes, x: float, y: float, edge: float, colours: dict[Particle, str], face: str = "white"
+) -> None:
+    """Draw a square with discs: a volume, or a mask, and the particles in it."""
+    axes.add_patch(Rectangle((x - edge / 2, y - edge / 2), edge, edge, facecolor=face, edgecolor="black", lw=0.8))
+    for particle, colour in colours.items():
+        u, v = _PLACES[particle]
+        radius = 0.15 * edge * particle.radius / 150
+        axes.add_patch(Circle((x + (u - 0.5) * edge, y + (v - 0.5) * edge), radius, color=colour, lw=0))
+
+
+def _draw_box(axes: Axes, x: float, y: float, width: float, height: float, text: str, edge: str, face="white") -> None:
+    corner, style = (x - width / 2, y - height / 2), "round,pad=0,rounding_size=0.1"
+    axes.add_patch(FancyBboxPatch(corner, width, height, style, facecolor=face, edgecolor=edge, lw=1.5))
+    axes.text(x, y, text, ha="center", va="center", linespacing=1.35)
+
+
+def _draw_arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], colour="black", line="-") -> None:
+    arrow = {"arrowstyle": "-|>", "color": colour, "linestyle": line, "lw": 1.4, "shrinkA": 0, "shrinkB": 0}
+    axes.annotate("", end, start, arrowprops=arrow)

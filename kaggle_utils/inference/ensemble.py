@@ -1,0 +1,259 @@
+"""Many models' outputs to one annotated mask, by the report's rule (section 4.4) and its mixtures (sections 4.3 and 7).
+
+Arrays are (z, y, x). In an annotated mask 0 is background and the report's five particles are 1 to 5
+(`particles.report_label`)."""
+
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from reprlib import repr as shorten
+
+import numpy as np
+
+from kaggle_utils.inference.predictor import Predictor
+from kaggle_utils.models.config import read_config
+from kaggle_utils.models.folder import TrainedModel, load_model, name_model
+from kaggle_utils.particles import REPORT_PARTICLES
+from kaggle_utils.system.files import read_json, write_text
+
+# Section 7: the U-Net was better at these two, the V-Net at the other three.
+_UNET_IN_MIXED = ("virus-like-particle", "apo-ferritin")
+
+_CHOICE = "ensemble.json"
+
+# Ensemble -> the architectures whose probabilities are averaged, given a particle.
+ENSEMBLES = {
+    "unet": lambda particle: ("unet",),
+    "vnet": lambda particle: ("vnet",),
+    "mixed": lambda particle: ("unet",) if particle in _UNET_IN_MIXED else ("vnet",),
+    "average": lambda particle: ("unet", "vnet"),
+}
+
+
+@dataclass(frozen=True)
+class RuleWeights:
+    """How much each criterion counts where several particles claim a voxel.
+
+    The report names the criteria and calls the probability a tie-breaker; the numbers are ours. Frequencies and recalls
+    lie between 0 and 1, so with 0.1 a probability decides only between claims that the other two leave about equal."""
+
+    frequency: float = 1.0
+    recall: float = 1.0
+    probability: float = 0.1
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """The models that speak for some or all of the report's particles, in their order, and what the rule knows of them.
+
+    `members` holds a group for each particle that has models, `labels` its number in the annotated mask, `frequencies`
+    its share of the training runs' picks, `recalls` the mean voxel recall of its models in validation, `thresholds` the
+    probability from which a voxel is claimed."""
+
+    name: str
+    members: tuple[tuple[TrainedModel, ...], ...]
+    labels: np.ndarray
+    frequencies: np.ndarray
+    recalls: np.ndarray
+    thresholds: np.ndarray
+    views: int = 1
+
+    @property
+    def models(self) -> list[TrainedModel]:
+        """All models, each once."""
+        return [model for group in self.members for model in group]
+
+    def number(self, winner: np.ndarray) -> np.ndarray:
+        """Return an annotated mask for positions among `members`, 1 the first and 0 nobody's."""
+        return np.concatenate([[np.uint8(0)], self.labels])[winner]
+
+
+def load_specialists(name: str, folder: str | Path, device: str = "cpu") -> Ensemble:
+    """Load the report's models of ensemble `name` from the model folders below `folder`.
+
+    Raises ValueError for an unknown name, and as `load_model` and `make_ensemble` do.
+    """
+    if name not in ENSEMBLES:
+        raise ValueError(f"unknown ensemble {name!r}; choose from {', '.join(ENSEMBLES)}")
+    folders = [name_model(architecture, p.name) for p in REPORT_PARTICLES for architecture in ENSEMBLES[name](p.name)]
+    return make_ensemble(name, [load_model(Path(folder) / model, device) for model in folders])
+
+
+def find_models(folders: Iterable[str | Path]) -> list[Path]:
+    """Return model folders, each once; for those among `folders` that only hold such, the ones inside (but no baseline,
+    which is there to be compared with). Of those, one whose training has not ended, or that cannot be read, is left out
+    with a warning. Raises FileNotFoundError for a folder that is neither."""
+    found = {}
+    for folder in map(Path, folders):
+        inside = [config.parent for config in sorted(folder.glob("*/config.json"))]
+        inside = [model for model in inside if read_config(model).get("architecture") != "baseline"]
+        models = [folder] if (folder / "config.json").is_file() else inside
+        if not models:
+            deeper = ", ".join(sorted({str(config.parents[1]) for config in folder.glob("*/*/config.json")}))
+            advice = f"give one of {deeper}" if deeper else "run the training notebook"
+            raise FileNotFoundError(f"{folder} is no finished model folder, and holds none; {advice}")
+        for other in filter(_is_unfinished, sorted(folder.iterdir()) if models is inside else ()):
+            warnings.warn(f"{other} is left out: its training has not ended, or it cannot be read", stacklevel=2)
+        found |= {model.resolve(): model for model in models}
+    return list(found.values())
+
+
+def _is_unfinished(path: Path) -> bool:
+    """Whether it may be the folder of a model that cannot be used."""
+    if not os.access(path, os.R_OK | os.X_OK):
+        return path.is_dir()
+    return any(path.glob("*.pt")) and not (path / "config.json").is_file()
+
+
+def make_ensemble(name: str, models: Sequence[TrainedModel]) -> Ensemble:
+    """Gather the models of each particle, and what the rule needs of their configs.
+
+    Raises ValueError when there are none, and for a model of a particle that is not among the report's."""
+    names = [particle.name for particle in REPORT_PARTICLES]
+    for model in models:
+        if model.particle not in names:
+            raise ValueError(f"model {model.name} finds {model.particle!r}, which is none of {', '.join(names)}")
+    groups = [tuple(model for model in models if model.particle == particle) for particle in names]
+    members = tuple(filter(None, groups))
+    if not members:
+        raise ValueError("an ensemble needs at least one model")
+    for model in models:
+        if not model.config.get("picks") or "validation" not in model.config.get("scores", {}):
+            raise ValueError(f"the config of model {model.name} has no picks or validation scores; train it again")
+    picks = np.array([group[0].config["picks"] for group in members], dtype=float)
+    return Ensemble(
+        name,
+        members,
+        labels=np.flatnonzero([bool(group) for group in groups]).astype(np.uint8) + np.uint8(1),
+        frequencies=picks / picks.sum(),
+        recalls=np.array([np.mean([m.config["scores"]["validation"]["recall"] for m in group]) for group in members]),
+        thresholds=np.array([np.mean([m.threshold for m in group]) for group in members]),
+    )
+
+
+def combine_masks(
+    probabilities: Sequence[np.ndarray],
+    thresholds: np.ndarray,
+    frequencies: np.ndarray,
+    recalls: np.ndarray,
+    weights: RuleWeights = RuleWeights(),  # noqa: B008 (frozen)
+) -> np.ndarray:
+    """Decide every voxel by the report's rule (section 4.4).
+
+    A particle claims a voxel when its probability reaches its threshold. No claim gives 0, one claim that particle, and
+    of several the particle with the highest weighted sum of frequency, recall and probability (the first of equals).
+
+    Parameters
+    ----------
+    probabilities : float32 (particles, z, y, x).
+    thresholds, frequencies, recalls : (particles,), each between 0 and 1.
+
+    Returns
+    -------
+    Annotated mask, uint8 (z, y, x): particle i is i + 1.
+    """
+    claims = _Claims(probabilities[0].shape, thresholds, frequencies, recalls, weights)
+    for index, probability in enumerate(probabilities):
+        claims.add(index, probability)
+    return claims.winner
+
+
+def annotate(
+    volume: np.ndarray,
+    ensemble: Ensemble,
+    predictors: Sequence[Predictor],
+    run: str = "",
+    weights: RuleWeights = RuleWeights(),  # noqa: B008 (frozen)
+    report: Callable[[int], object] = lambda voxels: None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the annotated mask of a normalised volume, uint8 (z, y, x), and the probability of each voxel's particle,
+    float32 (0 in the background).
+
+    `predictors` are those of the ensemble's models; `report` is told as by `Predictor.predict`. One model after the
+    other goes through the volume, and the rule decides as soon as a particle's models have spoken: beside the volume
+    and what `Predictor.predict` holds for one model, memory has 14 bytes a voxel at most (the two results, the
+    particle's mean and what it claims), however many models there are. All of them on one slab after the other would
+    save nothing, for each voxel goes through each network once anyway, and would have every network keep its planes
+    between slabs. Raises as `Predictor.predict`."""
+    claims = _Claims(volume.shape, ensemble.thresholds, ensemble.frequencies, ensemble.recalls, weights)
+    remaining = iter(predictors)
+    for index, group in enumerate(ensemble.members):
+        claims.add(index, _average(p.predict(volume, run, report) for p in islice(remaining, len(group))))
+    return ensemble.number(claims.winner), claims.confidence
+
+
+def combine(ensemble: Ensemble, outputs: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Return annotated mask and confidence, as `annotate` does, of the probabilities (z, y, x) that each of the
+    ensemble's models gives."""
+    claims = _Claims(outputs[0].shape, ensemble.thresholds, ensemble.frequencies, ensemble.recalls, RuleWeights())
+    remaining = iter(outputs)
+    for index, group in enumerate(ensemble.members):
+        claims.add(index, _average(islice(remaining, len(group))))
+    return ensemble.number(claims.winner), claims.confidence
+
+
+class _Claims:
+    """Who has each voxel so far, by the report's rule: `winner` uint8, 0 for nobody, and `confidence` float32, the
+    winner's probability."""
+
+    def __init__(self, shape, thresholds, frequencies, recalls, weights: RuleWeights):
+        self.winner, self.confidence = np.zeros(shape, np.uint8), np.zeros(shape, np.float32)
+        self._thresholds, self._weight = thresholds, weights.probability
+        self._standing = weights.frequency * np.asarray(frequencies) + weights.recall * np.asarray(recalls)
+
+    def add(self, index: int, probability: np.ndarray) -> None:
+        """Give the next particle what it claims, unless a particle before it has as good a claim."""
+        winner, confidence = self.winner, self.confidence
+        claim = probability >= self._thresholds[index]
+        # The sums are for the few voxels that several claim. In double precision: rounded ones would find equals where
+        # there are none, and differences where there are none.
+        contested = claim & (winner > 0)
+        mine = self._standing[index] + self._weight * probability[contested].astype(np.float64)
+        theirs = self._standing[winner[contested] - 1] + self._weight * confidence[contested].astype(np.float64)
+        claim[contested] = mine > theirs
+        np.copyto(winner, np.uint8(index + 1), where=claim)
+        np.copyto(confidence, probability, where=claim)
+
+
+def _average(outputs: Iterable[np.ndarray]) -> np.ndarray:
+    """The mean of arrays that need not all be in memory together."""
+    outputs = iter(outputs)
+    total, count = next(outputs), 1
+    for output in outputs:
+        total, count = total + output, count + 1
+    return total if count == 1 else total / np.float32(count)
+
+
+def save_choice(work: str | Path, name: str, folder: str | Path) -> None:
+    """Keep the name of the ensemble that the submission shall use, and of the folder of its models, in
+    WORK/ensemble.json."""
+    write_text(Path(work) / _CHOICE, json.dumps({"ensemble": name, "models": Path(folder).name}))
+
+
+def read_choice(work: str | Path, folder: str | Path | None = None) -> str:
+    """Return the name that `save_choice` kept, for the models in `folder`; raises FileNotFoundError or ValueError
+    saying what to do when there is none, or only one for other models."""
+    path = Path(work) / _CHOICE
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: run the ensemble notebook (05) first, with the same work folder")
+    try:
+        choice = read_json(path)
+        name, models = choice["ensemble"], choice["models"]
+        if not isinstance(models, str):
+            raise TypeError("the name of a folder is a text")
+    except (ValueError, KeyError, TypeError) as error:
+        cause = error.__cause__ or error  # of `read_json`, which names the file
+        why = f"{type(cause).__name__}: {cause}"
+        raise ValueError(f"{path} names no ensemble ({why}); run the ensemble notebook (05) again") from error
+    if name not in list(ENSEMBLES):  # a list: whatever stands in the file, it need not be hashable
+        raise ValueError(f"{path} names the unknown ensemble {shorten(name)}; choose from {', '.join(ENSEMBLES)}")
+    if folder is not None and models != Path(folder).name:
+        raise ValueError(
+            f"{path} chose {name!r} of the models {models[:60]}, not of {Path(folder).name}: run the ensemble notebook "
+            "(05) with the recipe and scale of this one"
+        )
+    return name

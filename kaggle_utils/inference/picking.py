@@ -1,0 +1,303 @@
+"""From an annotated mask, or probabilities, to particle centres. Arrays are (z, y, x); picks are x, y, z in Angstrom.
+
+A candidates table is a picks table with a further column `confidence`, 0 to 1."""
+
+from collections.abc import Sequence
+from math import ceil, pi
+
+import cc3d
+import numpy as np
+import pandas as pd
+from scipy.spatial import cKDTree
+
+from kaggle_utils.data.picks import PICK_COLUMNS, make_picks, voxel_to_angstrom
+from kaggle_utils.particles import REPORT_PARTICLES, get_particle
+
+DECODERS = ("peaks", "components")
+
+# The probability from which "components" takes a voxel for its particle's: no other one can have more.
+CLAIMED = 0.5
+
+# Voxels of a map that are looked at: in a tomogram of the competition ten times what trained spheres fill. A network
+# that has hardly learnt is above `least` everywhere, and would cost gigabytes.
+_MOST = 2**21
+
+# Components smaller than this share of a sphere are noise; larger than so many spheres, they may be several particles.
+MIN_SIZE_FRACTION = 0.15
+_CROWDED = 1.5
+
+_APART = 0.5  # of a particle's radius: candidates as close as that would match the same particle, and are one
+
+# The ball, in trained spheres, in which "peaks" seeks a blob's centre: one no larger than a blob may stay anywhere in
+# it, a much larger one is drawn to the neighbours. It ends after so many steps, or with one of less than 0.01 voxel.
+_WIDE = 1.25
+_STEPS = 8
+
+# Voxels that find_peaks compares at once: so many that numpy's calls cost little, so few that they stay in the cache.
+_COMPARED = 2**17
+
+
+def pick_particles(
+    annotated: np.ndarray,
+    confidence: np.ndarray,
+    voxel_spacing: float,
+    run: str,
+    min_size_fraction: float = MIN_SIZE_FRACTION,
+    radius_fraction: float = 1.0,
+) -> pd.DataFrame:
+    """Return the centres of the connected components of an annotated mask as a picks table.
+
+    Parameters
+    ----------
+    annotated : uint8 (z, y, x), 0 background, 1 to 5 the report's particles.
+    confidence : float16 or float32 (z, y, x), the probability of the particle that `annotated` names; 0 in background.
+    voxel_spacing : Angstrom.
+    run : name for the table's `experiment`.
+    min_size_fraction : components with fewer voxels than this share of their particle's sphere are no picks.
+    radius_fraction : of the particle's radius, that the training masks' spheres had.
+
+    Returns
+    -------
+    Picks table with two extra columns: `voxels`, the component's size, and `confidence`, the mean over its voxels.
+    Voxels touch through faces, edges or corners; components of different particles never merge (one pass of
+    connected-components-3d over all labels). Takes at most about 5 bytes a voxel beside the two arrays."""
+    components, count = cc3d.connected_components(annotated, connectivity=26, return_N=True)
+    labels = np.zeros(count + 1, np.uint8)
+    sizes = np.zeros(count + 1, np.int64)
+    sums = np.zeros((4, count + 1))  # of z, y, x and confidence
+    # By planes, and of them the foreground alone: the temporaries stay in the cache, and background costs one look.
+    for z, (plane, numbers, probability) in enumerate(zip(annotated, components, confidence, strict=True)):
+        inside = np.flatnonzero(plane != 0)
+        component = numbers.reshape(-1)[inside]
+        labels[component] = plane.reshape(-1)[inside]
+        voxels = np.bincount(component, minlength=count + 1)
+        sizes += voxels
+        sums[0] += z * voxels
+        values = (*np.divmod(inside, plane.shape[1]), probability.reshape(-1)[inside])
+        for total, value in zip(sums[1:], values, strict=True):
+            total += np.bincount(component, value, count + 1)
+    spheres = np.array([4 / 3 * pi * (p.radius * radius_fraction / voxel_spacing) ** 3 for p in REPORT_PARTICLES])
+    least = np.concatenate([[np.inf], min_size_fraction * spheres])  # label 0 is background
+    kept = np.flatnonzero(sizes >= least[labels])
+    means = sums[:, kept] / sizes[kept]
+    names = [REPORT_PARTICLES[label - 1].name for label in labels[kept]]
+    table = make_picks(run, names, voxel_to_angstrom(means[:3].T, voxel_spacing))
+    return table.assign(voxels=sizes[kept], confidence=means[3])
+
+
+def find_candidates(
+    probabilities: Sequence[np.ndarray],
+    particles: Sequence[str],
+    voxel_spacing: float,
+    run: str,
+    decoder: str = "peaks",
+    radius_fraction: float = 0.5,
+    least: float = 0.1,
+) -> pd.DataFrame:
+    """Return where particles may be, and how sure that is, from one map of probabilities for each particle.
+
+    Parameters
+    ----------
+    probabilities : a map for each of `particles`, float32 (z, y, x), 0 to 1 and without NaN: a softmax's outputs.
+    voxel_spacing : Angstrom.
+    run : name for the table's `experiment`.
+    decoder : one of `DECODERS`. "peaks" starts from the maxima of the map, smoothed over a trained sphere, and moves
+        each to the mean position of the probability in the ball around it, several times (mean shift; Comaniciu and
+        Meer 2002, doi:10.1109/34.1000236). "components" takes the mean position of the probability in each connected
+        component of what has at least `CLAIMED`; a large one is first dealt out to the nearest of the maxima inside.
+    radius_fraction : of the particle's radius, that the spheres had on which the network was trained.
+    least : above 0; no candidate starts from a voxel with less, nor from one that is not among a map's two
+        million highest.
+
+    Returns
+    -------
+    Candidates table: particles in the order given, of each the most confident first. `confidence` is the mean
+    probability in a ball of the trained sphere's radius, at least 2 voxels, around the centre, so that one bright voxel
+    ranks below a blob. Within half of their particle's radius only the most confident one stays. At the volume's faces
+    what is inside counts: of a sphere that one cuts in half, the centre comes out 3/8 of its radius too far inside.
+
+    Raises ValueError for an unknown decoder or particle, for more or fewer maps than particles, for maps that are not
+    of one three-dimensional shape, and where `least` is not above 0."""
+    if decoder not in DECODERS:
+        raise ValueError(f"run {run}: unknown decoder {decoder!r}; choose from {', '.join(DECODERS)}")
+    if len(probabilities) != len(particles):
+        raise ValueError(f"run {run}: {len(probabilities)} maps for {len(particles)} particles; give one for each")
+    shapes = {np.shape(volume) for volume in probabilities}
+    if len(shapes) > 1 or any(len(shape) != 3 for shape in shapes):
+        raise ValueError(f"run {run}: maps of shape {', '.join(map(str, shapes))}; all must have the same (z, y, x)")
+    if not least > 0:
+        raise ValueError(f"run {run}: least is {least}, but must be above 0, or all voxels are candidates")
+    radii = [get_particle(name).radius / voxel_spacing for name in particles]
+    tables = [make_picks().assign(confidence=np.empty(0))]
+    for name, radius, volume in zip(particles, radii, probabilities, strict=True):
+        volume = np.ascontiguousarray(volume)
+        ball = max(2.0, radius * radius_fraction)
+        if decoder == "peaks":
+            _, centre = _seek_centres(volume, _find_highest(volume, least), ball, radius * _APART)
+        else:
+            centre = _find_components(volume, max(CLAIMED, least), ball, radius * _APART)
+        confidence, _ = _weigh_balls(volume, centre, ball)
+        order = np.argsort(-confidence, kind="stable")
+        order = order[_find_leaders(centre[order], radius * _APART) == np.arange(len(order))]
+        table = make_picks(run, [name] * len(order), voxel_to_angstrom(centre[order], voxel_spacing))
+        tables.append(table.assign(confidence=confidence[order]))
+    return pd.concat(tables, ignore_index=True)
+
+
+def match_ranks(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Merge the candidates tables of several models for one run by ranks, for models differ in how sure they are.
+
+    A candidate's score is 1 - i/n where i of its model's n candidates of this particle are more confident. From the
+    highest score on, a candidate and all others of its particle within half the radius become one. Of each model the
+    best of them counts: `confidence` is the sum of their scores over the number of models, the centre their mean
+    weighted by score. Returns a candidates table, particles in alphabetical order, of each the most confident first;
+    the order of `tables` does not matter.
+
+    Raises ValueError for no tables, missing columns, unknown particles, and tables of different runs."""
+    columns = [*PICK_COLUMNS, "confidence"]
+    if not tables:
+        raise ValueError("no candidates to merge; give one table for each model")
+    for number, table in enumerate(tables, 1):
+        if missing := [column for column in columns if column not in table]:
+            raise ValueError(f"candidates table {number} lacks the columns {', '.join(missing)}")
+    numbers = dict.fromkeys(["x", "y", "z", "confidence"], float)  # an empty table read from a file has others
+    every = pd.concat([t[columns].astype(numbers).assign(model=i) for i, t in enumerate(tables)], ignore_index=True)
+    runs = every["experiment"].unique()
+    if len(runs) > 1:
+        raise ValueError(f"candidates of several runs, {', '.join(runs)}; merge run by run")
+    own = every.groupby(["particle_type", "model"])["confidence"]
+    every["score"] = own.rank(method="max") / own.transform("size")
+    # Every model's best has score 1: confidence, then place, make an order that does not depend on that of the models.
+    every = every.sort_values(["score", "confidence", "x", "y", "z"], ascending=[False, False, True, True, True])
+    merged = [every[columns][:0]]
+    for name, group in every.groupby("particle_type"):
+        leaders = _find_leaders(group[["x", "y", "z"]].to_numpy(), get_particle(name).radius * _APART)
+        best = group.assign(leader=leaders).drop_duplicates(["leader", "model"])
+        sums = (
+            best[["x", "y", "z"]].mul(best["score"], axis=0).assign(score=best["score"]).groupby(best["leader"]).sum()
+        )
+        one = sums[["x", "y", "z"]].div(sums["score"], axis=0)
+        one = one.assign(experiment=runs[0], particle_type=name, confidence=sums["score"] / len(tables))
+        merged.append(one[columns].sort_values("confidence", ascending=False, kind="stable"))
+    return pd.concat(merged, ignore_index=True)
+
+
+def find_peaks(heatmap: np.ndarray, threshold: float, radius: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the local maxima of a heat-map, the highest first (of equals the first in reading order).
+
+    Parameters
+    ----------
+    heatmap : float (z, y, x), without NaN.
+    threshold : least value of a peak.
+    radius : voxels; a peak is the highest among the voxels whose centres are at most this far from its own.
+
+    Returns
+    -------
+    Indices, int (n, 3), z y x, and values (n,). Of equally high voxels the first in reading order counts as the higher
+    one, so a plateau that is nowhere wider than `radius` gives one peak at most."""
+    flat = heatmap.reshape(-1)
+    index = np.flatnonzero(flat >= float(threshold))
+    ball = _list_ball(radius)[:, 1:]  # from the nearest on: direct neighbours leave few for the rest of it
+    start = 0
+    while start < ball.shape[1] and len(index):
+        steps = ball[:, start : start + max(1, _COMPARED // len(index))]
+        start += steps.shape[1]
+        rival = 0
+        for place, step, size in zip(np.unravel_index(index, heatmap.shape), steps, heatmap.shape, strict=True):
+            # Clipped to the volume, a voxel of the ball becomes another one of the ball, or its centre.
+            rival = rival * size + np.clip(place[:, None] + step, 0, size - 1)
+        value, other = flat[index, None], flat[rival]
+        index = index[~((other > value) | ((other == value) & (rival < index[:, None]))).any(axis=1)]
+    index = index[np.argsort(-flat[index], kind="stable")]
+    return np.stack(np.unravel_index(index, heatmap.shape), axis=1), flat[index]
+
+
+def _find_highest(volume: np.ndarray, least: float) -> np.ndarray:
+    """Return the flat indices of the voxels with at least `least`, in rising order, but of no more than `_MOST`."""
+    index = np.flatnonzero(volume >= least)
+    if len(index) > _MOST:
+        index = np.sort(index[np.argpartition(volume.reshape(-1)[index], -_MOST)[-_MOST:]])
+    return index
+
+
+def _find_components(volume: np.ndarray, least: float, ball: float, apart: float) -> np.ndarray:
+    """Return the centres (n, 3) of a map's components, or of the parts of large ones; `ball` and `apart` are radii."""
+    sphere = 4 / 3 * pi * ball**3
+    claimed = volume >= least
+    components, count = cc3d.connected_components(claimed, connectivity=26, return_N=True)
+    index = np.flatnonzero(claimed)
+    place = np.stack(np.unravel_index(index, volume.shape), axis=1)
+    part = components.reshape(-1)[index].astype(np.int64)
+    large = np.bincount(part)[part] > _CROWDED * sphere
+    start, centre = _seek_centres(volume, index[large], ball, apart)
+    far = 2 * sum(volume.shape)  # all components at once, told apart by a fourth coordinate in steps beyond reach
+    seeds = np.column_stack([centre, far * components[tuple(start.T)].astype(np.int64)])
+    large &= np.isin(far * part, seeds[:, 3])  # a component may lack any, if one of another overtops its own
+    part[large] = count + 1 + cKDTree(seeds).query(np.column_stack([place, far * part])[large])[1]
+    kept = np.flatnonzero(np.bincount(part) >= max(1, MIN_SIZE_FRACTION * sphere))
+    probability = volume.reshape(-1)[index]
+    total = np.bincount(part, probability)[kept]
+    return np.stack([np.bincount(part, probability * axis)[kept] / total for axis in place.T], axis=1)
+
+
+def _seek_centres(volume: np.ndarray, index: np.ndarray, ball: float, apart: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the peaks (n, 3) among the voxels `index` of a map smoothed over a ball, and the centres (n, 3) near them.
+
+    A saturated blob has no highest voxel, and find_peaks loses one of two that touch; smoothed, each rises to its
+    middle. As mean shift goes on from there, every few voxels of the ball will do."""
+    stride = max(1, int(ball / 2))
+    place = np.stack(np.unravel_index(index, volume.shape))
+    smooth = np.zeros(volume.shape, np.float32)
+    for step in stride * _list_ball(ball / stride).T:
+        other = np.ravel_multi_index(tuple(place + step[:, None]), volume.shape, mode="clip")
+        smooth.reshape(-1)[index] += volume.reshape(-1)[other]
+    start, _ = find_peaks(smooth, np.finfo(np.float32).tiny, apart)
+    centre = start.astype(float)
+    moving = np.arange(len(centre))
+    for _ in range(_STEPS):
+        before = centre[moving]
+        _, centre[moving] = _weigh_balls(volume, before, _WIDE * ball)
+        moving = moving[np.abs(centre[moving] - before).max(axis=1) >= 0.01]
+    return start, centre
+
+
+def _weigh_balls(volume: np.ndarray, centres: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the means (n,) and mean positions (n, 3) of `volume` in the balls around `centres` (n, 3), in voxels.
+
+    A voxel of the volume has the weight radius + 0.5 - distance, cut to 0 to 1: nothing jumps when a centre moves."""
+    steps = np.arange(-ceil(radius + 0.5), ceil(radius + 0.5) + 1)
+    sizes = np.array(volume.shape)[:, None]
+    means, positions = np.empty(len(centres)), np.empty((len(centres), 3))
+    many = max(1, _COMPARED // len(steps) ** 3)
+    for first in range(0, len(centres), many):
+        some = slice(first, first + many)
+        voxels = np.rint(centres[some]).astype(np.int64)[:, :, None] + steps  # (n, 3, steps)
+        away = voxels - centres[some, :, None]
+        z, y, x = np.where((voxels < 0) | (voxels >= sizes), np.inf, away**2).swapaxes(0, 1)
+        squared = z[:, :, None, None] + y[:, None, :, None] + x[:, None, None, :]
+        weight = np.clip(radius + 0.5 - np.sqrt(squared), 0, 1)
+        z, y, x = np.clip(voxels, 0, sizes - 1).swapaxes(0, 1)
+        mass = weight * volume[z[:, :, None, None], y[:, None, :, None], x[:, None, None, :]]
+        total = mass.sum(axis=(1, 2, 3))
+        means[some] = total / weight.sum(axis=(1, 2, 3))
+        moves = [np.einsum(f"nzyx,n{axis}->n", mass, away[:, number]) for number, axis in enumerate("zyx")]
+        positions[some] = centres[some] + np.stack(moves, axis=1) / total[:, None]
+    return means, positions
+
+
+def _find_leaders(points: np.ndarray, radius: float) -> np.ndarray:
+    """Return for each of `points` (n, 3), the best first, the number of its leader: each in turn that no other leads
+    leads itself and all that are left within `radius`."""
+    leaders = np.full(len(points), -1)
+    for number, near in enumerate(cKDTree(points).query_ball_point(points, radius)):
+        if leaders[number] < 0:
+            leaders[[other for other in near if leaders[other] < 0]] = number
+    return leaders
+
+
+def _list_ball(radius: float) -> np.ndarray:
+    """Return the steps (3, n) to the voxels whose centres are at most `radius` voxels away, the nearest first."""
+    reach = int(radius)
+    steps = np.indices((2 * reach + 1,) * 3).reshape(3, -1) - reach
+    squared = (steps**2).sum(axis=0)
+    return steps[:, np.argsort(squared, kind="stable")[: np.count_nonzero(squared <= radius**2)]]

@@ -1,0 +1,24 @@
+"""What only Kaggle and the command line need: running the notebooks, and sending them away.
+
+Comes in: the repository. Goes out: executed notebooks, or a folder that the Kaggle CLI takes.
+`notebooks` runs, `wheels` collects what Kaggle's image lacks, `publish` makes and checks the folder, `push` sends it.
+Nothing else imports it but the command line."""
+
+from kaggle_utils.kaggle.notebooks import NotebookError, find_notebooks, run_notebooks
+from kaggle_utils.kaggle.publish import build_folder, find_faults, find_kernels
+from kaggle_utils.kaggle.push import list_commands, push_folder
+from kaggle_utils.kaggle.wheels import collect_wheels, find_imports, find_wheel_faults
+
+__all__ = [
+    "NotebookError",
+    "build_folder",
+    "collect_wheels",
+    "find_faults",
+    "find_imports",
+    "find_kernels",
+    "find_notebooks",
+    "find_wheel_faults",
+    "list_commands",
+    "push_folder",
+    "run_notebooks",
+]

@@ -1,0 +1,229 @@
+"""A folder that the official Kaggle CLI takes as it is: one dataset (wheels and trained models), one kernel a notebook.
+
+`datasets create` skips sub-folders and `kernels push` sends one file, so the dataset is flat: what lies in
+models/<recipe>-<scale>/<model>/ goes into it as models--<recipe>-<scale>--<model>--<file>. Everything is checked here,
+for what is wrong after the upload costs a run: the CLI checks little, and nobody checks wheels for another Python."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from kaggle_utils.kaggle.notebooks import find_notebooks
+from kaggle_utils.kaggle.wheels import PYTHON, collect_wheels, find_imports, find_wheel_faults
+from kaggle_utils.recipes import RECIPE_NAMES
+from kaggle_utils.system.environment import COMPETITION, NAME_PART
+from kaggle_utils.system.files import write_text
+
+DATASET_TITLE = "CZII Kaggle kit"
+# By number: whether a notebook wants a GPU, and whose outputs. All do without the internet: the dataset holds the rest.
+_NEEDS = {"03": (True, ()), "04": (True, ("03",)), "05": (True, ("03", "04")), "06": (True, ("03", "04", "05"))}
+_SUBMISSION = "06"
+_MACHINE = "NvidiaTeslaT4"  # the CLI's name of "GPU T4 x2"; its default was a P100, which the image's torch cannot use
+# The fields that the CLI reads (kaggle 2.2.4: kernels_push, dataset_create_new, dataset_create_version).
+_KERNEL_FIELDS = set(
+    "id id_no title code_file language kernel_type is_private enable_gpu enable_tpu enable_internet machine_shape "
+    "dataset_sources competition_sources kernel_sources model_sources keywords docker_image docker_image_pinning_type"
+    .split()
+)  # fmt: skip
+_DATASET_FIELDS = {"id", "id_no", "title", "subtitle", "description", "licenses", "resources", "keywords"}
+_MODEL_FILES = ("config.json", "weights.pt", "thresholds.json", "history.csv")
+
+_REPOSITORY = Path(__file__).resolve().parents[2]
+OUT = _REPOSITORY / "work" / "publish"
+
+
+def build_folder(
+    user: str,
+    models: Iterable[str | Path] = (),
+    out: str | Path = OUT,
+    python: str = PYTHON,
+    recipe: str = RECIPE_NAMES[0],
+) -> Path:
+    """Write OUT/dataset and OUT/kernels/<slug>, check them, and return OUT; it is replaced as a whole or not at all.
+
+    Parameters
+    ----------
+    user : as in the address of the Kaggle profile, kaggle.com/USER.
+    models : model folders, or folders of them (then without baselines); `ensemble.json` of their work folder comes
+        along. With both, the submission needs no other notebook's outputs.
+    out : the folder; one that is there already must have been written by this function.
+    python : whose wheels are wanted.
+    recipe : that the notebooks shall run.
+
+    Raises
+    ------
+    FileNotFoundError
+        Outside the repository, and for a folder that holds no finished model.
+    FileExistsError
+        When `out` is something else.
+    ChildProcessError
+        When pip fails.
+    ValueError
+        For models that cannot be published, and with a line for every fault that is found.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", user):
+        raise ValueError(f"{user!r} is no Kaggle user name; give NAME of your profile's address, kaggle.com/NAME")
+    out = Path(out).resolve()
+    if Path.cwd().is_relative_to(out):
+        raise ValueError(f"{out} is replaced as a whole: go out of it, or give another folder")
+    ours = (out / "dataset" / "dataset-metadata.json").is_file()
+    ours = ours and {path.name for path in out.iterdir()} <= {"dataset", "kernels"}
+    if out.exists() and not ours and (out.is_file() or any(out.iterdir())):
+        raise FileExistsError(f"{out} is there, but not written by publish; give another folder, or remove it")
+    if not (_REPOSITORY / "pyproject.toml").is_file():
+        raise FileNotFoundError(f"no pyproject.toml beside {_REPOSITORY / 'kaggle_utils'}: publish from a clone")
+    notebooks = find_notebooks()
+    partial, old = (out.with_name(f".{out.name}.{state}") for state in ("partial", "old"))
+    shutil.rmtree(partial, ignore_errors=True)
+    dataset = partial / "dataset"
+    dataset.mkdir(parents=True)
+    try:
+        copy_models(models, dataset, recipe)
+        collect_wheels(dataset, python)
+        metadata = {
+            "id": f"{user}/{_slugify(DATASET_TITLE)}",
+            "title": DATASET_TITLE,
+            "licenses": [{"name": "MIT"}],
+            "description": "The kit (MIT) and what it needs beyond Kaggle's image, each wheel under its own licence.",
+        }
+        write_text(dataset / "dataset-metadata.json", json.dumps(metadata, indent=1))
+        alone = (dataset / "ensemble.json").is_file()  # only with models
+        titles = {notebook.stem[:2]: f"CZII {notebook.stem.replace('_', ' ')}" for notebook in notebooks}
+        for notebook in notebooks:
+            gpu, sources = _NEEDS.get(notebook.stem[:2], (False, ()))
+            if alone and notebook.stem[:2] == _SUBMISSION:
+                sources = ()
+            kernel = {
+                "id": f"{user}/{_slugify(titles[notebook.stem[:2]])}",
+                "title": titles[notebook.stem[:2]],
+                "code_file": notebook.name,
+                "language": "python",
+                "kernel_type": "notebook",
+                "is_private": True,
+                "enable_gpu": gpu,
+                "enable_tpu": False,
+                "enable_internet": False,
+                **({"machine_shape": _MACHINE} if gpu else {}),
+                "dataset_sources": [metadata["id"]],
+                "competition_sources": [COMPETITION],
+                "kernel_sources": [f"{user}/{_slugify(titles[number])}" for number in sources],
+                "model_sources": [],
+                "keywords": [],
+            }
+            folder = partial / "kernels" / _slugify(kernel["title"])
+            folder.mkdir(parents=True)
+            write_text(folder / notebook.name, _choose_recipe(notebook.read_text(encoding="utf-8"), recipe))
+            write_text(folder / "kernel-metadata.json", json.dumps(kernel, indent=1))
+        faults = find_faults(partial, python)
+        if faults:
+            raise ValueError("\n".join(["nothing was written, for it would fail on Kaggle:", *faults]))
+        shutil.rmtree(old, ignore_errors=True)
+        if out.exists():
+            out.rename(old)
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+    return out
+
+
+def _choose_recipe(notebook: str, recipe: str) -> str:
+    """Return a notebook's text with a line in its first code cell that chooses a recipe other than the default."""
+    if recipe == RECIPE_NAMES[0]:
+        return notebook
+    content = json.loads(notebook)
+    first = next(cell for cell in content["cells"] if cell["cell_type"] == "code")
+    first["source"] = f'import os\nos.environ["CZII_RECIPE"] = "{recipe}"\n' + "".join(first["source"])
+    return json.dumps(content, indent=1)
+
+
+def copy_models(models: Iterable[str | Path], dataset: Path, recipe: str) -> None:
+    """Copy model folders into `dataset` under flat names, and `ensemble.json` of the work folder that they are in.
+
+    Raises as `find_models`, `load_model` and `read_choice` do, and ValueError for two models of one name, for a config
+    without recipe and scale, and for a choice that needs a model which is not among them."""
+    if not (models := list(models)):
+        return
+    from kaggle_utils.inference.ensemble import ENSEMBLES, find_models, read_choice  # torch is slow to import
+    from kaggle_utils.inference.merging import COMMITTEES
+    from kaggle_utils.models.folder import load_model, name_model
+    from kaggle_utils.particles import REPORT_PARTICLES
+
+    groups, works = {}, {}
+    for folder in find_models(models):
+        config, folder = load_model(folder).config, folder.resolve()
+        group = f"{config.get('recipe')}-{config.get('scale')}"
+        plain = all(re.fullmatch(NAME_PART, name) for name in (group, folder.name))
+        if not plain or not {"recipe", "scale"} <= set(config):
+            raise ValueError(f"{folder}: a folder called like this, of recipe and scale {group}, cannot be published")
+        if folder.name in groups.setdefault(group, set()):
+            raise ValueError(f"two models are called {folder.name} ({group}); publish one of them")
+        groups[group].add(folder.name)
+        for name in _MODEL_FILES:
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, dataset / f"models--{group}--{folder.name}--{name}")
+        if len(folder.parents) > 2 and (folder.parents[2] / "ensemble.json").is_file():
+            works[read_choice(folder.parents[2])] = folder.parents[2]
+    if len(works) > 1:
+        raise ValueError(f"{' and '.join(map(str, works.values()))} chose different ensembles; publish one's models")
+    for choice, work in works.items():
+        if len(groups) > 1 and f"{recipe}-full" not in groups:
+            raise ValueError(f"models of {' and '.join(sorted(groups))}: publish those of one, or none can be chosen")
+        names = groups.get(f"{recipe}-full") or next(iter(groups.values()))  # as `environment.choose_models` will
+        needed = {name_model(kind, p.name) for p in REPORT_PARTICLES for kind in ENSEMBLES[choice](p.name)}
+        if choice in COMMITTEES and any("_fold_" in name for name in names):  # how many folds there are, who knows
+            needed = {name_model(kind, "fold_0") for kind in COMMITTEES[choice]}
+        missing = sorted(needed - names)
+        if missing:
+            raise ValueError(
+                f"{work / 'ensemble.json'} chose {choice!r}, which needs {', '.join(missing)} too; give the whole "
+                "folder of models, or run the ensemble notebook (05) again"
+            )
+        shutil.copyfile(work / "ensemble.json", dataset / "ensemble.json")
+
+
+def find_faults(folder: Path, python: str = PYTHON) -> list[str]:
+    """Return a line for everything in a folder of `build_folder` that the CLI, Kaggle or a notebook would fail on."""
+    dataset = json.loads((folder / "dataset" / "dataset-metadata.json").read_text(encoding="utf-8"))
+    kernels = {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in find_kernels(folder)}
+    owner, _, slug = dataset.get("id", "").partition("/")
+    rules = [
+        (set(dataset) <= _DATASET_FIELDS, f"unknown {sorted(set(dataset) - _DATASET_FIELDS)}"),
+        (6 <= len(dataset.get("title", "")) <= 50, "a title has 6 to 50 characters"),
+        (6 <= len(slug) <= 50 and _slugify(slug) == slug, "a slug has 6 to 50 of a-z, 0-9 and -"),
+        (len(dataset.get("licenses", ())) == 1, "exactly one licence"),
+        (not any(path.is_dir() for path in (folder / "dataset").iterdir()), "sub-folders are skipped"),
+    ]
+    faults = [f"dataset-metadata.json: {fault}" for holds, fault in rules if not holds]
+    ids, modules = {kernel.get("id") for kernel in kernels.values()}, set()
+    for path, kernel in kernels.items():
+        title, code = kernel.get("title", ""), path / kernel.get("code_file", "")
+        booleans = ("is_private", "enable_gpu", "enable_tpu", "enable_internet")
+        rules = [
+            (set(kernel) <= _KERNEL_FIELDS, f"unknown {sorted(set(kernel) - _KERNEL_FIELDS)}"),
+            *((isinstance(kernel.get(key), bool), f"{key} must be true or false") for key in booleans),
+            (5 <= len(title) <= 50, "a title has 5 to 50 characters"),
+            (kernel.get("id") == f"{owner}/{_slugify(title)}", "the id's slug is not the title's"),
+            (path.name == _slugify(title), "the folder's name is not the title's slug"),
+            (code.suffix == ".ipynb" and code.is_file(), f"no notebook {code.name}"),
+            (kernel.get("language") == "python" and kernel.get("kernel_type") == "notebook", "no Python notebook"),
+            (kernel.get("dataset_sources") == [dataset.get("id")], "must have the dataset"),
+            (kernel.get("competition_sources") == [COMPETITION], "must have the competition"),
+            (set(kernel.get("kernel_sources", ())) <= ids - {kernel.get("id")}, "kernel_sources is none of the others"),
+            (kernel.get("enable_internet") is not True, "the internet must be off: a submission must do without"),
+        ]
+        faults += [f"{path.name}/kernel-metadata.json: {fault}" for holds, fault in rules if not holds]
+        modules |= find_imports(code) if code.is_file() else set()
+    return faults + find_wheel_faults(sorted((folder / "dataset").glob("*.whl")), modules, python)
+
+
+def find_kernels(folder: Path) -> list[Path]:
+    """Return the metadata files of a published folder's kernels, in the order of the notebooks."""
+    return sorted(folder.glob("kernels/*/kernel-metadata.json"))
+
+
+def _slugify(title: str) -> str:
+    """The CLI's slug of a title in plain letters."""
+    return re.sub("[^a-z0-9]+", "-", title.lower()).strip("-")

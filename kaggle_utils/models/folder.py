@@ -1,0 +1,136 @@
+"""Networks by name, and the model folder: everything that is needed to run a trained model again.
+
+A model folder holds `config.json` (architecture, particles, inference window, scores), `weights.pt` (the best epoch's,
+or the average of the best), `thresholds.json` ({particle: threshold}), `history.csv`, and the checkpoints `last.pt` and
+`previous.pt`, from which a training that was cut off goes on.
+Every network takes (n, 1, z, y, x) and returns logits."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from kaggle_utils.models.baseline import Baseline3D
+from kaggle_utils.models.config import read_config, read_thresholds, require_file
+from kaggle_utils.models.tensors import load_weights, save_tensors
+from kaggle_utils.models.unet import UNet3D
+from kaggle_utils.models.vnet import VNet3D
+from kaggle_utils.system.files import write_text
+
+ARCHITECTURES = {"baseline": Baseline3D, "unet": UNet3D, "vnet": VNet3D}
+
+# The report's names for its models (tables 1 and 2).
+_PREFIXES = {"baseline": "baseline_model", "unet": "3d_unet_model", "vnet": "vnet_model"}
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A network ready for inference, with its folder's name and the contents of `config.json` and `thresholds.json`."""
+
+    name: str
+    network: nn.Module
+    config: dict
+    thresholds: dict[str, float]
+
+    @property
+    def particles(self) -> tuple[str, ...]:
+        """The particles that the model finds, in the order of its channels (after the background, if several)."""
+        return tuple(self.config["particles"]) if "particles" in self.config else (self.config["particle"],)
+
+    @property
+    def particle(self) -> str:
+        """The particle that a specialist finds; raises ValueError for a network that finds several."""
+        if len(self.particles) > 1:
+            raise ValueError(
+                f"model {self.name} finds {', '.join(self.particles)}, where one for one particle is needed"
+            )
+        return self.particles[0]
+
+    @property
+    def threshold(self) -> float:
+        """The probability from which a specialist claims a voxel."""
+        return self.thresholds[self.particle]
+
+
+def name_model(architecture: str, target: str) -> str:
+    """Return the name of one particle's model as the report writes it, e.g. "3d_unet_model_apo_ferritin", or of a
+    fold's."""
+    return f"{_PREFIXES[architecture]}_{target.replace('-', '_')}"
+
+
+def build_model(architecture: str, width: int, particles: int = 1, stem: bool = False) -> nn.Module:
+    """Return a new network: one output for one particle, for several one more, for the background; `stem` is the
+    U-Net's. Raises ValueError for an unknown architecture."""
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"unknown architecture {architecture!r}; choose from {', '.join(ARCHITECTURES)}")
+    several = {"outputs": particles + 1} if particles > 1 else {}
+    return ARCHITECTURES[architecture](width, **several, **({"stem": True} if stem else {}))
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Return how many numbers a network learns."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def save_weights(folder: str | Path, weights: Mapping[str, torch.Tensor]) -> None:
+    """Write a network's weights, its `state_dict`, into a model folder, atomically."""
+    save_tensors(Path(folder) / "weights.pt", weights)
+
+
+def save_config(folder: str | Path, config: dict, thresholds: dict[str, float]) -> None:
+    """Write `thresholds.json`, then `config.json`, which makes a model folder complete."""
+    write_text(Path(folder) / "thresholds.json", json.dumps(thresholds, indent=1))
+    write_text(Path(folder) / "config.json", json.dumps(config, indent=1))
+
+
+def load_model(folder: str | Path, device: str = "cpu") -> TrainedModel:
+    """Rebuild a trained model from its folder alone, in evaluation mode, its batch norms folded into the convolutions.
+
+    Nothing is unpickled: weights are read as tensors, everything else is JSON, and all of it is checked, for it may
+    come from a stranger. Raises FileNotFoundError for an unfinished folder, and ValueError, naming the file, for one
+    that is broken, values that cannot be, and files that do not fit together."""
+    folder = Path(folder)
+    config = read_config(folder)
+    _ = [config[key] for key in ("architecture", "width", "window", "halo")]  # without which nothing can run
+    particles = config["particles"] if "particles" in config else [config["particle"]]
+    thresholds = read_thresholds(folder, particles)
+    require_file(folder / "weights.pt")
+    with torch.device("meta"):  # without memory, until the weights are known to fit
+        network = build_model(config["architecture"], config["width"], len(particles), config.get("stem", False))
+    try:
+        weights = load_weights(folder / "weights.pt", network.state_dict())
+    except ValueError as error:
+        raise ValueError(f"{error}; train the model again") from error
+    network.to_empty(device="cpu").load_state_dict(weights)
+    fold_norms(network.eval()).to(device, memory_format=torch.channels_last_3d)
+    return TrainedModel(folder.name, network, config, thresholds)
+
+
+def agree(models: Sequence[TrainedModel], key: str):
+    """Return the setting that is in all models' configs; raises ValueError, naming the models, when there is none."""
+    if not models:
+        raise ValueError("an ensemble needs at least one model")
+    lacking = [model.name for model in models if key not in model.config]
+    if lacking:
+        raise ValueError(f"the configs of {', '.join(lacking)} have no {key}; train these models again")
+    values = {model.name: model.config[key] for model in models}
+    first = next(iter(values.values()))
+    if any(value != first for value in values.values()):
+        listed = ", ".join(f"{name} has {value!r}" for name, value in values.items())
+        raise ValueError(f"the ensemble's models have different settings of {key}: {listed}")
+    return first
+
+
+def fold_norms(network: nn.Module) -> nn.Module:
+    """Fold each batch norm of a network in evaluation mode into the convolution before it, in place: a pass over the
+    activations less for each, with the same result. Returns the network."""
+    for block in network.modules():
+        if isinstance(block, nn.Sequential):
+            for index, (layer, norm) in enumerate(pairwise(block)):
+                if isinstance(layer, nn.Conv3d) and isinstance(norm, nn.BatchNorm3d):
+                    block[index], block[index + 1] = nn.utils.fuse_conv_bn_eval(layer, norm), nn.Identity()
+    return network

@@ -1,0 +1,43 @@
+"""From runs to training data: picks become spheres of labels, volumes become sub-volumes or crops.
+
+Comes in: runs with their picks. Goes out: volumes and masks that fit each other, split into shares that share no voxel.
+`labels` paints, `subvolumes` cuts cubes side by side, `crops` draws and augments on the fly.
+Next: training learns from them."""
+
+from kaggle_utils.preprocessing.crops import Crops
+from kaggle_utils.preprocessing.labels import (
+    expand_labels_with_blobs,
+    locate_spheres,
+    make_annotated_mask,
+    make_mask,
+    map_overlay_to_voxels,
+    paint_spheres,
+)
+from kaggle_utils.preprocessing.subvolumes import (
+    Run,
+    build_datasets,
+    count_balance,
+    count_splits,
+    load_runs,
+    place_subvolumes,
+    preprocess_and_filter_subvolumes,
+    split_corners,
+)
+
+__all__ = [
+    "Crops",
+    "Run",
+    "build_datasets",
+    "count_balance",
+    "count_splits",
+    "expand_labels_with_blobs",
+    "load_runs",
+    "locate_spheres",
+    "make_annotated_mask",
+    "make_mask",
+    "map_overlay_to_voxels",
+    "paint_spheres",
+    "place_subvolumes",
+    "preprocess_and_filter_subvolumes",
+    "split_corners",
+]

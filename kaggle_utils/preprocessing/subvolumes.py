@@ -1,0 +1,191 @@
+"""From runs to training data: sub-volumes with their masks, normalised, filtered, split and loaded. Arrays are (z, y,
+x)."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.data import TensorDataset
+
+from kaggle_utils.data.picks import read_run
+from kaggle_utils.data.tomograms import find_tomograms, load_tomogram, normalise
+from kaggle_utils.preprocessing.labels import make_mask
+from kaggle_utils.recipes import Recipe
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run in memory: the normalised volume (float32, z y x), its voxel spacing (Angstrom) and its picks
+    table."""
+
+    name: str
+    volume: np.ndarray
+    voxel_spacing: float
+    points: pd.DataFrame
+    others: tuple[np.ndarray, ...] = ()  # the same run's other types of tomogram, where the recipe wants them
+
+
+def load_runs(data: str | Path, runs: Iterable[str], recipe: Recipe) -> list[Run]:
+    """Read training runs into memory, normalised, each with its picks, and with those of the recipe's other types of
+    tomogram that it has; raises as `load_tomogram` and `read_run` do."""
+    loaded = []
+    for name in runs:
+        tomogram = load_tomogram(name, data, "train", recipe.tomogram)
+        kinds = [kind for kind in recipe.other_tomograms if kind in find_tomograms(name, data)]
+        others = tuple(normalise(load_tomogram(name, data, "train", kind).volume) for kind in kinds)
+        points = read_run(name, data)
+        loaded.append(Run(name, normalise(tomogram.volume), tomogram.voxel_spacing, points, others))
+    return loaded
+
+
+def place_subvolumes(shape: tuple[int, int, int], size: int) -> np.ndarray:
+    """Return the lowest corners (n, 3), z y x, of cubes of `size` voxels that together cover a volume.
+
+    They stand side by side; the last of an axis is moved back into the volume and overlaps its neighbour.
+    Raises ValueError when an axis is shorter than a cube.
+    """
+    if min(shape) < size:
+        raise ValueError(f"sub-volumes of {size} voxels do not fit into a tomogram of {tuple(shape)} voxels")
+    axes = [[*range(0, length - size, size), length - size] for length in shape]
+    return np.array(list(product(*axes)))
+
+
+def split_corners(runs: list[Run], recipe: Recipe) -> dict[str, list[np.ndarray]]:
+    """Deal every sub-volume of every run out to training, validation and test.
+
+    The split depends on the runs' shapes and the seed, never on a particle: so what is held out from one particle's
+    model is held out from all, and an ensemble of them can be judged on it. No voxel is in two shares: cubes that
+    overlap at a face of the volume are dealt together. With `recipe.split` "subvolumes" (the report's way) neighbours
+    still land on both sides, which flatters the scores; with "runs" whole runs are kept apart.
+
+    Returns {split: [corners (n, 3) of each run]}. Raises ValueError for an unknown split, or fewer than three runs to
+    split by runs."""
+    generator = np.random.default_rng(recipe.seed)
+    corners = [place_subvolumes(run.volume.shape, recipe.subvolume_size) for run in runs]
+    if recipe.split == "subvolumes":
+        # A cube that was moved back into the volume has its corner inside the neighbour that it overlaps.
+        groups = [np.unique(c // recipe.subvolume_size, axis=0, return_inverse=True)[1].reshape(-1) for c in corners]
+        dealt = _deal(sum(group.max() + 1 for group in groups), recipe.ratios, generator)
+        firsts = np.cumsum([0] + [group.max() + 1 for group in groups[:-1]])
+        chosen = [dealt[first + group] for first, group in zip(firsts, groups, strict=True)]
+    elif recipe.split == "runs":
+        if len(runs) < len(SPLITS):
+            raise ValueError(f"a split by runs needs at least {len(SPLITS)} runs, but there are {len(runs)}")
+        dealt = _deal(len(runs), recipe.ratios, generator)
+        chosen = [np.full(len(places), share) for places, share in zip(corners, dealt, strict=True)]
+    else:
+        raise ValueError(f'unknown split {recipe.split!r}; choose "subvolumes" or "runs"')
+    return {
+        name: [places[part == index] for places, part in zip(corners, chosen, strict=True)]
+        for index, name in enumerate(SPLITS)
+    }
+
+
+def _deal(count: int, ratios: tuple[float, ...], generator: np.random.Generator) -> np.ndarray:
+    """Return for each of `count` items, in random order, the index of its share; every share gets one item where there
+    are enough."""
+    bounds = np.rint(np.cumsum(ratios) / np.sum(ratios) * count).astype(int)
+    least = 1  # from the left: at least one each; from the right: at least one left for each that follows
+    for share in range(len(bounds) - 1):
+        bounds[share] = max(min(bounds[share], count - len(bounds) + 1 + share), least)
+        least = bounds[share] + 1
+    return generator.permutation(np.searchsorted(bounds, np.arange(count), side="right"))
+
+
+def preprocess_and_filter_subvolumes(
+    volume: np.ndarray,
+    mask: np.ndarray,
+    corners: np.ndarray,
+    size: int,
+    background_ratio: float | None = 0.5,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cut a run into sub-volumes, keep those with labels and some background (report, section 2.1).
+
+    Parameters
+    ----------
+    volume, mask : (z, y, x), normalised (see `normalise`) and uint8.
+    corners : (n, 3) lowest corners of the cubes, z y x.
+    size : edge of a cube in voxels.
+    background_ratio : cubes without a labelled voxel that are kept for each cube with one, drawn at random; None keeps
+        all.
+
+    Returns
+    -------
+    Sub-volumes float32 and their masks uint8, both (n, size, size, size), in the order of `corners`.
+    """
+    boxes = [tuple(slice(start, start + size) for start in corner) for corner in corners]
+    positive = np.array([mask[box].any() for box in boxes], dtype=bool)
+    background = np.flatnonzero(~positive)
+    wanted = len(background) if background_ratio is None else round(background_ratio * positive.sum())
+    kept = np.random.default_rng(seed).choice(background, min(wanted, len(background)), replace=False)
+    chosen = np.sort(np.concatenate([np.flatnonzero(positive), kept])).astype(int)
+    empty = np.empty((0, size, size, size))
+    volumes = np.stack([volume[boxes[i]] for i in chosen]) if len(chosen) else empty
+    masks = np.stack([mask[boxes[i]] for i in chosen]) if len(chosen) else empty
+    return volumes.astype(np.float32, copy=False), masks.astype(np.uint8, copy=False)
+
+
+def build_datasets(runs: list[Run], particle: str, recipe: Recipe) -> dict[str, TensorDataset]:
+    """Return one particle's training, validation and test data, all runs together (report, section 2.1).
+
+    Each dataset holds sub-volumes float32 and masks uint8, both (n, 1, size, size, size). Validation and test keep
+    their whole background: what a model claims there must count against it. Raises ValueError when a share has no
+    sub-volume with the particle."""
+    split = split_corners(runs, recipe)
+    parts = {name: [] for name in SPLITS}
+    for index, run in enumerate(runs):
+        mask = make_mask(run.points, run.volume.shape, run.voxel_spacing, particle, recipe.radius_fraction)
+        for name in SPLITS:
+            ratio = recipe.background_ratio if name == "train" else None
+            seed = recipe.seed + index
+            parts[name].append(
+                preprocess_and_filter_subvolumes(
+                    run.volume, mask, split[name][index], recipe.subvolume_size, ratio, seed
+                )
+            )
+    datasets = {}
+    for name, pieces in parts.items():
+        volumes, masks = (torch.from_numpy(np.concatenate(arrays))[:, None] for arrays in zip(*pieces, strict=True))
+        if not masks.any():
+            raise ValueError(
+                f"no {name} sub-volume of {', '.join(run.name for run in runs)} holds a {particle}: "
+                "add runs, or change the split"
+            )
+        datasets[name] = TensorDataset(volumes, masks)
+    return datasets
+
+
+def count_balance(runs: list[Run], particles: Iterable[str], recipe: Recipe) -> pd.DataFrame:
+    """Return how filtering balances the training share: a row for each particle.
+
+    Columns: `positive` sub-volumes, `background before` and `background after` filtering, and the percentage of
+    labelled voxels before and after."""
+    total = sum(map(len, split_corners(runs, recipe)["train"]))
+    rows = {}
+    for particle in particles:
+        masks = build_datasets(runs, particle, recipe)["train"].tensors[1]
+        positive = int(masks.flatten(1).any(1).sum())
+        rows[particle] = {
+            "positive": positive,
+            "background before": total - positive,
+            "background after": len(masks) - positive,
+            # Every cube with a label is kept, so the labelled voxels are the same before and after.
+            "labelled voxels before (%)": 100 * int(masks.sum()) / (total * recipe.subvolume_size**3),
+            "labelled voxels after (%)": 100 * float(masks.float().mean()),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def count_splits(runs: list[Run], recipe: Recipe) -> pd.DataFrame:
+    """Return how many sub-volumes each share gets when they are dealt out singly and, from three runs on, by whole
+    runs."""
+    kinds = ("subvolumes", "runs") if len(runs) >= len(SPLITS) else ("subvolumes",)
+    splits = {kind: split_corners(runs, replace(recipe, split=kind)) for kind in kinds}
+    return pd.DataFrame({kind: {name: sum(map(len, split[name])) for name in SPLITS} for kind, split in splits.items()})

@@ -1,0 +1,40 @@
+"""How good: the report's voxel scores, the competition's F-beta, and the thresholds that make the most of it.
+
+Comes in: masks, or tables of picks and of the truth. Goes out: numbers, with their errors where there are any.
+No network and no file is touched here. Next: whoever judges (training, evaluation, the command line)."""
+
+from kaggle_utils.scoring.metrics import (
+    MATCH_FRACTION,
+    Score,
+    compute_f_beta,
+    confusion_matrix,
+    find_matches,
+    score_submission,
+    voxel_scores,
+)
+from kaggle_utils.scoring.thresholds import (
+    THRESHOLDS,
+    Curve,
+    Offset,
+    apply_thresholds,
+    bootstrap_score,
+    estimate_offset,
+    tune_thresholds,
+)
+
+__all__ = [
+    "Curve",
+    "MATCH_FRACTION",
+    "Offset",
+    "Score",
+    "THRESHOLDS",
+    "apply_thresholds",
+    "bootstrap_score",
+    "compute_f_beta",
+    "confusion_matrix",
+    "estimate_offset",
+    "find_matches",
+    "score_submission",
+    "tune_thresholds",
+    "voxel_scores",
+]

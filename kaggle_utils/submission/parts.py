@@ -1,0 +1,147 @@
+"""What became of each run, and its part file: picks that are stored as soon as a run is finished, to outlive a crash.
+
+Nothing here knows of models: what made the picks is a fingerprint, a text."""
+
+import hashlib
+import json
+import re
+import textwrap
+import warnings
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from kaggle_utils.data.picks import FARTHEST, make_picks
+from kaggle_utils.particles import PARTICLE_NAMES
+from kaggle_utils.submission.budget import Level
+from kaggle_utils.system.files import is_number, read_json, write_text
+
+STATES = ("done", "degraded", "failed")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run: its picks table, what was wrong in words, and the level and seconds that it took; no level
+    when nothing could be computed."""
+
+    run: str
+    picks: pd.DataFrame = field(default_factory=make_picks)
+    problems: tuple[str, ...] = ()
+    level: Level | None = None
+    seconds: float = 0.0
+
+    def __post_init__(self):
+        # They name files, and a file's name may hold what no table and no terminal can show.
+        problems = (text.encode("utf-8", "backslashreplace").decode() for text in self.problems)
+        object.__setattr__(self, "problems", tuple(problems))
+
+    @property
+    def state(self) -> str:
+        """One of STATES: "done"; "degraded", with picks of what could be read; or "failed", without picks."""
+        return "failed" if self.level is None else "degraded" if self.problems else "done"
+
+
+class Parts:
+    """A folder with a part file for each finished run.
+
+    A part fits as long as `fingerprint`, which stands for models and settings, and the run's own files are those that
+    it was made of."""
+
+    def __init__(self, folder: str | Path, fingerprint: str):
+        self.folder, self.fingerprint = Path(folder), fingerprint
+
+    def read(self, run: str, source: str) -> Outcome | None:
+        """Return the outcome that was stored for a run, or None when there is none or it does not fit: then the run
+        must be computed again. `source` is the fingerprint of the run's files."""
+        path = self._path(run)
+        try:
+            record = read_json(path)
+            if (record["run"], record["fingerprint"], record["source"]) != (run, self.fingerprint, source):
+                return None
+            picks, problems, level = pd.DataFrame(record["picks"]), record["problems"], Level(*record["level"])
+            if not all(is_number(value, -FARTHEST, FARTHEST) for axis in "xyz" for value in picks[axis].tolist()):
+                raise ValueError("a pick has coordinates that are none")
+            if set(picks["experiment"]) - {run} or set(picks["particle_type"]) - set(PARTICLE_NAMES):
+                raise ValueError("a pick is of another run, or of no particle")
+            if not isinstance(problems, list) or not all(isinstance(problem, str) for problem in problems):
+                raise ValueError("its problems are no texts")
+            if not all(is_number(count, 1) and isinstance(count, int) for count in level):
+                raise ValueError("its views and networks are no numbers")
+            if not is_number(record["seconds"], 0):
+                raise ValueError("its time is no number")
+            return Outcome(run, picks if len(picks) else make_picks(), tuple(problems), level, record["seconds"])
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" ...")
+            warnings.warn(f"{path} cannot be used ({reason}); run {run} is computed again", stacklevel=2)
+            return None
+
+    def write(self, outcome: Outcome, source: str) -> None:
+        """Store a run's outcome, atomically; one that failed is not stored, for the next start may do better. Raises
+        OSError."""
+        if outcome.level is None:
+            return
+        record = {
+            "run": outcome.run,
+            "fingerprint": self.fingerprint,
+            "source": source,
+            "level": outcome.level,
+            "seconds": outcome.seconds,
+            "problems": outcome.problems,
+            "picks": outcome.picks.to_dict("list"),
+        }
+        write_text(self._path(outcome.run), json.dumps(record))
+
+    def _path(self, run: str) -> Path:
+        """A name that fits into any file system and leads nowhere, whatever the run is called."""
+        checksum = zlib.crc32(run.encode("utf-8", "surrogatepass"))
+        return self.folder / f"{re.sub('[^A-Za-z0-9_-]', '-', run)[:80]}-{checksum:08x}.json"
+
+
+def show_name(run: str) -> str:
+    """Return a run's name as it can be printed anywhere, whatever it holds."""
+    return run if run.isprintable() else ascii(run)
+
+
+def sign_files(folder: str | Path) -> str:
+    """Return a fingerprint of all files below a folder, from their names, sizes and times, without reading them, and of
+    the name of the folder above, which may be a voxel spacing."""
+    digest = hashlib.sha256(ascii(Path(folder).parent.name).encode())
+    for path in sorted(Path(folder).rglob("*")):
+        if path.is_file():
+            entry = path.stat()
+            digest.update(f"{path.relative_to(folder)!r}{entry.st_size}{entry.st_mtime_ns}".encode("ascii", "replace"))
+    return digest.hexdigest()
+
+
+def gather_picks(outcomes: Sequence[Outcome]) -> pd.DataFrame:
+    """Return the picks of all runs in one table."""
+    tables = [outcome.picks for outcome in outcomes if len(outcome.picks)]
+    return pd.concat(tables, ignore_index=True) if tables else make_picks()
+
+
+def summarise(outcomes: Sequence[Outcome]) -> pd.DataFrame:
+    """Return a table with a row for each run, the worst first: state, picks, views, networks, seconds and what was
+    wrong."""
+    return pd.DataFrame(
+        {
+            "run": show_name(outcome.run),
+            "state": outcome.state,
+            "picks": len(outcome.picks),
+            "views": outcome.level.views if outcome.level else 0,
+            "networks": outcome.level.networks if outcome.level else 0,
+            "seconds": round(outcome.seconds, 1),
+            "what was wrong": "; ".join(outcome.problems),
+        }
+        for outcome in sorted(outcomes, key=lambda outcome: -STATES.index(outcome.state))
+    )
+
+
+def count_states(outcomes: Sequence[Outcome]) -> str:
+    """Return how many runs are in which state, in one line."""
+    states = [outcome.state for outcome in outcomes]
+    return f"{len(states)} runs: " + ", ".join(f"{states.count(state)} {state}" for state in STATES)

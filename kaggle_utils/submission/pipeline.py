@@ -1,0 +1,210 @@
+"""The whole way from runs to a submission: models together, one run alone, or many with everything kept as it comes."""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, fields
+from glob import escape
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from kaggle_utils.data.tomograms import find_group, is_plain_name, load_tomogram, normalise
+from kaggle_utils.inference.ensemble import Ensemble, load_specialists, make_ensemble
+from kaggle_utils.inference.merging import COMMITTEES, Committee, count_networks, find_particles, make_committee
+from kaggle_utils.inference.predictor import Predictor
+from kaggle_utils.models.config import read_config
+from kaggle_utils.models.folder import TrainedModel, agree, load_model, name_model
+from kaggle_utils.submission.budget import Level
+from kaggle_utils.submission.csv_file import is_run_name, set_aside, write_submission
+from kaggle_utils.submission.parts import Outcome, Parts, gather_picks, sign_files
+from kaggle_utils.submission.workers import predict_runs
+from kaggle_utils.system import environment
+from kaggle_utils.system.files import remove_leftovers
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What an ensemble says of a run: normalised volume float32, annotated mask uint8 and the probability of each
+    voxel's particle float32, all (z, y, x), and the picks table."""
+
+    run: str
+    volume: np.ndarray
+    annotated: np.ndarray
+    confidence: np.ndarray
+    picks: pd.DataFrame
+    voxel_spacing: float
+
+
+def load_ensemble(name: str, folder: str | Path, device: str = "cpu") -> Ensemble | Committee:
+    """Load what makes ensemble `name` of the model folders below `folder`, specialists or folds.
+
+    Raises ValueError for an unknown name, FileNotFoundError when folds are missing, and as `load_model`,
+    `make_ensemble` and `make_committee` do."""
+    folds = [path for path in sorted(Path(folder).glob("*_fold_*")) if (path / "config.json").is_file()]
+    if not folds:
+        if not any(Path(folder).glob("*/config.json")):
+            raise FileNotFoundError(f"{folder} holds no finished model; run the training notebooks (03 and 04)")
+        return load_specialists(name, folder, device)
+    if name not in COMMITTEES:
+        raise ValueError(f"unknown ensemble {name!r}; choose from {', '.join(COMMITTEES)}")
+    count = read_config(folds[0])["folds"]
+    wanted = {name_model(kind, f"fold_{fold}") for kind in COMMITTEES[name] for fold in range(count)}
+    if missing := sorted(wanted - {path.name for path in folds}):
+        raise FileNotFoundError(
+            f"ensemble {name!r} needs {', '.join(missing)} too, but {folder} has no finished ones; run the training "
+            "notebooks (03 and 04) to their ends, then the ensemble notebook (05)"
+        )
+    return make_committee(name, [load_model(path, device) for path in folds if path.name in wanted])
+
+
+def assemble(name: str, models: Sequence[TrainedModel]) -> Ensemble | Committee:
+    """Make an ensemble of specialists, or of networks for all particles a committee of those that their calibration
+    chose; raises ValueError for some of both, and as `make_ensemble` and `make_committee` do."""
+    several = [model for model in models if len(model.particles) > 1]
+    if several and len(several) < len(models):
+        raise ValueError("models for one particle and models for all cannot be mixed; give folders of one recipe")
+    if not several:
+        return make_ensemble(name, models)
+    architectures = COMMITTEES[agree(models, "ensemble")]
+    return make_committee(name, [model for model in models if model.config["architecture"] in architectures])
+
+
+def predict_run(
+    run: str, data: str | Path, ensemble: Ensemble | Committee, split: str = "test", device: str = "cpu"
+) -> Prediction:
+    """Find the particles of one run whose tomogram is sound, with a progress bar; raises as `load_tomogram` and
+    `find_particles` do."""
+    tomogram = load_tomogram(run, data, split, agree(ensemble.models, "tomogram"))
+    volume, spacing = normalise(tomogram.volume), tomogram.voxel_spacing
+    predictors = [Predictor(model, device, ensemble.views) for model in ensemble.models]
+    total = ensemble.views * len(predictors) * volume.size
+    with tqdm(total=total, desc=run, unit="voxel", unit_scale=True, leave=False) as bar:
+        picks, annotated, confidence = find_particles(volume, spacing, ensemble, predictors, run, bar.update)
+    return Prediction(run, volume, annotated, confidence, picks, spacing)
+
+
+def submit(
+    runs: Sequence[str],
+    data: str | Path,
+    ensemble: Ensemble | Committee,
+    out: str | Path,
+    parts: str | Path,
+    split: str = "test",
+    devices: Sequence[str] = ("cpu",),
+    views: int | None = None,
+    compiled: bool = False,
+    hours: float | None = None,
+    strict: bool = False,
+) -> list[Outcome]:
+    """Find the particles of many runs and write them as a submission; return what became of each run, in their order.
+
+    `out` is a valid submission before the first run is computed: without picks, or with those of the runs that were
+    finished before; then with each run that is finished. One that was there and cannot be continued is kept beside it.
+    Each run also gets a part file in the folder `parts`; after a crash the same call goes on where it was, as long as
+    models, settings, the kit's code and the run's files are the same. `hours` is the time from the start of this
+    process (`environment.STARTED`) in which all must be done, see `Planner`; without it, a run that was computed with
+    less than all views and networks, or that was degraded, is computed again. The other parameters are those of
+    `predict_runs`.
+
+    A run that cannot be read or computed costs its own picks at most; what was wrong is in its outcome. With `strict`
+    that is an error instead: ValueError naming the run. Raises ValueError for `hours` that are none, OSError when the
+    submission could not be written last (on a full disk the one before stays), and as `predict_runs` does."""
+    deadline = None if environment.check_hours(hours) is None else environment.STARTED + 3600 * hours
+    kind = agree(ensemble.models, "tomogram")
+    views = ensemble.views if views is None else views
+    full = Level(views, count_networks(ensemble))
+    store = Parts(parts, fingerprint(ensemble, views))
+    for path in (Path(out).with_name(escape(Path(out).name)), Path(parts, "*.json")):
+        remove_leftovers(path)
+    sources = {run: _sign_run(run, data, split, kind) for run in runs if is_run_name(run) and is_plain_name(run)}
+    outcomes = {run: Outcome(run, problems=("a CSV cannot hold this name",)) for run in runs}
+    outcomes |= {run: store.read(run, source) for run, source in sources.items()}
+    before = [run for run in sources if outcomes[run]]
+    waiting = [run for run in sources if not outcomes[run]]
+    if hours is None:
+        waiting += [run for run in before if outcomes[run].level != full or outcomes[run].problems]
+    if before:
+        print(f"{len(before)} of {len(runs)} runs were finished before; {len(waiting)} to go")
+
+    def known() -> list[Outcome]:
+        return [outcome for outcome in outcomes.values() if outcome]
+
+    _refuse_problems(known(), strict)
+    failure = None
+    # Closed whatever happens: a notebook would keep the processes, and the GPUs' memory, with the error that it shows.
+    with closing(predict_runs(waiting, data, ensemble, split, devices, views, compiled, deadline)) as results:
+        if not before:
+            _keep_other(out)
+        write_submission(gather_picks(known()), out)
+        for outcome in results:
+            _refuse_problems([outcome], strict)
+            if outcome.level or not outcomes[outcome.run]:  # what was found before is better than nothing
+                outcomes[outcome.run] = outcome
+            try:
+                store.write(outcome, sources[outcome.run])
+            except OSError as error:
+                warnings.warn(f"run {outcome.run} has no part file: {error}", stacklevel=2)
+            try:
+                write_submission(gather_picks(known()), out)
+                failure = None
+            except OSError as error:  # a disk that is full now may have room when the next run is finished
+                failure = error
+    if failure:
+        raise failure
+    if cut := [outcome for outcome in known() if outcome.level and outcome.level != full]:
+        print(f"{len(cut)} of {len(runs)} runs were computed with less than {full}, for want of time")
+    return known()
+
+
+def fingerprint(ensemble: Ensemble | Committee, views: int) -> str:
+    """Return a text that differs for ensembles, views and versions of this package that may give different picks."""
+    digest = hashlib.sha256(json.dumps([views, ensemble.name]).encode())
+    for source in _find_sources(files("kaggle_utils")):
+        digest.update(source.read_bytes())
+    for name in sorted({field.name for field in fields(ensemble)} - {"models", "members"}):
+        value = getattr(ensemble, name)
+        digest.update(json.dumps([name, value.tolist() if isinstance(value, np.ndarray) else value]).encode())
+    for model in ensemble.models:
+        digest.update(json.dumps([model.name, model.config, model.thresholds]).encode())
+        for name, tensor in model.network.state_dict().items():
+            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _find_sources(folder: Traversable) -> Iterator[Traversable]:
+    """All Python files below a folder, always in the same order."""
+    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
+        if entry.is_dir():
+            yield from _find_sources(entry)
+        elif entry.name.endswith(".py"):
+            yield entry
+
+
+def _keep_other(out: str | Path) -> None:
+    """Keep a submission that nothing fits of, for a crash might leave less in its place."""
+    try:
+        if kept := set_aside(out):
+            print(f"the submission that was there cannot be continued; it is kept as {kept.name}")
+    except OSError as error:
+        warnings.warn(f"the submission that was there is not kept: {error}", stacklevel=3)
+
+
+def _sign_run(run: str, data: str | Path, split: str, kind: str) -> str:
+    """Return the fingerprint of a run's tomogram; empty where there is none."""
+    try:
+        return sign_files(find_group(run, data, split, kind))
+    except (OSError, ValueError):
+        return ""
+
+
+def _refuse_problems(outcomes: Sequence[Outcome], strict: bool) -> None:
+    for outcome in outcomes:
+        if strict and outcome.problems:
+            raise ValueError(f"run {outcome.run}: {'; '.join(outcome.problems)}")

@@ -1,0 +1,48 @@
+"""Where the kit runs: the machine, its devices and memory, its folders, and files that a crash cannot break.
+
+Comes in: environment variables and the disk. Goes out: an `Environment`, and files that are whole or absent.
+It knows no other room; all others stand on it. Nothing here needs more than Python's own library to be imported, for
+a notebook's first cell imports it to install the rest."""
+
+from kaggle_utils.system.environment import (
+    Environment,
+    choose_models,
+    collect_outputs,
+    detect,
+    find_data,
+    find_platform,
+    install_missing,
+    prepare,
+)
+from kaggle_utils.system.files import (
+    is_number,
+    read_bytes,
+    read_json,
+    remove_leftovers,
+    replacing,
+    write_bytes,
+    write_text,
+)
+from kaggle_utils.system.machine import check_devices, find_devices, find_free_memory, keep_freed_memory
+
+__all__ = [
+    "Environment",
+    "check_devices",
+    "choose_models",
+    "collect_outputs",
+    "detect",
+    "find_data",
+    "find_devices",
+    "find_free_memory",
+    "find_platform",
+    "install_missing",
+    "is_number",
+    "keep_freed_memory",
+    "prepare",
+    "read_bytes",
+    "read_json",
+    "remove_leftovers",
+    "replacing",
+    "write_bytes",
+    "write_text",
+]

@@ -1,0 +1,290 @@
+"""Where the kit runs, and where its data, its work folder, its submission and its devices are."""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from kaggle_utils.system.machine import find_devices
+
+# How Kaggle mounts inputs: the old convention, then the new ones (competitions, datasets and notebooks by owner).
+_KAGGLE_INPUTS = ("*", "competitions/*", "datasets/*/*", "notebooks/*/*")
+COMPETITION = "czii-cryo-et-object-identification"
+# A file of a model folder in a dataset without sub-folders: models--report-full--vnet_model_ribosome--weights.pt. No
+# part begins with a dot or holds a separator, so that none can lead out of the work folder.
+NAME_PART = r"([A-Za-z0-9_]+(?:[.-][A-Za-z0-9_]+)*)"
+# What is copied of what may be a stranger's: these files of a model folder, and no more than so many bytes of each.
+_MOST_BYTES = {"config.json": 2**26, "thresholds.json": 2**26, "history.csv": 2**26, "weights.pt": 2**31}
+_FLAT_FILE = re.compile(rf"models--{NAME_PART}--{NAME_PART}--({'|'.join(map(re.escape, _MOST_BYTES))})")
+# What the package needs and the images of Kaggle and Colab lack: module -> distribution.
+_NOT_IN_IMAGES = {"zarr": "zarr", "cc3d": "connected-components-3d"}
+_REPOSITORY = Path(__file__).resolve().parents[2]
+# Of a notebook or a command, in seconds of time.monotonic: either imports this module before anything that takes time.
+STARTED = time.monotonic()
+_KAGGLE_HOURS = 12.0  # that a notebook may run
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What a notebook needs to know of its surroundings.
+
+    `data` is the folder that holds `train/` and `test/`, or None when there is none; `devices` are torch device names,
+    one for each worker; `hours` is how long this process may run from `STARTED` on, or None; `scoring` whether Kaggle
+    runs the notebook on the hidden tomograms, where nobody looks."""
+
+    platform: str
+    data: Path | None
+    work: Path
+    submission: Path
+    recipe: str
+    scale: str
+    devices: tuple[str, ...]
+    hours: float | None = None
+    scoring: bool = False
+
+    def __str__(self) -> str:
+        data = self.data.name if self.data else "none found, so synthetic tomograms (phantom)"
+        return (
+            f"{self.platform} on {', '.join(self.devices)} | {self.recipe} recipe at {self.scale} scale | data: {data}"
+        )
+
+    @property
+    def models(self) -> Path:
+        """The folder below which each trained model has its own."""
+        return self.work / "models"
+
+    @property
+    def phantom(self) -> Path:
+        """Where notebooks write synthetic runs when there are no data."""
+        return self.work / "phantom"
+
+    @property
+    def parts(self) -> Path:
+        """Where each test run's picks are kept until all are done."""
+        return self.work / "parts"
+
+
+def prepare(root: Path = Path("/")) -> str:
+    """Install what is missing, and return a line that says what there is: platform, package, data and work folder.
+
+    A notebook's first cell calls it, before anything but this module can be imported. On a machine of one's own the
+    line names no paths, for it is committed with the notebooks. Raises as `install_missing` and `find_data` do."""
+    install_missing()
+    platform = find_platform()
+    data, work = find_data(platform, root=root), _find_work(platform, os.environ, root)
+    package = _REPOSITORY
+    if platform == "local":
+        package = "repository" if (_REPOSITORY / "notebooks").is_dir() else "installed"
+        data, work = data and data.name, work.name
+    line = f"{platform} | package: {package} | data: {data or 'none found, so a phantom'} | work: {work}"
+    if work == root / "content/work":
+        line += " (lost with the session; mount Drive to keep it)"
+    return line
+
+
+def detect(environ: Mapping[str, str] = os.environ, root: Path = Path("/")) -> Environment:
+    """Find out where we are.
+
+    The variables CZII_DATA, CZII_WORK, CZII_SUBMISSION, CZII_RECIPE, CZII_SCALE and CZII_HOURS win over what is found.
+    `root` is the file system's root (another one in tests). Raises FileNotFoundError when CZII_DATA is not a folder in
+    the competition's layout, ValueError when CZII_HOURS is no time."""
+    platform = find_platform(environ)
+    work = _find_work(platform, environ, root)
+    submission = work / "submission.csv"
+    if platform == "kaggle":
+        submission = root / "kaggle/working/submission.csv"  # the only place where Kaggle looks
+    elif platform == "local" and not environ.get("CZII_WORK"):
+        submission = _REPOSITORY / "submissions" / "submission.csv"
+    data = find_data(platform, environ, root)
+    devices = find_devices()
+    return Environment(
+        platform=platform,
+        data=data,
+        work=work,
+        submission=Path(environ.get("CZII_SUBMISSION") or submission).absolute(),
+        recipe=environ.get("CZII_RECIPE") or "competition",
+        # The full recipes take hours even on a GPU, and are wasted on a phantom.
+        scale=environ.get("CZII_SCALE") or ("full" if data and devices[0] != "cpu" else "demo"),
+        devices=devices,
+        hours=_read_hours(environ, _KAGGLE_HOURS if platform == "kaggle" else None),
+        scoring=bool(environ.get("KAGGLE_IS_COMPETITION_RERUN")),
+    )
+
+
+def _read_hours(environ: Mapping[str, str], default: float | None) -> float | None:
+    text = environ.get("CZII_HOURS")
+    try:
+        return check_hours(float(text) if text else default)
+    except ValueError as error:
+        raise ValueError(f"CZII_HOURS={text}: {error}") from error
+
+
+def check_hours(hours: float | None) -> float | None:
+    """Return hours to be done in, or None for no limit; raises ValueError for what is neither."""
+    if hours is not None and not 0 < hours < float("inf"):
+        raise ValueError(f"{hours} is no number of hours to be done in")
+    return hours
+
+
+def collect_outputs(here: Environment, root: Path = Path("/")) -> list[str]:
+    """Copy finished model folders and the choice of an ensemble from a Kaggle notebook's inputs into its work folder,
+    and return the names of what was copied.
+
+    On Kaggle each notebook starts with an empty work folder, and finds what earlier ones left among its inputs:
+    `models/*/*/` and `ensemble.json`. A published dataset holds the same without folders, as
+    `models--<recipe>-<scale>--<model>--<file>`; what a notebook left wins over it. What the work folder has already is
+    kept; elsewhere nothing is done.
+
+    Any of it may be a stranger's: of a model folder only what belongs there is copied, and with a warning none of it
+    when a file is too large (2 GB for the weights, else 64 MB) or a link that leads out of its input."""
+    copied = []
+    # The latest notebook first: those after one that chose hand the choice on, and so may those before it an old one.
+    places = sorted(_mounted(root), key=lambda place: place.name, reverse=True) if here.platform == "kaggle" else []
+    for place in sorted(places, key=_is_flat):
+        for target, files in {**_find_folders(place), **_find_flat(place)}.items():
+            if (here.work / target).exists() or not all(_is_copied(file, name, place) for name, file in files.items()):
+                continue
+            # Under another name until it is complete: a model folder must be whole or absent.
+            partial = (here.work / target).with_name(f".{target.name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            for name, file in files.items():
+                shutil.copyfile(file, partial / name)
+            partial.rename(here.work / target)
+            copied.append(target.name)
+        choice, target = place / "ensemble.json", here.work / "ensemble.json"
+        if choice.is_file() and not target.exists() and _is_copied(choice, choice.name, place):
+            partial = target.with_name(f".{target.name}.partial")
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(choice, partial)
+            partial.rename(target)
+            copied.append(target.name)
+    return copied
+
+
+def choose_models(here: Environment) -> Path:
+    """Return the folder of the models that make the submission: those of this recipe and scale; on Kaggle, where they
+    may have been trained elsewhere, else the only ones of this recipe, else the only ones there are."""
+    wanted = here.models / f"{here.recipe}-{here.scale}"
+    if here.platform != "kaggle" or wanted.is_dir():
+        return wanted
+    found = sorted(here.models.glob(f"{here.recipe}-*")) or sorted(here.models.glob("*"))
+    return found[0] if len(found) == 1 else wanted
+
+
+def _find_folders(place: Path) -> dict[Path, dict[str, Path]]:
+    """Finished model folders below PLACE/models, as {folder relative to the work folder: {name: file}}."""
+    folders = [config.parent for config in sorted(place.glob("models/[!.]*/[!.]*/config.json"))]
+    return {
+        folder.relative_to(place): {name: folder / name for name in _MOST_BYTES if (folder / name).is_file()}
+        for folder in folders
+    }
+
+
+def _find_flat(place: Path) -> dict[Path, dict[str, Path]]:
+    """The same of the model folders that are in PLACE itself, in the form without folders."""
+    folders: dict[Path, dict[str, Path]] = {}
+    for file in sorted(place.glob("models--*")):
+        if (match := _FLAT_FILE.fullmatch(file.name)) and file.is_file():
+            group, model, name = match.groups()
+            folders.setdefault(Path("models", group, model), {})[name] = file
+    return {target: files for target, files in folders.items() if "config.json" in files}
+
+
+def _is_copied(file: Path, name: str, place: Path) -> bool:
+    """Whether a file below `place`, which is to be called `name`, may be copied; tells why not."""
+    most, inside = _MOST_BYTES.get(name, 2**26), file.resolve().is_relative_to(place.resolve())
+    if inside and file.stat().st_size <= most:
+        return True
+    fault = f"has more than {most} bytes" if inside else f"leads out of {place}"
+    warnings.warn(f"{file} {fault}: it is not copied, nor is the model that it belongs to", stacklevel=3)
+    return False
+
+
+def _is_flat(place: Path) -> bool:
+    return any(place.glob("models--*"))
+
+
+def find_platform(environ: Mapping[str, str] = os.environ) -> str:
+    """Return "kaggle", "colab" or "local"."""
+    if "KAGGLE_KERNEL_RUN_TYPE" in environ:
+        return "kaggle"
+    return "colab" if "COLAB_RELEASE_TAG" in environ else "local"
+
+
+def find_data(platform: str, environ: Mapping[str, str] = os.environ, root: Path = Path("/")) -> Path | None:
+    """Return the first folder that has the competition's layout, or None.
+
+    Raises FileNotFoundError when CZII_DATA names a folder without it: a typing error must not end in synthetic data.
+    """
+    if environ.get("CZII_DATA"):
+        data = Path(environ["CZII_DATA"]).absolute()
+        if not has_layout(data):
+            raise FileNotFoundError(
+                f"CZII_DATA={data} has neither train/static/ExperimentRuns nor test/static/ExperimentRuns; "
+                "give the folder that holds train/ and test/"
+            )
+        return data
+    return next((place for place in _places(platform, root) if has_layout(place)), None)
+
+
+def has_layout(data: Path) -> bool:
+    """Whether `data` holds runs in the competition's layout."""
+    return any((data / split / "static" / "ExperimentRuns").is_dir() for split in ("train", "test"))
+
+
+def _places(platform: str, root: Path) -> Iterator[Path]:
+    if platform == "kaggle":
+        yield from _mounted(root)
+    elif platform == "colab":
+        yield from (root / "content/drive/MyDrive/czii/data", root / "content/data")
+    else:
+        yield from (_REPOSITORY / "data", Path.cwd() / "data")
+
+
+def _mounted(root: Path) -> list[Path]:
+    """Everything that a Kaggle notebook has been given, the competition first."""
+    places = [place for pattern in _KAGGLE_INPUTS for place in sorted((root / "kaggle/input").glob(pattern))]
+    return sorted(places, key=lambda place: place.name != COMPETITION)
+
+
+def _find_work(platform: str, environ: Mapping[str, str], root: Path) -> Path:
+    drive = root / "content/drive/MyDrive"
+    work = {
+        "kaggle": root / "kaggle/working",
+        "colab": drive / "czii/work" if drive.is_dir() else root / "content/work",
+        "local": _REPOSITORY / "work",
+    }[platform]
+    return Path(environ.get("CZII_WORK") or work).absolute()
+
+
+def install_missing() -> None:
+    """Install what the images of Kaggle and Colab lack: from wheels beside the package or in the folder `wheels` there,
+    where there are any, else with pip. What is installed can run code, so no other input is searched.
+
+    Raises ModuleNotFoundError saying what to do on a machine of one's own, where nothing is installed unasked, and when
+    pip fails."""
+    missing = [name for module, name in _NOT_IN_IMAGES.items() if importlib.util.find_spec(module) is None]
+    if not missing:
+        return
+    if find_platform() == "local":
+        raise ModuleNotFoundError(f"{' and '.join(missing)} not installed: pip install -r requirements.txt")
+    kit = _REPOSITORY.parent if _REPOSITORY.suffix == ".whl" else _REPOSITORY
+    wheels = next((str(folder) for folder in (kit, kit / "wheels") if any(folder.glob("zarr-*.whl"))), None)
+    options = ["--no-index", "--find-links", wheels] if wheels else []
+    wanted = [*missing, f"numpy=={version('numpy')}"]  # the running kernel's must stay
+    if subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *options, *wanted], check=False).returncode:
+        source = wheels or f"the internet, and there are no wheels in {kit} or its folder wheels"
+        raise ModuleNotFoundError(
+            f"pip could not install {' and '.join(missing)} from {source}: turn the notebook's internet on, "
+            "or add the kit's dataset with their wheels"
+        )
+    importlib.invalidate_caches()

@@ -1,0 +1,35 @@
+"""From training data to model folders, by a recipe.
+
+Comes in: runs and a recipe. Goes out: a model folder for each particle or each fold.
+`losses` says what is learnt, `fitting` is the loop, `checkpoints` lets it go on after a crash, `train` does all of it
+for many models on many devices. Next: inference runs the folders."""
+
+from kaggle_utils.training.fitting import evaluate, fit, read_history
+from kaggle_utils.training.losses import (
+    LOSSES,
+    bce_loss,
+    cross_entropy_loss,
+    cross_entropy_tversky_loss,
+    dice_loss,
+    tversky_loss,
+    weighted_bce_loss,
+)
+from kaggle_utils.training.train import build, list_folds, train_fold, train_model, train_models
+
+__all__ = [
+    "LOSSES",
+    "bce_loss",
+    "build",
+    "cross_entropy_loss",
+    "cross_entropy_tversky_loss",
+    "dice_loss",
+    "evaluate",
+    "fit",
+    "list_folds",
+    "read_history",
+    "train_fold",
+    "train_model",
+    "train_models",
+    "tversky_loss",
+    "weighted_bce_loss",
+]

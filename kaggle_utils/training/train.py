@@ -1,0 +1,256 @@
+"""Training by a recipe, from runs to model folders: a model for each particle or for each fold, on all devices."""
+
+import multiprocessing
+import os
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from kaggle_utils.data.picks import read_run
+from kaggle_utils.data.tomograms import read_shape
+from kaggle_utils.models.config import read_config
+from kaggle_utils.models.folder import build_model, name_model, save_config
+from kaggle_utils.models.tensors import load_tensors
+from kaggle_utils.particles import PARTICLE_NAMES, PARTICLES
+from kaggle_utils.preprocessing.crops import Crops
+from kaggle_utils.preprocessing.labels import locate_spheres, paint_spheres
+from kaggle_utils.preprocessing.subvolumes import (
+    SPLITS,
+    Run,
+    build_datasets,
+    load_runs,
+    place_subvolumes,
+    preprocess_and_filter_subvolumes,
+)
+from kaggle_utils.recipes import CompetitionRecipe, ModelRecipe, Recipe
+from kaggle_utils.training.checkpoints import OtherSettings, find_changes, telling
+from kaggle_utils.training.fitting import evaluate, fit
+
+
+def train_models(
+    data: str | Path,
+    runs: Sequence[str],
+    architecture: str,
+    particles: Sequence[str],
+    recipe: Recipe,
+    folder: str | Path,
+    devices: Sequence[str] = ("cpu",),
+) -> list[Path]:
+    """Train models of `architecture` and return their model folders, below `folder`: one for each of `particles`, or by
+    the competition recipe, whatever these are, one for all particles for each fold.
+
+    With several devices the models are shared out among them, one process each, and the CPU's threads with them.
+    Nothing else in a model's training depends on how many there are: processes with as many threads give the same
+    weights on the CPU, to the last bit; another number of threads rounds sums otherwise. A finished model is left as it
+    is, a started one is resumed. Raises as `load_runs`, `build_datasets` and `fit` do."""
+    train, targets = train_model, list(particles)
+    if isinstance(recipe, CompetitionRecipe):
+        train, targets = train_fold, list_folds(len(runs), recipe)
+        _check_runs(data, runs, recipe)  # before hours of training, not when a run's fold comes
+    jobs = [(train, data, tuple(runs), architecture, target, recipe, Path(folder)) for target in targets]
+    if len(devices) == 1:
+        loaded = load_runs(data, runs, recipe)
+        return [train(loaded, *job[3:], device=devices[0]) for job in jobs]
+    context = multiprocessing.get_context("spawn")
+    free = context.Queue()
+    for position, device in enumerate(devices):
+        free.put((position, device))
+    threads = max(1, (os.cpu_count() or 1) // len(devices))
+    pool = ProcessPoolExecutor(len(devices), mp_context=context, initializer=_enter_worker, initargs=(free, threads))
+    futures = [pool.submit(_train_in_worker, job) for job in jobs]
+    try:
+        for future in as_completed(futures):
+            future.result()
+    finally:
+        # After an error, what has not begun need not, and nobody waits for hours to be told.
+        pool.shutdown(wait=False, cancel_futures=True)
+    return [future.result() for future in futures]
+
+
+_worker: dict = {}
+
+
+def _enter_worker(free: multiprocessing.Queue, threads: int) -> None:
+    torch.set_num_threads(threads)
+    _worker["position"], _worker["device"] = free.get()
+
+
+def _train_in_worker(job: tuple) -> Path:
+    train, data, runs, *rest = job
+    if "runs" not in _worker:
+        _worker["runs"] = load_runs(data, runs, rest[-2])
+    return train(_worker["runs"], *rest, device=_worker["device"], position=_worker["position"])
+
+
+def train_model(
+    runs: list[Run],
+    architecture: str,
+    particle: str,
+    recipe: Recipe,
+    folder: str | Path,
+    device: str = "cpu",
+    position: int = 0,
+) -> Path:
+    """Train one particle's model on runs from `load_runs` and return its model folder.
+
+    The folder's `config.json` gets the voxel scores on the three shares of the data and the particle's count in the
+    training runs, which the ensemble rule wants. Raises ValueError when the folder holds a model that was trained with
+    other settings or data."""
+    network_recipe: ModelRecipe = getattr(recipe, architecture)
+    folder = Path(folder) / name_model(architecture, particle)
+    config = {
+        "particle": particle,
+        **_describe(network_recipe, recipe, runs),
+        "background_ratio": recipe.background_ratio,
+        "split": recipe.split,
+        "ratios": recipe.ratios,
+    }
+    if _is_finished(folder, config):
+        return folder
+    datasets = build_datasets(runs, particle, recipe)
+    torch.manual_seed(recipe.seed)
+    network = build(network_recipe, recipe)
+    fit(network, datasets, network_recipe, folder, config, recipe.threshold, device, position)
+    network.load_state_dict(load_tensors(folder / "weights.pt"))
+    scores = {split: evaluate(network, datasets[split], recipe.threshold, device)[0] for split in SPLITS}
+    picks = sum(int((run.points["particle_type"] == particle).sum()) for run in runs)
+    finished = {**config, "min_size_fraction": recipe.min_size_fraction, "scores": scores, "picks": picks}
+    with telling(folder / "config.json"):
+        save_config(folder, finished, {particle: recipe.threshold})
+    return folder
+
+
+def list_folds(runs: int, recipe: CompetitionRecipe) -> list[int]:
+    """Return the folds that a recipe trains, each the position of the run that it leaves out; raises ValueError for a
+    single run, from which none can be left out."""
+    if runs < 2:
+        raise ValueError("the competition recipe leaves a run out to validate on: it needs at least two")
+    return list(range(runs if recipe.folds is None else min(recipe.folds, runs)))
+
+
+def build(network: ModelRecipe, recipe: Recipe) -> nn.Module:
+    """Return a new network as a recipe wants it: for one particle, or by the competition recipe for all; raises
+    ValueError for the baseline, which finds one, by the competition recipe."""
+    if isinstance(recipe, CompetitionRecipe) and network.architecture == "baseline":
+        raise ValueError("the baseline finds one particle: train it by the report recipe")
+    particles = len(PARTICLES) if isinstance(recipe, CompetitionRecipe) else 1
+    return build_model(network.architecture, network.width, particles, network.stem)
+
+
+def train_fold(
+    runs: list[Run],
+    architecture: str,
+    fold: int,
+    recipe: CompetitionRecipe,
+    folder: str | Path,
+    device: str = "cpu",
+    position: int = 0,
+) -> Path:
+    """Train one network for all particles on all runs from `load_runs` but the one at position `fold`, validate it on
+    that, and return its model folder.
+
+    No voxel and no pick of the run that is left out is ever drawn. `config.json` gets the voxel scores on it, the
+    particles' counts in the others, and under `held_out` its name. Raises ValueError for a run without particles, and
+    when the folder holds a model that was trained with other settings or data."""
+    network_recipe: ModelRecipe = getattr(recipe, architecture)
+    folder = Path(folder) / name_model(architecture, f"fold_{fold}")
+    names = list(PARTICLE_NAMES)
+    held_out, others = runs[fold], [run for index, run in enumerate(runs) if index != fold]
+    # Each fold starts from other weights and draws other crops: networks that differ are worth more together.
+    seed = 1000 * recipe.seed + fold
+    config = {
+        "particles": names,
+        **_describe(network_recipe, recipe, runs),
+        "seed": seed,
+        "held_out": held_out.name,
+        "crops": recipe.crops,
+        "centred": recipe.centred,
+        "augmentation": asdict(recipe.augmentation),
+        "background_ratio": recipe.background_ratio,
+    }
+    if _is_finished(folder, config):
+        return folder
+    # The very spheres that the crops have, or the best epoch would be the best at something else.
+    centres, radii, labels = locate_spheres(held_out.points, held_out.voxel_spacing, names)
+    masks = paint_spheres(centres, radii * recipe.radius_fraction, labels, held_out.volume.shape)
+    if not masks.any():
+        raise ValueError(f"run {held_out.name} holds no particle to validate on; leave it out of the runs")
+    size = recipe.subvolume_size
+    cubes = preprocess_and_filter_subvolumes(
+        held_out.volume, masks, place_subvolumes(masks.shape, size), size, recipe.background_ratio, recipe.seed
+    )
+    validation = TensorDataset(*(torch.from_numpy(array)[:, None] for array in cubes))
+    torch.manual_seed(seed)
+    network = build(network_recipe, recipe)
+    datasets = {"train": Crops(others, names, recipe, device), "validation": validation}
+    fit(network, datasets, network_recipe, folder, config, device=device, position=position)
+    network.load_state_dict(load_tensors(folder / "weights.pt"))
+    scores = dict(zip(names, evaluate(network, validation, device=device), strict=True))
+    counts = pd.concat([run.points for run in others])["particle_type"].value_counts()
+    finished = {
+        **config,
+        "folds": len(list_folds(len(runs), recipe)),
+        "ensemble": "average",
+        "merge": recipe.merge,
+        "decoder": recipe.decoder,
+        "views": recipe.views,
+        "offset": (0.0, 0.0, 0.0),
+        "scores": {"validation": scores},
+        "picks": {name: int(counts.get(name, 0)) for name in names},
+    }
+    with telling(folder / "config.json"):
+        save_config(folder, finished, dict.fromkeys(names, recipe.threshold))
+    return folder
+
+
+def _check_runs(data: str | Path, runs: Sequence[str], recipe: CompetitionRecipe) -> None:
+    """Raise ValueError, naming the run, for one that cannot be left out: without picks, or smaller than a crop."""
+    for run in runs:
+        shape = read_shape(run, data, "train", recipe.tomogram)
+        if min(shape) < recipe.subvolume_size:
+            raise ValueError(f"run {run} has {shape} voxels, but crops need {recipe.subvolume_size} along each axis")
+        if not len(read_run(run, data)):
+            raise ValueError(f"run {run} has no picks, so nothing can be learnt from it or checked on it; leave it out")
+
+
+def _describe(network: ModelRecipe, recipe: Recipe, runs: list[Run]) -> dict:
+    """What a model's config says of any training."""
+    return {
+        "recipe": recipe.name,
+        "scale": recipe.scale,
+        **asdict(network),
+        "subvolume_size": recipe.subvolume_size,
+        "radius_fraction": recipe.radius_fraction,
+        "tomogram": recipe.tomogram,
+        "seed": recipe.seed,
+        "runs": [run.name for run in runs],
+        "data_checksum": _checksum(runs),
+    }
+
+
+def _is_finished(folder: Path, config: dict) -> bool:
+    """Whether a folder holds a finished model; raises ValueError when it was trained otherwise."""
+    if not (folder / "config.json").is_file():
+        return False
+    if changes := find_changes(config, read_config(folder)):
+        raise OtherSettings(
+            f"{folder} was trained differently ({changes}); delete it, or choose another work folder (CZII_WORK)"
+        )
+    return True
+
+
+def _checksum(runs: list[Run]) -> int:
+    checksum = 0
+    for run in runs:
+        for volume in (run.volume, *run.others):
+            checksum = zlib.crc32(np.ascontiguousarray(volume).data, checksum)
+        checksum = zlib.crc32(f"{float(run.voxel_spacing)}{run.points.to_csv(index=False)}".encode(), checksum)
+    return checksum

@@ -1,0 +1,274 @@
+"""The figures: each is drawn, titled, labelled with units and released by pyplot, and shows things where they are."""
+
+import re
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from torch import nn
+
+from kaggle_utils import figures
+from kaggle_utils.models.unet import UNet3D
+from kaggle_utils.models.vnet import VNet3D
+from kaggle_utils.particles import PARTICLES
+from kaggle_utils.scoring.thresholds import Curve, tune_thresholds
+
+SPACING = 20.0  # Angstrom: an index, a nanometre and an Angstrom are three different numbers
+SHAPE = (10, 12, 16)
+VOLUME = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32) * 1e-5
+MASK = np.zeros(SHAPE, np.uint8)
+MASK[2:6, 3:7, 0:5] = 1
+PREDICTED = np.roll(MASK, 2, axis=2)
+POINTS = pd.DataFrame(
+    [
+        ("TS_1", "ribosome", 200.0, 120.0, 100.0),
+        ("TS_1", "apo-ferritin", 40.0, 60.0, 100.0),
+        ("TS_1", "beta-amylase", 300.0, 200.0, 20.0),
+    ],
+    columns=["experiment", "particle_type", "x", "y", "z"],
+)
+HISTORY = pd.DataFrame(
+    {
+        "epoch": [1, 2, 3, 4],
+        "train_loss": [0.9, 0.6, 0.4, 0.3],
+        "validation_loss": [np.nan, 0.7, np.nan, 0.6],
+        "validation_dice": [np.nan, 0.3, np.nan, 0.5],
+    }
+)
+NAMES = [particle.name for particle in PARTICLES]
+COUNTS = pd.DataFrame(
+    {"positive": 3, "background before": 20, "background after": 2, "labelled voxels %": 1.5}, index=NAMES[:3]
+)
+CURVES = tune_thresholds(POINTS.assign(confidence=0.6), POINTS[:2], NAMES, samples=2)  # amylases have no truth
+SCORES = pd.DataFrame({"unet": 0.5, "vnet": np.nan}, index=NAMES)
+
+# Name: (call, what an axis label must hold, what the legends must hold). None: no axes in the ordinary sense.
+CASES = {
+    "particles_3d": (lambda: figures.draw_particles_3d(POINTS), r"[xyz] \(nm\)", "ribosome"),
+    "slice": (lambda: figures.draw_slice_with_picks(VOLUME, SPACING, POINTS), r"[xy] \(nm\)", "apo-ferritin"),
+    "types": (lambda: figures.draw_tomogram_types({"wbp": VOLUME[0], "denoised": VOLUME[1]}, SPACING), r"\(nm\)", ""),
+    "frequencies": (lambda: figures.draw_frequencies(POINTS), "picks|run", "beta-amylase"),
+    "spectrum": (lambda: figures.draw_power_spectrum(VOLUME, SPACING), r"\(1/nm\)|power", "60°"),
+    "intensities": (lambda: figures.draw_intensities(VOLUME, 1e5 * VOLUME), "intensity|voxels", "standard deviation"),
+    "steps": (lambda: figures.draw_label_steps(VOLUME, MASK, MASK, SPACING), r"\(nm\)", "labelled voxels"),
+    "subvolumes": (lambda: figures.draw_subvolumes(VOLUME[None], MASK[None], SPACING), r"\(nm\)", "mask"),
+    "balance": (lambda: figures.draw_balance(COUNTS), "sub-volumes|%|particle", "background after"),
+    "unet": (lambda: figures.draw_unet(32), None, "concatenated"),
+    "vnet": (lambda: figures.draw_vnet(8), None, "added"),
+    "pipeline": (lambda: figures.draw_pipeline(), None, ""),
+    "losses": (lambda: figures.draw_losses(HISTORY, "losses"), "epoch|loss|Dice", "validation loss"),
+    "grid": (lambda: figures.draw_losses_grid({"ribosome": HISTORY}), "epoch|loss|Dice", "validation Dice"),
+    "thresholds": (lambda: figures.draw_threshold_curves(CURVES), "confidence threshold|F-beta", "plateau"),
+    "confusion": (lambda: figures.draw_confusion([[990, 10], [5, 0]], "confusion"), "true|predicted|voxels", ""),
+    "truth": (
+        lambda: figures.draw_truth_and_prediction(VOLUME, MASK, PREDICTED, SPACING, "truth"),
+        r"\(nm\)",
+        "missed",
+    ),
+    "masks": (lambda: figures.draw_annotated_masks(VOLUME, {"unet": 4 * MASK}, SPACING), r"\(nm\)", "4 thyroglobulin"),
+    "scores": (lambda: figures.draw_score_bars(SCORES, "F-beta"), "particle|F-beta", "vnet"),
+    "picks": (lambda: figures.draw_picks_and_truth(VOLUME, SPACING, POINTS, POINTS), r"\(nm\)", "true particle"),
+}
+
+
+@pytest.fixture(autouse=True)
+def no_window():
+    plt.switch_backend("agg")
+
+
+def legend_texts(figure: Figure) -> str:
+    legends = [*figure.legends, *(axes.get_legend() for axes in figure.axes)]
+    return "\n".join(text.get_text() for legend in legends if legend for text in legend.get_texts())
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for axes in figure.axes for text in axes.texts]
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.filterwarnings("error")
+def test_every_figure_is_complete_and_released(name):
+    """A figure still held by pyplot would show twice in a notebook; one without labels or legend cannot be read."""
+    draw, axis_label, in_legend = CASES[name]
+    settings = dict(plt.rcParams)
+    figure = draw()
+    assert isinstance(figure, Figure)
+    assert plt.get_fignums() == []
+    assert dict(plt.rcParams) == settings
+    figure.draw_without_rendering()
+    assert len(figure.get_suptitle()) > 4
+    assert in_legend in legend_texts(figure)
+    assert figure.get_size_inches().max() * figure.dpi < 1000  # pixels: else notebooks grow beyond a megabyte
+    if axis_label:
+        labels = [label for axes in figure.axes for label in (axes.get_xlabel(), axes.get_ylabel()) if label]
+        assert len(labels) >= 2
+        assert all(re.search(axis_label, label) for label in labels), labels
+
+
+def test_every_function_is_tested():
+    assert len([name for name in vars(figures) if name.startswith("draw_")]) == len(CASES)
+
+
+def test_a_failing_figure_is_released_too():
+    with pytest.raises(ValueError, match="unknown particle"):
+        figures.draw_slice_with_picks(VOLUME, SPACING, POINTS.assign(particle_type="ribosom"))
+    assert plt.get_fignums() == []
+
+
+def test_figures_of_no_picks():
+    """Runs without annotations, and models that find nothing, must not break a notebook."""
+    nothing = POINTS[:0]
+    assert "no picks" in figures.draw_slice_with_picks(VOLUME, SPACING, nothing).get_suptitle()
+    figures.draw_particles_3d(nothing)
+    figures.draw_picks_and_truth(VOLUME, SPACING, nothing, POINTS)
+    figures.draw_picks_and_truth(VOLUME, SPACING, nothing, nothing)
+    figures.draw_truth_and_prediction(VOLUME, 0 * MASK, 0 * MASK, SPACING, "nothing")
+    figures.draw_subvolumes(VOLUME[None], 0 * MASK[None], SPACING)
+    figures.draw_annotated_masks(VOLUME, {"unet": 0 * MASK}, SPACING)
+
+
+def test_pictures_have_x_to_the_right_and_y_upwards_in_nanometres():
+    """A picture that is flipped or half a voxel off would make good picks look wrong."""
+    axes = figures.draw_slice_with_picks(VOLUME, SPACING, POINTS, z=4).axes[0]
+    image = axes.images[0]
+    assert image.origin == "lower"
+    np.testing.assert_allclose(image.get_extent(), [-1, 31, -1, 23])  # 16 x 12 voxels of 2 nm, centred on their indices
+    np.testing.assert_array_equal(image.get_array(), VOLUME[4])
+
+
+def test_circles_are_the_cuts_of_the_spheres():
+    """Slice 4, at 80 A, is 20 A from a ribosome (radius 150) and an apo-ferritin (60), 60 A from an amylase (65)."""
+    axes = figures.draw_slice_with_picks(VOLUME, SPACING, POINTS, z=4).axes[0]
+    drawn = sorted((*circle.center, circle.radius, to_hex(circle.get_edgecolor())) for circle in axes.patches)
+    expected = [(4, 6, 5.656854, "#e69f00"), (20, 12, 14.866069, "#d55e00"), (30, 20, 2.5, "#000000")]
+    for circle, wanted in zip(drawn, expected, strict=True):
+        np.testing.assert_allclose(circle[:3], wanted[:3], rtol=1e-6)
+        assert circle[3] == wanted[3]
+    only = figures.draw_slice_with_picks(VOLUME, SPACING, POINTS, particles=["ribosome"])
+    assert len(only.axes[0].patches) == 1
+    assert "z = 10 nm" in only.get_suptitle()
+
+
+def test_picks_and_truth_keeps_to_the_depth():
+    """Slice 5 is at 100 A: the amylase at 20 A is left out at 4 A, and pale within 75 A of a depth of 10 A."""
+    for depth, shown in ((4.0, 2), (10.0, 3)):
+        axes = figures.draw_picks_and_truth(VOLUME, SPACING, POINTS, POINTS, z=5, depth=depth).axes[0]
+        assert len(axes.patches) == len(axes.lines) == shown
+    assert sorted(circle.get_alpha() for circle in axes.patches) == [0.4, 1, 1]
+    assert axes.get_xlim() == (-1, 31)
+
+
+def test_agreement_is_hit_missed_or_false():
+    figure = figures.draw_truth_and_prediction(VOLUME, MASK, PREDICTED, SPACING, "")
+    for axes in figure.axes[3:]:
+        # 4 rows of voxels; along x true is 0 to 4 and predicted 2 to 6
+        kinds, numbers = np.unique(axes.images[0].get_array().compressed(), return_counts=True)
+        assert dict(zip(kinds.tolist(), numbers.tolist(), strict=True)) == {1: 12, 2: 8, 3: 8}
+
+
+def test_annotated_masks_have_the_particles_colours():
+    axes = figures.draw_annotated_masks(VOLUME, {"unet": 4 * MASK}, SPACING).axes[1]
+    assert to_hex(axes.images[0].to_rgba(np.ma.array([4]))[0]) == "#0072b2"  # thyroglobulin
+
+
+def test_the_missing_wedge_is_about_kz():
+    rng = np.random.default_rng(1)
+    kz, _, kx = np.meshgrid(*[np.fft.fftfreq(24)] * 3, indexing="ij")
+    seen = np.abs(kz) <= np.tan(np.radians(60)) * np.abs(kx)
+    volume = np.fft.ifftn(np.fft.fftn(rng.normal(size=(24,) * 3)) * seen).real
+    power = figures.draw_power_spectrum(volume, SPACING).axes[0].images[0]
+    assert power.origin == "lower"
+    np.testing.assert_allclose(power.get_extent(), [-0.25, 0.25, -0.25, 0.25])  # half a wave per 2 nm
+    values = power.get_array()
+    assert values[2, 12] < values[12, 2] - 1  # rows are kz, columns kx, zero in the middle
+
+
+def test_losses_leave_out_epochs_without_validation():
+    """The V-Net is validated every ten epochs; a line through NaN would vanish."""
+    loss_axes, dice_axes = figures.draw_losses(HISTORY, "").axes
+    np.testing.assert_array_equal(loss_axes.lines[0].get_xdata(), [1, 2, 3, 4])
+    np.testing.assert_array_equal(loss_axes.lines[1].get_xydata(), [[2, 0.7], [4, 0.6]])
+    np.testing.assert_array_equal(dice_axes.lines[0].get_xydata(), [[2, 0.3], [4, 0.5]])
+    never = HISTORY.assign(validation_loss=np.nan, validation_dice=np.nan)
+    assert len(figures.draw_losses(never, "").axes[1].lines) == 1
+
+
+def make_curve(**changed) -> Curve:
+    """Return a curve that rises from 0.2 to 0.4 and falls back, with a band of 0.1 each way."""
+    f_beta = np.array([0.2, 0.4, 0.3])
+    known = {"thresholds": np.array([0.1, 0.5, 0.9]), "f_beta": f_beta, "low": f_beta - 0.1, "high": f_beta + 0.1}
+    return Curve(**known | {"argmax": 0.5, "plateau": (0.4, 0.8), "chosen": 0.6} | changed)
+
+
+def test_threshold_curves_show_curve_band_plateau_and_both_thresholds():
+    """Who reads a threshold off the picture must read the one that inference applies, the solid line's."""
+    axes = figures.draw_threshold_curves({"ribosome": make_curve()}).axes[0]
+    curve, *lines = axes.lines
+    np.testing.assert_array_equal(curve.get_xydata(), [[0.1, 0.2], [0.5, 0.4], [0.9, 0.3]])
+    assert to_hex(curve.get_color()) == "#d55e00"
+    assert {line.get_linestyle(): line.get_xdata()[0] for line in lines} == {"-": 0.6, ":": 0.5}
+    assert axes.get_title() == "ribosome: chosen 0.60"
+    (plateau,), (band,) = axes.patches, axes.collections
+    np.testing.assert_allclose([plateau.get_x(), plateau.get_x() + plateau.get_width()], [0.4, 0.8])
+    corners = {tuple(corner) for corner in band.get_paths()[0].vertices.round(6).tolist()}
+    assert corners == {(x, round(y + d, 6)) for x, y in curve.get_xydata().tolist() for d in (-0.1, 0.1)}
+
+
+def test_threshold_curves_have_one_scale_and_say_where_nothing_is_tuned():
+    """Five particles leave a place empty; F-beta may exceed 1; amylases, not scored, have no truth here."""
+    high = {"f_beta": np.array([0.5, 1.05, 1.0]), "high": np.array([0.6, 1.2, 1.1])}
+    curves = {name: make_curve(**high) for name in NAMES[2:]}
+    figure = figures.draw_threshold_curves({"beta-amylase": CURVES["beta-amylase"]} | curves)
+    assert [len(axes.lines) for axes in figure.axes] == [2, 3, 3, 3, 3]
+    assert figure.axes[0].get_title() == "beta-amylase, not scored: chosen 0.50"
+    assert texts(figure) == ["0 at every threshold,\nnothing to tune"]
+    assert {axes.get_xlim() for axes in figure.axes} == {(0, 1)}
+    assert min(axes.get_ylim()[1] for axes in figure.axes) > 1.2
+    assert [bool(axes.get_xlabel()) for axes in figure.axes] == [False, False, True, True, True]
+    with pytest.raises(ValueError, match="no curves"):
+        figures.draw_threshold_curves({})
+
+
+def test_confusion_gives_counts_and_shares_of_rows():
+    shown = texts(figures.draw_confusion(np.array([[1_234_000, 6_000], [5, 15]]), ""))
+    assert [text.split("\n")[1:] for text in shown] == [
+        ["1,234,000", "99.52% of row"],
+        ["6,000", "0.48% of row"],
+        ["5", "25.00% of row"],
+        ["15", "75.00% of row"],
+    ]
+
+
+def test_frequencies_count_every_run():
+    other = POINTS[:2].assign(experiment="TS_2")
+    shown = texts(figures.draw_frequencies(pd.concat([POINTS, POINTS[:1], other])))
+    assert sorted(shown) == sorted(["2", "1", "1", "4", "1", "1", "", "2"])  # ribosome, apo-ferritin, amylase; total
+
+
+@pytest.mark.parametrize("stem", [False, True])
+@pytest.mark.parametrize(("draw", "network"), [(figures.draw_unet, UNet3D), (figures.draw_vnet, VNet3D)])
+def test_diagrams_show_the_networks_channels(draw, network, stem):
+    """The diagrams are drawn by hand: they must follow the code."""
+    everything, built = texts(draw(4, stem, outputs=7)), network(4, outputs=7, stem=stem)
+    shown = dict(text.split("\n") for text in everything if re.match("enc|dec|bottleneck", text))
+    blocks = {name: block for name, block in built.named_children() if re.match("enc|dec|bottleneck", name)}
+    assert shown.keys() == blocks.keys()
+    for name, block in blocks.items():
+        convolutions = [
+            layer for layer in block.modules() if isinstance(layer, nn.Conv3d) and layer.kernel_size[0] == 3
+        ]
+        inputs, outputs = shown[name].split(" → ")
+        assert int(outputs) == convolutions[-1].out_channels
+        parts = [int(number) for number in re.findall(r"\d+", inputs)]
+        assert (sum(parts) if "+" in inputs else parts[0]) == convolutions[0].in_channels
+    (end,) = (text for text in everything if f"{built.final.in_channels} → {built.final.out_channels}" in text)
+    assert "×".join(map(str, built.final.kernel_size)) in end
+    assert ("transposed" in end) == isinstance(built.final, nn.ConvTranspose3d)
+    starts = [text for text in everything if re.match(r"convolution 2×2×2,\nstride 2: 1 → 4", text)]
+    assert len(starts) == isinstance(built.stem, nn.Conv3d)
+    voxels = [int(re.findall(r"\d+", text)[0]) for text in everything if text.startswith("voxels")]
+    assert voxels == [2**level for level in range(len(voxels))]  # nanometres, from the input down
+    assert voxels[-1] == built.divisor
