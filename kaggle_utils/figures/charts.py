@@ -95,7 +95,7 @@ def draw_particles_3d(points: pd.DataFrame) -> Figure:
 @styled
 def draw_frequencies(points: pd.DataFrame) -> Figure:
     """Draw the picks of each run, stacked by particle, with their numbers (report, figure 3)."""
-    counts = pd.crosstab(points["experiment"], points["particle_type"])
+    counts = points.groupby(["experiment", "particle_type"]).size().unstack(fill_value=0)
     figure, axes = plt.subplots(figsize=(9, 1.3 + 0.42 * len(counts)))
     left = np.zeros(len(counts))
     for particle in (particle for particle in PARTICLES if particle.name in counts):

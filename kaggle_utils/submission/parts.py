@@ -75,7 +75,7 @@ class Parts:
             return Outcome(run, picks if len(picks) else make_picks(), tuple(problems), level, record["seconds"])
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             reason = textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" ...")
             warnings.warn(f"{path} cannot be used ({reason}); run {run} is computed again", stacklevel=2)
             return None
