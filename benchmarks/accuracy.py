@@ -499,7 +499,7 @@ TRAINED_WITHOUT: dict[str, Callable[[CompetitionRecipe], CompetitionRecipe]] = {
     "small-spheres": lambda recipe: replace(recipe, radius_fraction=1.0),
     "lifted-crops": lambda recipe: replace(recipe, centred=0.0),
     "augmentation": lambda recipe: replace(
-        recipe, augmentation=Augmentation(False, False, turned=0, gain=0, shift=0, noise=0, pasted=0)
+        recipe, augmentation=Augmentation(False, False, turned=0, gain=0, shift=0, noise=0)
     ),
     "cross-entropy": lambda recipe: replace(recipe, unet=replace(recipe.unet, loss="tversky")),
     "averages": lambda recipe: replace(recipe, unet=replace(recipe.unet, average=0.0, best=1)),

@@ -68,9 +68,8 @@ class Augmentation:
     """How a crop is changed each time it is drawn.
 
     `turned` is the share of crops that are turned about z by up to `turn` degrees and tilted by up to `tilt` (the
-    others stay on the grid); `gain`, `shift` and `noise` are in standard deviations of the volume; `pasted` is the
-    share of crops that get a particle from elsewhere; `other_types` that read from another type of tomogram, where a
-    run has one."""
+    others stay on the grid); `gain`, `shift` and `noise` are in standard deviations of the volume; `other_types`
+    is the share of crops that read from another type of tomogram, where a run has one."""
 
     flips: bool = True
     quarter_turns: bool = True
@@ -80,7 +79,6 @@ class Augmentation:
     gain: float = 0.15
     shift: float = 0.1
     noise: float = 0.3
-    pasted: float = 0.0
     other_types: float = 0.2
 
 

@@ -9,9 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kaggle_utils.particles import PARTICLES
-from kaggle_utils.preprocessing.crops import Crops, draw_matrix, read_crop
+from kaggle_utils.preprocessing.crops import Crops, draw_matrix, read_crops
 from kaggle_utils.preprocessing.labels import locate_spheres, make_annotated_mask, paint_spheres
 from kaggle_utils.preprocessing.subvolumes import Run
 from kaggle_utils.recipes import Augmentation, get_recipe
@@ -19,7 +20,7 @@ from kaggle_utils.recipes import Augmentation, get_recipe
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 NAMES = [particle.name for particle in PARTICLES]
-STILL = Augmentation(flips=False, quarter_turns=False, turned=0, gain=0, shift=0, noise=0, pasted=0, other_types=0)
+STILL = Augmentation(flips=False, quarter_turns=False, turned=0, gain=0, shift=0, noise=0, other_types=0)
 RECIPE = replace(get_recipe("competition", "smoke"), subvolume_size=16, augmentation=STILL)
 SPACING = 10.0
 
@@ -33,6 +34,11 @@ def make_run(name: str = "TS_1_1", shape=(24, 40, 48), seed: int = 0, counts=Non
         rows += [(name, kind, *place) for place in zip(x, y, z, strict=True)]
     points = pd.DataFrame(rows, columns=["experiment", "particle_type", "x", "y", "z"])
     return Run(name, rng.standard_normal(shape).astype(np.float32), SPACING, points)
+
+
+def draw(crops: Crops, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """One crop and its labels, (size, size, size)."""
+    return tuple(tensor[0, 0] for tensor in crops.draw([seed]))
 
 
 def with_labels_as_volume(run: Run, recipe) -> Run:
@@ -55,7 +61,7 @@ def test_labels_are_where_the_volume_has_them(flips, quarter_turns):
     crops = Crops([with_labels_as_volume(run, recipe)], NAMES, recipe)
     seen = set()
     for seed in range(60):
-        volume, labels = crops.draw(seed)
+        volume, labels = draw(crops, seed)
         np.testing.assert_allclose(volume.numpy(), labels.numpy(), atol=1e-3)
         seen |= set(np.unique(labels))
     assert len(seen) > 3
@@ -68,7 +74,7 @@ def test_labels_follow_free_turns_and_tilts():
     crops = Crops([run], NAMES, recipe)
     wrong = total = 0
     for seed in range(40):
-        volume, labels = (tensor.numpy()[0] for tensor in crops.draw(seed))
+        volume, labels = (tensor.numpy() for tensor in draw(crops, seed))
         inside, outside = ndimage.binary_erosion(labels > 0), ~ndimage.binary_dilation(labels > 0, iterations=2)
         wrong += np.count_nonzero(volume[outside] > 0.5) + np.count_nonzero(volume[inside] < 2)
         total += np.count_nonzero(labels)
@@ -83,7 +89,7 @@ def test_a_crop_is_the_volume_read_through_the_map():
     for _ in range(20):
         matrix = draw_matrix(rng, Augmentation(turned=1.0, turn=180, tilt=30))
         centre = rng.uniform(0, 20, 3)
-        crop = read_crop(torch.from_numpy(volume), centre, matrix, 9).numpy()
+        crop = read_crops([torch.from_numpy(volume)], centre[None], matrix[None], 9).numpy()
         steps = np.indices((9, 9, 9)).reshape(3, -1) - 4
         expected = ndimage.map_coordinates(volume, centre[:, None] + matrix @ steps, order=1, mode="grid-constant")
         np.testing.assert_allclose(crop.reshape(-1), expected, atol=1e-3)
@@ -94,7 +100,7 @@ def test_an_upright_crop_is_cut_not_interpolated():
     crops = Crops([run], NAMES, RECIPE)
     cubes = np.lib.stride_tricks.sliding_window_view(run.volume, (16, 16, 16)).reshape(-1, 16**3)
     for seed in range(5):
-        drawn = crops.draw(seed)[0].numpy().reshape(-1)
+        drawn = draw(crops, seed)[0].numpy().reshape(-1)
         assert np.abs(cubes - drawn).max(axis=1).min() < 1e-3
 
 
@@ -121,16 +127,16 @@ def test_without_turns_only_flips_are_left():
 
 
 def test_a_seed_decides_everything():
-    recipe = replace(RECIPE, augmentation=Augmentation(turned=0.5, pasted=0.5))
+    recipe = replace(RECIPE, augmentation=Augmentation(turned=0.5))
     first, second = (Crops([make_run(), make_run("B", seed=1)], NAMES, recipe) for _ in range(2))
     for seed in (0, 1, 2**61):
-        for a, b in zip(first.draw(seed), second.draw(seed), strict=True):
+        for a, b in zip(draw(first, seed), draw(second, seed), strict=True):
             assert torch.equal(a, b)
-    assert not torch.equal(first.draw(0)[0], first.draw(1)[0])
+    assert not torch.equal(draw(first, 0)[0], draw(first, 1)[0])
     volumes, labels = next(first.batches([3, 4, 5], 3))
     assert volumes.shape == labels.shape == (3, 1, 16, 16, 16)
     assert (volumes.dtype, labels.dtype) == (torch.float32, torch.uint8)
-    assert torch.equal(volumes[1], first.draw(4)[0])
+    assert torch.equal(volumes[1, 0], draw(first, 4)[0])
 
 
 def test_rare_particles_are_lifted():
@@ -140,28 +146,28 @@ def test_rare_particles_are_lifted():
     shares = {}
     for centred in (0.0, 1.0):
         crops = Crops([run], NAMES, replace(RECIPE, centred=centred))
-        shares[centred] = np.mean([bool((crops.draw(seed)[1] == ribosome).any()) for seed in range(200)])
+        shares[centred] = np.mean([bool((draw(crops, seed)[1] == ribosome).any()) for seed in range(200)])
     assert shares[0.0] < 0.2 and shares[1.0] > 0.4
 
 
 def test_a_run_without_particles_and_one_without_the_types_asked_for_give_background():
     empty = replace(make_run(), points=make_run().points.iloc[:0])
     for runs, names in (([empty], NAMES), ([make_run(counts={"ribosome": 3})], ["apo-ferritin"])):
-        crops = Crops(runs, names, replace(RECIPE, augmentation=replace(STILL, pasted=1.0)))
-        assert not any(crops.draw(seed)[1].any() for seed in range(10))
+        crops = Crops(runs, names, RECIPE)
+        assert not any(draw(crops, seed)[1].any() for seed in range(10))
 
 
 def test_a_crop_larger_than_the_volume_is_filled_up_with_zeros():
     crops = Crops([make_run(shape=(8, 40, 40))], NAMES, RECIPE)
-    volume, _ = crops.draw(0)
-    assert volume.shape == (1, 16, 16, 16) and volume[0, 8:].abs().max() < 1e-5 < volume[0, :8].abs().min()
+    volume, _ = draw(crops, 0)
+    assert volume.shape == (16, 16, 16) and volume[8:].abs().max() < 1e-5 < volume[:8].abs().min()
 
 
 def test_other_types_of_tomogram_are_drawn_in_their_share():
     run = make_run()
     run = replace(run, volume=np.zeros_like(run.volume), others=(np.ones_like(run.volume),))
     crops = Crops([run], NAMES, replace(RECIPE, augmentation=replace(STILL, other_types=0.25)))
-    share = np.mean([crops.draw(seed)[0].mean() > 0.5 for seed in range(300)])
+    share = np.mean([draw(crops, seed)[0].mean() > 0.5 for seed in range(300)])
     assert 0.17 < share < 0.33
 
 
@@ -169,31 +175,37 @@ def test_intensity_and_noise_change_the_volume_and_never_the_labels():
     loud = replace(STILL, gain=0.2, shift=0.1, noise=0.5)
     plain, changed = (Crops([make_run()], NAMES, replace(RECIPE, augmentation=a)) for a in (STILL, loud))
     for seed in range(10):
-        (volume, labels), (other, same) = plain.draw(seed), changed.draw(seed)
+        (volume, labels), (other, same) = draw(plain, seed), draw(changed, seed)
         assert torch.equal(labels, same) and not torch.allclose(volume, other, atol=1e-3)
         assert torch.corrcoef(torch.stack([volume.flatten(), other.flatten()]))[0, 1] > 0.85
 
 
-def test_pasted_particles_bring_their_voxels_and_their_labels():
-    """A particle of ones in a run of its own turns up in crops of an empty run, in the middle of its label."""
-    bright = Run("B", np.ones((40, 40, 40), np.float32), SPACING, make_run(counts={"apo-ferritin": 1}).points)
-    bright = replace(bright, points=bright.points.assign(x=150.0, y=150.0, z=150.0))
-    empty = Run("A", np.zeros((40, 40, 40), np.float32), SPACING, bright.points.iloc[:0])
-    recipe = replace(RECIPE, subvolume_size=32, centred=0.0, augmentation=replace(STILL, pasted=1.0))
-    crops = Crops([empty, bright], NAMES, recipe)
-    drawn = [crops.draw(seed) for seed in range(30)]
-    pasted = [(volume[0], labels[0]) for volume, labels in drawn if volume.min() == 0]
-    assert len(pasted) > 5
-    for volume, labels in pasted:
-        assert (volume[labels > 0] > 0.99).all()
-        if (
-            labels.any()
-            and not labels[[0, -1]].any()
-            and not labels[:, [0, -1]].any()
-            and not labels[..., [0, -1]].any()
-        ):
-            middle = [ndimage.center_of_mass(array.numpy() > 0.5) for array in (volume, labels)]
-            np.testing.assert_allclose(*middle, atol=1.0)
+def test_what_a_batch_is_drawn_with_decides_nothing():
+    """A crop is the same alone, among others, and in the batches of a training."""
+    crops = Crops(
+        [make_run(), make_run("B", shape=(30, 30, 30), seed=1)], NAMES, replace(RECIPE, augmentation=Augmentation())
+    )
+    together = crops.draw(range(7))
+    batches = list(crops.batches(range(7), 3))
+    assert [len(volumes) for volumes, _ in batches] == [3, 3, 1]
+    for all_at_once, parts in zip(together, zip(*batches, strict=True), strict=True):
+        assert torch.equal(all_at_once, torch.cat(parts))
+    for seed in range(7):
+        assert torch.equal(together[0][seed, 0], draw(crops, seed)[0])
+
+
+def test_drawing_never_asks_the_device_for_a_number():
+    """A GPU would have to be waited for: a number, a shape that depends on numbers, a copy to the host."""
+
+    class Waits(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), options=None):
+            name = function.overloadpacket.__name__
+            assert name not in ("_local_scalar_dense", "nonzero", "masked_select", "unique_dim", "equal"), name
+            return function(*arguments, **(options or {}))
+
+    crops = Crops([make_run()], NAMES, replace(RECIPE, augmentation=Augmentation()))
+    with Waits():
+        assert crops.draw(range(8))[1].shape == (8, 1, 16, 16, 16)
 
 
 # ---- spheres
@@ -219,16 +231,5 @@ def test_crops_and_whole_runs_are_painted_alike():
     cubes = np.lib.stride_tricks.sliding_window_view(whole, (16, 16, 16)).reshape(-1, 16**3)
     crops = Crops([run], NAMES, RECIPE)
     for seed in range(5):
-        drawn = crops.draw(seed)[1].numpy().reshape(-1)
+        drawn = draw(crops, seed)[1].numpy().reshape(-1)
         assert drawn.any() and (cubes == drawn).all(axis=1).any()
-
-
-def test_volumes_in_half_precision_give_the_same_crops():
-    """As they are kept on a GPU: what is read is computed in single precision."""
-    recipe = replace(RECIPE, augmentation=Augmentation(turned=1.0))
-    full, half = (Crops([make_run()], NAMES, recipe) for _ in range(2))
-    half._volumes = [[volume.half() for volume in kinds] for kinds in half._volumes]
-    for seed in range(5):
-        (volume, labels), (other, same) = full.draw(seed), half.draw(seed)
-        assert other.dtype == torch.float32 and torch.equal(labels, same)
-        torch.testing.assert_close(volume, other, rtol=0, atol=5e-3)
