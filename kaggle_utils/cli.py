@@ -155,9 +155,11 @@ def publish(
     if push:
         print("\nnow:", flush=True)
         waiting = push_folder(folder, only)
-        print(f"not pushed, for they wait for others: {', '.join(waiting)}" if waiting else "all pushed")
-        if waiting:
-            print(f"later: the same command with --only {waiting[0].split('-')[1]}; without, all that ran runs again")
+        if not waiting:
+            print("all notebooks are pushed")
+            return 0
+        print(f"not pushed, because the notebooks that they need are not complete: {', '.join(waiting)}")
+        print(f"once they are: the same command with --only {waiting[0].split('-')[1]} (without --only, all run again)")
     return 0
 
 
@@ -247,7 +249,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _version() -> str:
     try:
-        return version("czii-kaggle-utils")
+        return version("kaggle-utils")
     except PackageNotFoundError:  # used from a source folder
         return "unknown (not installed)"
 

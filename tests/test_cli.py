@@ -322,12 +322,12 @@ def test_publish_builds_says_and_pushes_only_when_asked(monkeypatch, tmp_path, c
     assert main(["publish", "--user", "jane", *arguments]) == 0
     given = {"recipe": "competition", "models": [Path("a"), Path("b")], "out": Path("c")}
     assert calls[1:] == [("jane", given), (tmp_path, ["04"])]
-    assert "not pushed, for they wait for others: czii-04" in capsys.readouterr().out
+    assert "not complete: czii-04\n" in (out := capsys.readouterr().out) and "--only" in out
 
 
 def test_publish_with_a_fault_is_status_2(capsys):
     assert main(["publish", "--user", "jane/doe"]) == 2
-    assert capsys.readouterr().err.startswith("error: 'jane/doe' is no Kaggle user name")
+    assert capsys.readouterr().err.startswith("error: 'jane/doe' is not a Kaggle user name")
     assert main(["publish", "--user", "jane", "--only", "06"]) == 2
     assert "--push" in capsys.readouterr().err
     with pytest.raises(SystemExit):

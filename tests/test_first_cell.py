@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 KAGGLE = {"KAGGLE_KERNEL_RUN_TYPE": "Batch"}
 COLAB = {"COLAB_RELEASE_TAG": "release-colab_20250101"}
 DRIVE = "/content/drive/MyDrive"
-WHEEL = "czii_kaggle_utils-0.1.0-py3-none-any.whl"
+WHEEL = "kaggle_utils-0.1.0-py3-none-any.whl"
 
 REASON = why_not()
 pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON)
@@ -59,8 +59,8 @@ def play(source: str, kit: Path, mounts: dict, environ: dict, cwd: str):
 @pytest.mark.parametrize(
     ("place", "environ", "cwd"),
     [
-        ("/kaggle/input/czii-kit", KAGGLE, "/kaggle/working"),
-        ("/kaggle/input/datasets/someone/czii-kit", KAGGLE, "/kaggle/working"),
+        ("/kaggle/input/kaggle-utils", KAGGLE, "/kaggle/working"),
+        ("/kaggle/input/datasets/someone/kaggle-utils", KAGGLE, "/kaggle/working"),
         ("/kaggle/input/notebooks/someone/czii-build", KAGGLE, "/kaggle/working"),
         ("/content/czii", COLAB, "/content"),
         (f"{DRIVE}/czii", COLAB, "/content"),
@@ -82,17 +82,33 @@ def test_the_package_is_found_as_folder_and_as_wheel(source, kit, form, place, e
 
 
 @pytest.mark.parametrize("form", ["repository", "wheel"])
-def test_two_kits_among_the_inputs_are_refused(source, kit, form):
+def test_two_inputs_with_the_package_are_refused(source, kit, form):
     """One of them may be a stranger's, who only seemed to share models: nothing of it must be run unasked."""
-    own, other = "/kaggle/input/czii-kit", "/kaggle/input/datasets/someone/great-models"
+    own, other = "/kaggle/input/kaggle-utils", "/kaggle/input/datasets/someone/great-models"
     mounts = {own: ("ro", kit / "wheel"), other: ("ro", kit / form)}
     done = play(source, kit, mounts, KAGGLE, "/kaggle/working")
-    assert done.returncode == 1 and f"keep one of ['{own}', '{other}']" in done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and f"remove all but your own: ['{other}', '{own}']" in done.stderr.splitlines()[-1]
     assert "package:" not in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("place", "said"), [("/image", "/image/kaggle_utils/__init__.py"), ("/kaggle/input/other", WHEEL)]
+)
+def test_another_package_of_the_name_is_told_apart(source, kit, tmp_path, place, said):
+    """PyPI has a kaggle-utils of somebody's: a package kaggle_utils with other modules."""
+    (tmp_path / "kaggle_utils").mkdir()
+    (tmp_path / "kaggle_utils/__init__.py").touch()
+    with zipfile.ZipFile(tmp_path / WHEEL, "w") as wheel:
+        wheel.writestr("kaggle_utils/__init__.py", "")
+    if place != "/image":
+        shutil.rmtree(tmp_path / "kaggle_utils")
+    done = play(source, kit, {place: ("ro", tmp_path)}, KAGGLE, "/kaggle/working")
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1 and "is another kaggle_utils; remove it and restart" in last and said in last
+
+
 def test_what_can_be_imported_already_is_left_alone(source, kit):
-    mounts = {"/kaggle/input/czii-kit": ("ro", kit / "wheel"), "/installed": ("ro", kit / "repository")}
+    mounts = {"/kaggle/input/kaggle-utils": ("ro", kit / "wheel"), "/installed": ("ro", kit / "repository")}
     done = play(f"import sys\nsys.path.append('/installed')\n{source}", kit, mounts, KAGGLE, "/kaggle/working")
     assert "package: /installed |" in done.stdout, done.stderr
 
@@ -115,5 +131,5 @@ def test_the_drive_of_colab_is_not_needed_where_the_repository_has_an_address(so
 def test_where_there_is_no_package_the_error_says_what_to_do(source, kit, environ):
     done = play(source, kit, {}, environ, "/content")
     last = done.stderr.strip().splitlines()[-1]
-    assert done.returncode == 1 and last.startswith("ModuleNotFoundError: Kaggle: add the kit's dataset")
+    assert done.returncode == 1 and last.startswith("ModuleNotFoundError: Kaggle: add dataset kaggle-utils")
     assert "CZII_REPOSITORY" in last

@@ -33,8 +33,8 @@ TEST_RUNS = ["TS_5_4", "TS_999_9"]  # the first is also the name of a training r
 
 # Where Kaggle mounts a competition, a dataset and another notebook's output: until 2025, and now.
 CONVENTIONS = {
-    "old": (SLUG, "czii-kit", "czii-05-ensemble"),
-    "new": (f"competitions/{SLUG}", "datasets/someone/czii-kit", "notebooks/someone/czii-05-ensemble"),
+    "old": (SLUG, "kaggle-utils", "czii-05-ensemble"),
+    "new": (f"competitions/{SLUG}", "datasets/someone/kaggle-utils", "notebooks/someone/czii-05-ensemble"),
 }
 
 SCORING = {"KAGGLE_IS_COMPETITION_RERUN": "1"}
@@ -178,7 +178,7 @@ def test_notebook_06_makes_a_valid_submission(play, dataset, competition, conven
     inputs = dict(zip(mounts, (competition, dataset, tmp_path / "earlier"), strict=True))
     notebook, work = play("06_submission", inputs, scoring)
     text = shown(notebook)
-    wheel = next(dataset.glob("czii_kaggle_utils-*.whl")).name
+    wheel = next(dataset.glob("kaggle_utils-*.whl")).name
     first = f"package: /kaggle/input/{mounts[1]}/{wheel} | data: /kaggle/input/{mounts[0]} | work: /kaggle/working"
     assert text.splitlines()[0] == f"kaggle | {first}"
     assert "ensemble 'mixed'" in text and "submission.csv is valid" in text
@@ -189,7 +189,7 @@ def test_notebook_06_makes_a_valid_submission(play, dataset, competition, conven
 
 
 def test_notebook_03_trains_on_the_phantom_where_there_are_no_data(play, dataset):
-    notebook, work = play("03_unet_training", {"czii-kit": dataset}, {"CZII_SCALE": "smoke"})
+    notebook, work = play("03_unet_training", {"kaggle-utils": dataset}, {"CZII_SCALE": "smoke"})
     assert "data: none found, so a phantom" in shown(notebook)
     models = sorted(
         str(config.parent.relative_to(work / "models")) for config in work.glob("models/*-smoke/*/config.json")

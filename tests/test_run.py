@@ -242,7 +242,7 @@ def test_wheel_is_pure_and_holds_the_package_and_nothing_else(tmp_path):
     subprocess.run([*build, str(tmp_path), str(source)], check=True, timeout=120)
     (wheel,) = tmp_path.glob("*.whl")
     version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
-    assert wheel.name == f"czii_kaggle_utils-{version}-py3-none-any.whl"
+    assert wheel.name == f"kaggle_utils-{version}-py3-none-any.whl"
     names = zipfile.ZipFile(wheel).namelist()
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "kaggle_utils").rglob("*.py")}
     assert {name for name in names if ".dist-info/" not in name} == modules

@@ -1,13 +1,15 @@
 """A folder that the official Kaggle CLI takes as it is: one dataset (wheels and trained models), one kernel a notebook.
 
-`datasets create` skips sub-folders and `kernels push` sends one file, so the dataset is flat: what lies in
-models/<recipe>-<scale>/<model>/ goes into it as models--<recipe>-<scale>--<model>--<file>. Everything is checked here,
-for what is wrong after the upload costs a run: the CLI checks little, and nobody checks wheels for another Python."""
+`datasets create` skips sub-folders and `kernels push` sends one file, so the dataset is flat: the files of
+models/<recipe>-<scale>/<model>/ are called models--<recipe>-<scale>--<model>--<file> there. Everything is checked here,
+because a fault that shows only on Kaggle costs a run: the CLI checks little, and nothing checks wheels for another
+Python."""
 
 import json
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from kaggle_utils.kaggle.notebooks import find_notebooks
@@ -16,8 +18,11 @@ from kaggle_utils.recipes import RECIPE_NAMES
 from kaggle_utils.system.environment import COMPETITION, NAME_PART
 from kaggle_utils.system.files import write_text
 
-DATASET_TITLE = "CZII Kaggle kit"
-# By number: whether a notebook wants a GPU, and whose outputs. All do without the internet: the dataset holds the rest.
+# The package's name in the letters of a Kaggle slug (6 to 50 of a-z, 0-9 and -): the dataset's title and slug. In
+# pyproject.toml the distribution and the command have it too.
+NAME = "kaggle-utils"
+# By number: whether a notebook wants a GPU, and which notebooks' outputs. None needs the internet: the dataset holds
+# the rest.
 _NEEDS = {"03": (True, ()), "04": (True, ("03",)), "05": (True, ("03", "04")), "06": (True, ("03", "04", "05"))}
 _SUBMISSION = "06"
 _MACHINE = "NvidiaTeslaT4"  # the CLI's name of "GPU T4 x2"; its default was a P100, which the image's torch cannot use
@@ -45,12 +50,12 @@ def build_folder(
 
     Parameters
     ----------
-    user : as in the address of the Kaggle profile, kaggle.com/USER.
+    user : NAME in the address of the Kaggle profile, kaggle.com/NAME.
     models : model folders, or folders of them (then without baselines); `ensemble.json` of their work folder comes
         along. With both, the submission needs no other notebook's outputs.
-    out : the folder; one that is there already must have been written by this function.
-    python : whose wheels are wanted.
-    recipe : that the notebooks shall run.
+    out : the folder to write; if it exists, it must be empty or written by this function.
+    python : version of the Python that the wheels are for.
+    recipe : recipe that the notebooks run.
 
     Raises
     ------
@@ -61,43 +66,82 @@ def build_folder(
     ChildProcessError
         When pip fails.
     ValueError
-        For models that cannot be published, and with a line for every fault that is found.
+        For a name that no Kaggle user can have, for models that cannot be published, and with a line for every fault
+        that the check finds.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", user):
-        raise ValueError(f"{user!r} is no Kaggle user name; give NAME of your profile's address, kaggle.com/NAME")
-    out = Path(out).resolve()
-    if Path.cwd().is_relative_to(out):
-        raise ValueError(f"{out} is replaced as a whole: go out of it, or give another folder")
-    ours = (out / "dataset" / "dataset-metadata.json").is_file()
-    ours = ours and {path.name for path in out.iterdir()} <= {"dataset", "kernels"}
-    if out.exists() and not ours and (out.is_file() or any(out.iterdir())):
-        raise FileExistsError(f"{out} is there, but not written by publish; give another folder, or remove it")
+        raise ValueError(f"{user!r} is not a Kaggle user name; give NAME of your profile's address, kaggle.com/NAME")
     if not (_REPOSITORY / "pyproject.toml").is_file():
         raise FileNotFoundError(f"no pyproject.toml beside {_REPOSITORY / 'kaggle_utils'}: publish from a clone")
     notebooks = find_notebooks()
-    partial, old = (out.with_name(f".{out.name}.{state}") for state in ("partial", "old"))
-    shutil.rmtree(partial, ignore_errors=True)
-    dataset = partial / "dataset"
-    dataset.mkdir(parents=True)
-    try:
+    with _replacing(Path(out).resolve()) as folder:
+        dataset = folder / "dataset"
+        dataset.mkdir(parents=True)
         copy_models(models, dataset, recipe)
         collect_wheels(dataset, python)
-        metadata = {
-            "id": f"{user}/{_slugify(DATASET_TITLE)}",
-            "title": DATASET_TITLE,
-            "licenses": [{"name": "MIT"}],
-            "description": "The kit (MIT) and what it needs beyond Kaggle's image, each wheel under its own licence.",
-        }
-        write_text(dataset / "dataset-metadata.json", json.dumps(metadata, indent=1))
-        alone = (dataset / "ensemble.json").is_file()  # only with models
-        titles = {notebook.stem[:2]: f"CZII {notebook.stem.replace('_', ' ')}" for notebook in notebooks}
-        for notebook in notebooks:
-            gpu, sources = _NEEDS.get(notebook.stem[:2], (False, ()))
-            if alone and notebook.stem[:2] == _SUBMISSION:
-                sources = ()
-            kernel = {
-                "id": f"{user}/{_slugify(titles[notebook.stem[:2]])}",
-                "title": titles[notebook.stem[:2]],
+        shutil.copyfile(_REPOSITORY / "LICENSE", dataset / "LICENSE")
+        _write_json(dataset / "dataset-metadata.json", _describe_dataset(user))
+        for kernel in _describe_kernels(user, notebooks, with_models=(dataset / "ensemble.json").is_file()):
+            place = folder / "kernels" / _slugify(kernel["title"])
+            place.mkdir(parents=True)
+            _write_json(place / "kernel-metadata.json", kernel)
+            notebook = (notebooks[0].parent / kernel["code_file"]).read_text(encoding="utf-8")
+            write_text(place / kernel["code_file"], _choose_recipe(notebook, recipe))
+        faults = find_faults(folder, python)
+        if faults:
+            raise ValueError("\n".join(["nothing was written, because it would fail on Kaggle:", *faults]))
+    return Path(out).resolve()
+
+
+@contextmanager
+def _replacing(out: Path) -> Iterator[Path]:
+    """Yield a new folder beside `out`; when the block ends well, it takes `out`'s place. Raises ValueError when a
+    process works in `out`, FileExistsError when `out` holds files that `build_folder` did not write."""
+    if Path.cwd().is_relative_to(out):
+        raise ValueError(f"you are in {out}, which publish would replace: cd out of it, or give another folder")
+    ours = (out / "dataset" / "dataset-metadata.json").is_file()
+    ours = ours and {path.name for path in out.iterdir()} <= {"dataset", "kernels"}
+    if out.exists() and not ours and (out.is_file() or any(out.iterdir())):
+        raise FileExistsError(f"{out} exists, but was not written by publish; give another folder, or remove it")
+    partial, old = (out.with_name(f".{out.name}.{state}") for state in ("partial", "old"))
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        yield partial
+        shutil.rmtree(old, ignore_errors=True)
+        if out.exists():
+            out.rename(old)
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _describe_dataset(user: str) -> dict:
+    """The dataset's metadata. The CLI sends any licence, but MIT is not among those that it documents; `other` is, and
+    means one that the description names."""
+    return {
+        "id": f"{user}/{NAME}",
+        "title": NAME,
+        "licenses": [{"name": "other"}],
+        "description": "The package kaggle_utils (MIT, see LICENSE) and the wheels that it needs beyond Kaggle's "
+        "image, each under the licence that it contains.",
+    }
+
+
+def _describe_kernels(user: str, notebooks: Iterable[Path], with_models: bool) -> list[dict]:
+    """The metadata of all kernels, in the notebooks' order; `with_models` says that the dataset holds all that the
+    submission needs."""
+    titles = {notebook.stem[:2]: f"CZII {notebook.stem.replace('_', ' ')}" for notebook in notebooks}
+    kernels = []
+    for notebook in notebooks:
+        number = notebook.stem[:2]
+        gpu, sources = _NEEDS.get(number, (False, ()))
+        if with_models and number == _SUBMISSION:
+            sources = ()
+        kernels.append(
+            {
+                "id": f"{user}/{_slugify(titles[number])}",
+                "title": titles[number],
                 "code_file": notebook.name,
                 "language": "python",
                 "kernel_type": "notebook",
@@ -106,27 +150,14 @@ def build_folder(
                 "enable_tpu": False,
                 "enable_internet": False,
                 **({"machine_shape": _MACHINE} if gpu else {}),
-                "dataset_sources": [metadata["id"]],
+                "dataset_sources": [f"{user}/{NAME}"],
                 "competition_sources": [COMPETITION],
-                "kernel_sources": [f"{user}/{_slugify(titles[number])}" for number in sources],
+                "kernel_sources": [f"{user}/{_slugify(titles[source])}" for source in sources],
                 "model_sources": [],
                 "keywords": [],
             }
-            folder = partial / "kernels" / _slugify(kernel["title"])
-            folder.mkdir(parents=True)
-            write_text(folder / notebook.name, _choose_recipe(notebook.read_text(encoding="utf-8"), recipe))
-            write_text(folder / "kernel-metadata.json", json.dumps(kernel, indent=1))
-        faults = find_faults(partial, python)
-        if faults:
-            raise ValueError("\n".join(["nothing was written, for it would fail on Kaggle:", *faults]))
-        shutil.rmtree(old, ignore_errors=True)
-        if out.exists():
-            out.rename(old)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
-    return out
+        )
+    return kernels
 
 
 def _choose_recipe(notebook: str, recipe: str) -> str:
@@ -143,7 +174,7 @@ def copy_models(models: Iterable[str | Path], dataset: Path, recipe: str) -> Non
     """Copy model folders into `dataset` under flat names, and `ensemble.json` of the work folder that they are in.
 
     Raises as `find_models`, `load_model` and `read_choice` do, and ValueError for two models of one name, for a config
-    without recipe and scale, and for a choice that needs a model which is not among them."""
+    without recipe and scale, and for an ensemble that needs a model which is not among them."""
     if not (models := list(models)):
         return
     from kaggle_utils.inference.ensemble import ENSEMBLES, find_models, read_choice  # torch is slow to import
@@ -157,9 +188,12 @@ def copy_models(models: Iterable[str | Path], dataset: Path, recipe: str) -> Non
         group = f"{config.get('recipe')}-{config.get('scale')}"
         plain = all(re.fullmatch(NAME_PART, name) for name in (group, folder.name))
         if not plain or not {"recipe", "scale"} <= set(config):
-            raise ValueError(f"{folder}: a folder called like this, of recipe and scale {group}, cannot be published")
+            raise ValueError(
+                f"{folder} cannot be published: its name ({folder.name}) and its config's recipe and scale ({group}) "
+                "may have letters, digits and single . _ - between them; rename the folder, or train the model again"
+            )
         if folder.name in groups.setdefault(group, set()):
-            raise ValueError(f"two models are called {folder.name} ({group}); publish one of them")
+            raise ValueError(f"two models of {group} are called {folder.name}; leave one of them out of --models")
         groups[group].add(folder.name)
         for name in _MODEL_FILES:
             if (folder / name).is_file():
@@ -167,13 +201,15 @@ def copy_models(models: Iterable[str | Path], dataset: Path, recipe: str) -> Non
         if len(folder.parents) > 2 and (folder.parents[2] / "ensemble.json").is_file():
             works[read_choice(folder.parents[2])] = folder.parents[2]
     if len(works) > 1:
-        raise ValueError(f"{' and '.join(map(str, works.values()))} chose different ensembles; publish one's models")
+        raise ValueError(
+            f"ensemble.json differs between {' and '.join(map(str, works.values()))}; publish models of one work folder"
+        )
     for choice, work in works.items():
         if len(groups) > 1 and f"{recipe}-full" not in groups:
-            raise ValueError(f"models of {' and '.join(sorted(groups))}: publish those of one, or none can be chosen")
-        names = groups.get(f"{recipe}-full") or next(iter(groups.values()))  # as `environment.choose_models` will
+            raise ValueError(f"notebook 06 could not choose between {' and '.join(sorted(groups))}; publish only one")
+        names = groups.get(f"{recipe}-full") or next(iter(groups.values()))  # as in `environment.choose_models`
         needed = {name_model(kind, p.name) for p in REPORT_PARTICLES for kind in ENSEMBLES[choice](p.name)}
-        if choice in COMMITTEES and any("_fold_" in name for name in names):  # how many folds there are, who knows
+        if choice in COMMITTEES and any("_fold_" in name for name in names):  # at least one fold of each architecture
             needed = {name_model(kind, "fold_0") for kind in COMMITTEES[choice]}
         missing = sorted(needed - names)
         if missing:
@@ -185,16 +221,16 @@ def copy_models(models: Iterable[str | Path], dataset: Path, recipe: str) -> Non
 
 
 def find_faults(folder: Path, python: str = PYTHON) -> list[str]:
-    """Return a line for everything in a folder of `build_folder` that the CLI, Kaggle or a notebook would fail on."""
+    """Return a line for each fault in a folder of `build_folder` at which the CLI, Kaggle or a notebook would fail."""
     dataset = json.loads((folder / "dataset" / "dataset-metadata.json").read_text(encoding="utf-8"))
     kernels = {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in find_kernels(folder)}
     owner, _, slug = dataset.get("id", "").partition("/")
     rules = [
-        (set(dataset) <= _DATASET_FIELDS, f"unknown {sorted(set(dataset) - _DATASET_FIELDS)}"),
+        (set(dataset) <= _DATASET_FIELDS, f"unknown fields {sorted(set(dataset) - _DATASET_FIELDS)}"),
         (6 <= len(dataset.get("title", "")) <= 50, "a title has 6 to 50 characters"),
-        (6 <= len(slug) <= 50 and _slugify(slug) == slug, "a slug has 6 to 50 of a-z, 0-9 and -"),
-        (len(dataset.get("licenses", ())) == 1, "exactly one licence"),
-        (not any(path.is_dir() for path in (folder / "dataset").iterdir()), "sub-folders are skipped"),
+        (6 <= len(slug) <= 50 and _slugify(slug) == slug, "a slug has 6 to 50 characters out of a-z, 0-9 and -"),
+        (len(dataset.get("licenses", ())) == 1, "there must be exactly one licence"),
+        (not any(path.is_dir() for path in (folder / "dataset").iterdir()), "the CLI would skip the sub-folders"),
     ]
     faults = [f"dataset-metadata.json: {fault}" for holds, fault in rules if not holds]
     ids, modules = {kernel.get("id") for kernel in kernels.values()}, set()
@@ -202,17 +238,18 @@ def find_faults(folder: Path, python: str = PYTHON) -> list[str]:
         title, code = kernel.get("title", ""), path / kernel.get("code_file", "")
         booleans = ("is_private", "enable_gpu", "enable_tpu", "enable_internet")
         rules = [
-            (set(kernel) <= _KERNEL_FIELDS, f"unknown {sorted(set(kernel) - _KERNEL_FIELDS)}"),
+            (set(kernel) <= _KERNEL_FIELDS, f"unknown fields {sorted(set(kernel) - _KERNEL_FIELDS)}"),
             *((isinstance(kernel.get(key), bool), f"{key} must be true or false") for key in booleans),
             (5 <= len(title) <= 50, "a title has 5 to 50 characters"),
             (kernel.get("id") == f"{owner}/{_slugify(title)}", "the id's slug is not the title's"),
             (path.name == _slugify(title), "the folder's name is not the title's slug"),
-            (code.suffix == ".ipynb" and code.is_file(), f"no notebook {code.name}"),
-            (kernel.get("language") == "python" and kernel.get("kernel_type") == "notebook", "no Python notebook"),
-            (kernel.get("dataset_sources") == [dataset.get("id")], "must have the dataset"),
-            (kernel.get("competition_sources") == [COMPETITION], "must have the competition"),
-            (set(kernel.get("kernel_sources", ())) <= ids - {kernel.get("id")}, "kernel_sources is none of the others"),
-            (kernel.get("enable_internet") is not True, "the internet must be off: a submission must do without"),
+            (code.suffix == ".ipynb" and code.is_file(), f"no notebook {code.name} beside it"),
+            (kernel.get("language") == "python", "language must be python"),
+            (kernel.get("kernel_type") == "notebook", "kernel_type must be notebook"),
+            (kernel.get("dataset_sources") == [dataset.get("id")], "dataset_sources must be the dataset"),
+            (kernel.get("competition_sources") == [COMPETITION], f"competition_sources must be {COMPETITION}"),
+            (set(kernel.get("kernel_sources", ())) <= ids - {kernel.get("id")}, "kernel_sources must be other kernels"),
+            (kernel.get("enable_internet") is not True, "enable_internet must be false for a submission"),
         ]
         faults += [f"{path.name}/kernel-metadata.json: {fault}" for holds, fault in rules if not holds]
         modules |= find_imports(code) if code.is_file() else set()
@@ -224,6 +261,10 @@ def find_kernels(folder: Path) -> list[Path]:
     return sorted(folder.glob("kernels/*/kernel-metadata.json"))
 
 
+def _write_json(path: Path, content: Mapping) -> None:
+    write_text(path, json.dumps(content, indent=1))
+
+
 def _slugify(title: str) -> str:
-    """The CLI's slug of a title in plain letters."""
+    """The slug that the CLI makes of a title of English letters."""
     return re.sub("[^a-z0-9]+", "-", title.lower()).strip("-")

@@ -1,4 +1,4 @@
-"""What follows on a published folder: the official Kaggle CLI's commands, told or run."""
+"""From a published folder to Kaggle: the official CLI's commands, printed or run."""
 
 import json
 import os
@@ -12,65 +12,52 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kaggle_utils.kaggle.notebooks import find_notebooks
-from kaggle_utils.kaggle.publish import find_kernels
+from kaggle_utils.kaggle.publish import NAME, find_kernels
 from kaggle_utils.recipes import RECIPE_NAMES
 from kaggle_utils.system.environment import COMPETITION
 
 _PATIENCE, _PAUSE = 90, 10  # how often, and after how many seconds, a new dataset is asked whether it is ready
-_ABSENT = re.compile("403|404|not found|forbidden|permission", re.IGNORECASE)  # what the CLI says of no such dataset
-_FAILURE = re.compile(r"(creation|push) error:|not valid \w+ sources|Authentication required")  # often with status 0
+_ABSENT = re.compile("403|404|not found|forbidden|permission", re.IGNORECASE)  # the CLI's words for a missing dataset
+_FAILURE = re.compile(r"(creation|push) error:|not valid \w+ sources")  # often with status 0
+_NO_LOGIN = "Authentication required"  # without credentials, and when they have expired
 
 
 def list_commands(folder: Path, recipe: str = RECIPE_NAMES[0]) -> str:
-    """Return the commands for a folder of `build_folder`, with a word on when each is due."""
+    """Return the commands for a folder of `build_folder`, and when to run each."""
     shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     dataset, note = shown / "dataset", _name_version(folder)
     groups = sorted({path.name.split("--")[1] for path in folder.glob("dataset/models--*--config.json")})
     lines = [f"models: {', '.join(groups)}"] if groups else []
     if groups and f"{recipe}-full" not in groups:
-        lines.append(f"  06 takes them, for there is no {recipe}-full; with a GPU 03 and 04 train anew, at full scale")
+        lines.append(f"  06 takes these, as there is no {recipe}-full; with a GPU, 03 and 04 train at full scale anew")
     if groups and not (folder / "dataset" / "ensemble.json").is_file():
-        lines.append("  but no ensemble.json beside them, so the submission waits for the ensemble notebook's")
+        lines.append("  they came without an ensemble.json, so notebook 06 needs the one that notebook 05 writes")
     lines += [
-        "the dataset, the first time; then whenever something in it has changed:",
+        "send the dataset: the first command once, the second when something in it has changed:",
         _say("datasets", "create", "-p", dataset),
         _say("datasets", "version", "-p", dataset, "-m", note),
-        "the notebooks, in this order; Kaggle runs each as soon as it is pushed:",
+        "send the notebooks, in this order; Kaggle runs each as soon as it is there:",
     ]
     for path in find_kernels(folder):
         kernel = json.loads(path.read_text(encoding="utf-8"))
         waits = ", ".join(source.split("/")[1] for source in kernel["kernel_sources"])
         command = _say("kernels", "push", "-p", shown / "kernels" / path.parent.name)
-        lines.append(command + (f"  # when complete: {waits}" if waits else ""))
+        lines.append(command + (f"  # once these are complete: {waits}" if waits else ""))
     # The last of them is the submission's.
     submit = ("competitions", "submit", COMPETITION, "-k", kernel["id"], "-f", "submission.csv", "-v", "VERSION")
-    lines += [f"the submission, once {path.parent.name} is complete; VERSION is the number that its push printed:"]
+    lines += [f"submit, once {path.parent.name} is complete; VERSION is the number that its push printed:"]
     return "\n".join([*lines, _say(*submit, "-m", note)])
 
 
 def push_folder(folder: Path, only: Sequence[str] = ()) -> list[str]:
-    """Create or update the dataset, wait until it is ready, push the notebooks (those whose names begin with one of
-    `only`), and return the slugs of those that were not, for they wait for others to be complete.
+    """Create or update the dataset, wait until it is ready, and push the notebooks (those whose names begin with one of
+    `only`). Return the slugs of those that were not pushed, because the notebooks that they need are not complete.
 
-    Raises FileNotFoundError without a `kaggle` executable, ValueError for a selection that matches none, and
-    ChildProcessError at the first failure; what the CLI says is printed in any case."""
+    Raises FileNotFoundError without a `kaggle` executable, ValueError for a selection that matches none,
+    PermissionError without a login, and ChildProcessError at the first failure; what the CLI says is printed."""
     _find_cli()
     chosen = {path.name for path in find_notebooks(only)}
-    dataset = json.loads((folder / "dataset" / "dataset-metadata.json").read_text(encoding="utf-8"))["id"]
-    status, said = _kaggle("datasets", "status", dataset, may_fail=True)
-    if status and not _ABSENT.search(said):
-        raise ChildProcessError(f"kaggle datasets status failed: {(said.strip().splitlines() or ['no reason'])[-1]}")
-    upload = ["create"] if status else ["version", "-m", _name_version(folder)]
-    _kaggle("datasets", *upload, "-p", str(folder / "dataset"))
-    for _ in range(_PATIENCE):
-        time.sleep(_PAUSE)  # first of all, for right after an update the old version is still "ready"
-        status, said = _kaggle("datasets", "status", dataset, may_fail=True)
-        if status == 0 and said.split()[-1:] == ["ready"]:
-            break
-        if said.split()[-1:] == ["failed"]:
-            raise ChildProcessError(f"Kaggle could not take the dataset in; see kaggle.com/datasets/{dataset}")
-    else:
-        raise ChildProcessError(f"kaggle.com/datasets/{dataset} is not ready yet; push the notebooks when it is")
+    _send_dataset(folder / "dataset")
     pushed, waiting = set(), []
     for path in find_kernels(folder):
         kernel = json.loads(path.read_text(encoding="utf-8"))
@@ -84,13 +71,38 @@ def push_folder(folder: Path, only: Sequence[str] = ()) -> list[str]:
     return waiting
 
 
+def _send_dataset(folder: Path) -> None:
+    """Create or update the dataset, and wait until Kaggle has unpacked it."""
+    dataset = json.loads((folder / "dataset-metadata.json").read_text(encoding="utf-8"))["id"]
+    status, said = _kaggle("datasets", "status", dataset, may_fail=True)
+    if status and not _ABSENT.search(said):
+        reason = (said.strip().splitlines() or [f"exit status {status}"])[-1]
+        raise ChildProcessError(f"kaggle datasets status {dataset} failed: {reason}")
+    upload = ["create"] if status else ["version", "-m", _name_version(folder.parent)]
+    _kaggle("datasets", *upload, "-p", str(folder))
+    for _ in range(_PATIENCE):
+        time.sleep(_PAUSE)  # before the question: right after an update the old version is still "ready"
+        status, said = _kaggle("datasets", "status", dataset, may_fail=True)
+        if status == 0 and said.split()[-1:] == ["ready"]:
+            break
+        if said.split()[-1:] == ["failed"]:
+            raise ChildProcessError(f"Kaggle could not unpack the dataset; kaggle.com/datasets/{dataset} says why")
+    else:
+        minutes = _PATIENCE * _PAUSE // 60
+        raise ChildProcessError(
+            f"kaggle.com/datasets/{dataset} is not ready after {minutes} minutes; push the notebooks when it is"
+        )
+
+
 def _is_complete(kernel: str) -> bool:
     status, said = _kaggle("kernels", "status", kernel, may_fail=True)
     return status == 0 and 'complete"' in said.lower()
 
 
 def _kaggle(*arguments: str, may_fail: bool = False) -> tuple[int, str]:
-    """Run the official CLI, print what it says while it says it, and return its exit status and all that it said."""
+    """Run the official CLI, print what it says while it says it, and return its exit status and all that it said.
+
+    Raises PermissionError when it asks for a login and, unless it `may_fail`, ChildProcessError when it fails."""
     print(_say(*arguments), flush=True)
     command = [_find_cli(), *arguments]
     environ = {**os.environ, "PYTHONUNBUFFERED": "1"}
@@ -100,6 +112,11 @@ def _kaggle(*arguments: str, may_fail: bool = False) -> tuple[int, str]:
             print(piece.decode(errors="replace"), end="", flush=True)
             said += piece.decode(errors="replace")
     print("" if said.endswith("\n") or not said else "\n", end="", flush=True)
+    if _NO_LOGIN in said:
+        raise PermissionError(
+            f"Kaggle does not know who you are: run `{shlex.quote(command[0])} auth login`, or set KAGGLE_API_TOKEN "
+            "to a token from kaggle.com/settings/api; then run this command again"
+        )
     if not may_fail and (process.returncode or _FAILURE.search(said)):
         lines = said.strip().splitlines() or [f"exit status {process.returncode}"]
         reason = next(filter(_FAILURE.search, lines), lines[-1])
@@ -108,17 +125,17 @@ def _kaggle(*arguments: str, may_fail: bool = False) -> tuple[int, str]:
 
 
 def _find_cli() -> str:
-    """The `kaggle` on the path, else beside this Python: .venv need not be activated."""
+    """The `kaggle` on the PATH, else beside this Python: .venv need not be activated."""
     command = shutil.which("kaggle") or shutil.which("kaggle", path=str(Path(sys.executable).parent))
     if command is None:
-        raise FileNotFoundError("there is no kaggle executable: pip install kaggle, then kaggle auth login")
+        raise FileNotFoundError("no command `kaggle` found: pip install kaggle, then kaggle auth login")
     return command
 
 
 def _name_version(folder: Path) -> str:
-    """The kit and its version, as its wheel says."""
-    (wheel,) = folder.glob("dataset/czii_kaggle_utils-*.whl")
-    return "czii-kaggle-utils " + wheel.name.split("-")[1]
+    """The package's name and its version, from its wheel."""
+    (wheel,) = folder.glob("dataset/kaggle_utils-*.whl")
+    return f"{NAME} {wheel.name.split('-')[1]}"
 
 
 def _say(*arguments: object) -> str:

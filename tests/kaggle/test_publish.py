@@ -7,7 +7,9 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
 import sys
+import tomllib
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +25,13 @@ from kaggle_utils.particles import PARTICLES
 from kaggle_utils.system import environment
 
 ROOT = Path(__file__).resolve().parents[2]
+# What the CLI's docs/datasets_metadata.md lists; its code sends any name, and only the web page would tell.
+DOCUMENTED_LICENCES = set(
+    "CC0-1.0 CC-BY-SA-3.0 CC-BY-SA-4.0 CC-BY-NC-SA-4.0 GPL-2.0 ODbL-1.0 DbCL-1.0 copyright-authors other unknown "
+    "CC-BY-4.0 CC-BY-NC-4.0 PDDL CC-BY-3.0 CC-BY-3.0-IGO US-Government-Works CC-BY-NC-SA-3.0-IGO CDLA-Permissive-1.0 "
+    "CDLA-Sharing-1.0 CC-BY-ND-4.0 CC-BY-NC-ND-4.0 ODC-BY-1.0 LGPL-3.0 AGPL-3.0 FDL-1.3 EU-ODP-Legal-Notice apache-2.0 "
+    "GPL-3.0".split()
+)
 NUMBERS = ["01", "02", "03", "04", "05", "06"]
 LINUX = "cp312-cp312-manylinux_2_17_x86_64.manylinux2014_x86_64"
 # What stands in for the downloads: distribution -> (version, tags, module, headers); needs as the real ones have them.
@@ -34,7 +43,7 @@ FAKES = {
     "donfig": ("0.8.1.post1", "py3-none-any", "donfig", ["Requires-Dist: pyyaml"]),
     "google_crc32c": ("1.9.0", LINUX, "google_crc32c", []),
     "connected_components_3d": ("4.1.1", LINUX, "cc3d", ["Requires-Dist: numpy"]),
-    "czii_kaggle_utils": ("0.1.0", "py3-none-any", "kaggle_utils", ["Requires-Python: >=3.11",
+    "kaggle_utils": ("0.1.0", "py3-none-any", "kaggle_utils", ["Requires-Python: >=3.11",
                           "Requires-Dist: torch>=2.5", "Requires-Dist: zarr>=2.18",
                           "Requires-Dist: copick; extra == 'copick'"]),
 }  # fmt: skip
@@ -68,7 +77,7 @@ def pip(monkeypatch):
         pip.calls.append([command, *arguments])
         folder = Path(arguments[arguments.index("-w" if command == "wheel" else "-d") + 1])
         for name, fake in pip.fakes.items():
-            if (name == "czii_kaggle_utils") == (command == "wheel"):
+            if (name == "kaggle_utils") == (command == "wheel"):
                 make_wheel(folder, name, *fake)
 
     monkeypatch.setattr(wheels, "_pip", run)
@@ -109,7 +118,10 @@ def test_the_dataset_is_flat_and_holds_the_kit_and_what_the_image_lacks(folder, 
     assert {path.name for path in (folder / "dataset").iterdir()} == names
     assert {name.split("-")[0] for name in names if name.endswith(".whl")} == set(FAKES)
     metadata = json.loads((folder / "dataset/dataset-metadata.json").read_text())
-    assert metadata["id"] == "jane/czii-kaggle-kit" and metadata["licenses"] == [{"name": "MIT"}]
+    assert metadata["id"] == "jane/kaggle-utils"
+    (licence,) = metadata["licenses"]
+    assert licence["name"] in DOCUMENTED_LICENCES and "MIT, see LICENSE" in metadata["description"]
+    assert (folder / "dataset/LICENSE").read_text() == (ROOT / "LICENSE").read_text()
     build, download = pip.calls
     assert {"--no-deps", "--no-build-isolation"} <= set(build) and not Path(build[-1]).is_relative_to(ROOT)
     assert {"--no-deps", "--only-binary=:all:", "--python-version=3.12", *wheels.WHEELS} <= set(download)
@@ -123,7 +135,7 @@ def test_each_notebook_has_a_kernel_with_what_it_needs(folder):
         path = folder / "kernels" / kernel["id"].removeprefix("jane/")
         assert (path / kernel["code_file"]).read_bytes() == (ROOT / "notebooks" / kernel["code_file"]).read_bytes()
         assert kernel["is_private"] is True and kernel["enable_internet"] is False
-        assert kernel["dataset_sources"] == ["jane/czii-kaggle-kit"]
+        assert kernel["dataset_sources"] == ["jane/kaggle-utils"]
         assert kernel["competition_sources"] == ["czii-cryo-et-object-identification"]
     assert [kernel["enable_gpu"] for kernel in kernels.values()] == [False, False, True, True, True, True]
     assert {kernel.get("machine_shape") for kernel in kernels.values() if kernel["enable_gpu"]} == {"NvidiaTeslaT4"}
@@ -137,7 +149,7 @@ def test_published_models_come_back_as_they_were_and_the_submission_needs_nothin
     assert (dataset / "models--report-full--vnet_model_ribosome--weights.pt").is_file()
     assert not list(dataset.glob("*last.pt"))
     assert read_kernels(tmp_path / "out")["06"]["kernel_sources"] == []
-    shutil.copytree(dataset, tmp_path / "root/kaggle/input/datasets/jane/czii-kaggle-kit")
+    shutil.copytree(dataset, tmp_path / "root/kaggle/input/datasets/jane/kaggle-utils")
     here = SimpleNamespace(platform="kaggle", work=tmp_path / "root/kaggle/working")
     assert len(environment.collect_outputs(here, tmp_path / "root")) == 11
     originals = [path for path in work.rglob("*") if path.is_file() and path.name != "last.pt"]
@@ -150,7 +162,7 @@ def test_models_without_a_choice_leave_the_submission_to_the_ensemble_notebook(p
     (work / "ensemble.json").unlink()
     out = publish.build_folder("jane", [work / "models/report-full/3d_unet_model_ribosome"], tmp_path / "out")
     assert len(read_kernels(out)["06"]["kernel_sources"]) == 3
-    assert "no ensemble.json" in push.list_commands(out)
+    assert "without an ensemble.json" in push.list_commands(out)
     assert len(list(out.glob("dataset/models--*"))) == 4
 
 
@@ -166,7 +178,7 @@ def test_models_that_cannot_be_submitted_are_refused(pip, work, tmp_path):
     unets = sorted(models.glob("3d_unet*"))
     assert "'average'" in refusal(*unets) and "vnet_model_ribosome" in refusal(*unets)
     shutil.copytree(models / "vnet_model_ribosome", tmp_path / "again/vnet_model_ribosome")
-    assert "two models are called vnet_model_ribosome" in refusal(models, tmp_path / "again")
+    assert "two models of report-full are called vnet_model_ribosome" in refusal(models, tmp_path / "again")
     shutil.copytree(models / "vnet_model_ribosome", tmp_path / "again/a--b")
     assert "a--b" in refusal(tmp_path / "again/a--b")
     assert "run the training notebook" in refusal(tmp_path / "nowhere", error=FileNotFoundError)
@@ -240,7 +252,7 @@ def test_a_new_folder_replaces_the_old_one_but_nobody_elses(folder, tmp_path, mo
         publish.build_folder("john", out=tmp_path / "mine")
     assert (tmp_path / "mine/thesis.txt").is_file()
     monkeypatch.chdir(folder)
-    with pytest.raises(ValueError, match="go out of it"):
+    with pytest.raises(ValueError, match="cd out of it"):
         publish.build_folder("john", out=".")
 
 
@@ -331,6 +343,25 @@ def test_a_wheel_that_is_left_out_is_an_error_before_anything_is_written(pip, tm
     assert not (tmp_path / "out").exists()
 
 
+def test_all_bear_the_packages_name_as_far_as_each_may_be_called():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert publish.NAME == project["name"] == "kaggle_utils".replace("_", "-")
+    assert project["scripts"] == {publish.NAME: "kaggle_utils.cli:main"}
+
+
+def test_the_name_is_never_asked_of_a_package_index():
+    """PyPI's kaggle-utils is a stranger's package of the same name: pip gets ours as a folder or a wheel only, and for
+    the classifier PyPI would refuse it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert "Private :: Do Not Upload" in project["classifiers"]
+    from_index = [*wheels.WHEELS, *environment._NOT_IN_IMAGES.values(), (ROOT / "run.py").read_text()]
+    from_index += [(ROOT / name).read_text() for name in ("requirements.txt", "constraints.txt")]
+    from_index += [*project["dependencies"], *map(str, project["optional-dependencies"].values())]
+    assert not any(re.search("kaggle[-_.]utils==|kaggle-utils", text, re.IGNORECASE) for text in from_index)
+    guides = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("notebooks/*.ipynb")]
+    assert not any(re.search(r"pip3? install[^`\n]*kaggle[-_]utils", guide.read_text("utf-8")) for guide in guides)
+
+
 def test_the_versions_are_those_that_are_tested():
     tested = (ROOT / "run.py").read_text() + (ROOT / "constraints.txt").read_text()
     assert [wheel for wheel in wheels.WHEELS if wheel not in tested] == []
@@ -342,16 +373,16 @@ KERNEL, DATASET = "kernels/czii-06-submission/kernel-metadata.json", "dataset/da
 UNNOTICED = [
     (KERNEL, {"enable_interent": False}, "unknown"),
     (KERNEL, {"enable_internet": None}, "enable_internet must be true or false"),
-    (KERNEL, {"enable_internet": True}, "the internet must be off"),
+    (KERNEL, {"enable_internet": True}, "enable_internet must be false"),
     (KERNEL, {"enable_gpu": "yes"}, "enable_gpu must be"),
     (KERNEL, {"title": "CZII submission"}, "slug is not the title's"),
     (KERNEL, {"id": "john/czii-06-submission"}, "slug is not the title's"),
     (KERNEL, {"title": "CZII 06 submission" + " again" * 6}, "5 to 50"),
     (KERNEL, {"code_file": "06.ipynb"}, "no notebook"),
-    (KERNEL, {"language": "r"}, "no Python notebook"),
-    (KERNEL, {"dataset_sources": []}, "must have the dataset"),
-    (KERNEL, {"competition_sources": ["czii"]}, "must have the competition"),
-    (KERNEL, {"kernel_sources": ["jane/czii-07-magic"]}, "none of the others"),
+    (KERNEL, {"language": "r"}, "language must be python"),
+    (KERNEL, {"dataset_sources": []}, "dataset_sources must be the dataset"),
+    (KERNEL, {"competition_sources": ["czii"]}, "competition_sources must be czii-"),
+    (KERNEL, {"kernel_sources": ["jane/czii-07-magic"]}, "must be other kernels"),
     (DATASET, {"licences": []}, "unknown"),
     (DATASET, {"licenses": [{"name": "MIT"}, {"name": "other"}]}, "exactly one"),
     (DATASET, {"title": "CZII"}, "6 to 50"),
@@ -370,7 +401,7 @@ def test_what_the_cli_would_not_notice_is_found(folder):
 
 def test_sub_folders_of_the_dataset_are_found(folder):
     (folder / "dataset/models").mkdir()
-    assert publish.find_faults(folder) == ["dataset-metadata.json: sub-folders are skipped"]
+    assert publish.find_faults(folder) == ["dataset-metadata.json: the CLI would skip the sub-folders"]
 
 
 def commands(folder: Path) -> list[list[str]]:
@@ -382,7 +413,7 @@ def test_the_commands_are_all_there_in_their_order(folder, monkeypatch):
     monkeypatch.chdir(folder.parent)
     create, version, *pushes, submit = commands(folder)
     assert create == ["kaggle", "datasets", "create", "-p", "out/dataset"]
-    assert version == [*create[:2], "version", "-p", "out/dataset", "-m", "czii-kaggle-utils 0.1.0"]
+    assert version == [*create[:2], "version", "-p", "out/dataset", "-m", "kaggle-utils 0.1.0"]
     assert [push[:-1] for push in pushes] == 6 * [["kaggle", "kernels", "push", "-p"]]
     assert [push[-1].split("/czii-")[1][:2] for push in pushes] == NUMBERS
     assert shlex.join(submit[:11]) == (
@@ -459,13 +490,13 @@ def test_the_official_cli_accepts_every_command_and_all_metadata(official, folde
     create, version, *pushes, submit = official.requests
     files = sorted(path.name for path in (folder / "dataset").iterdir() if path.name != "dataset-metadata.json")
     assert sorted(official.files) == sorted(2 * files)  # none of them is skipped
-    assert (create.owner_slug, create.slug, create.license_name) == ("jane", "czii-kaggle-kit", "MIT")
-    assert create.is_private and version.dataset_slug == "czii-kaggle-kit"
+    assert (create.owner_slug, create.slug, create.license_name) == ("jane", "kaggle-utils", "other")
+    assert create.is_private and version.dataset_slug == "kaggle-utils"
     for request, number in zip(pushes, NUMBERS, strict=True):
         assert request.slug.startswith(f"jane/czii-{number}") and request.is_private
         assert request.enable_internet is False and request.enable_gpu is (number >= "03")
         assert request.machine_shape == ("NvidiaTeslaT4" if number >= "03" else "")
-        assert request.dataset_data_sources == ["jane/czii-kaggle-kit"]
+        assert request.dataset_data_sources == ["jane/kaggle-utils"]
         cells = json.loads(request.text)["cells"]
         assert not any(cell.get("outputs") for cell in cells)
     assert (submit.kernel_slug, submit.kernel_version, submit.file_name) == ("czii-06-submission", 3, "submission.csv")
@@ -531,9 +562,9 @@ def kaggle(monkeypatch, tmp_path):
 def test_push_updates_the_dataset_and_pushes_what_can_run(folder, kaggle, capfd):
     assert push.push_folder(folder) == ["czii-04-vnet-training", "czii-05-ensemble", "czii-06-submission"]
     assert kaggle.asked()[:3] == [
-        "datasets status jane/czii-kaggle-kit",
-        "datasets version -m czii-kaggle-utils 0.1.0 -p dataset",
-        "datasets status jane/czii-kaggle-kit",
+        "datasets status jane/kaggle-utils",
+        "datasets version -m kaggle-utils 0.1.0 -p dataset",
+        "datasets status jane/kaggle-utils",
     ]
     assert kaggle.asked()[3:] == [
         "kernels push -p kernels/czii-01-eda",
@@ -546,12 +577,12 @@ def test_push_updates_the_dataset_and_pushes_what_can_run(folder, kaggle, capfd)
 
 def test_push_creates_a_dataset_that_is_not_there(folder, kaggle, capfd):
     kaggle.answer(["datasets status", "403 Client Error", 1], ["datasets create", "Dataset is being created", 0])
-    with pytest.raises(ChildProcessError, match="jane/czii-kaggle-kit is not ready"):
+    with pytest.raises(ChildProcessError, match="jane/kaggle-utils is not ready"):
         push.push_folder(folder)
     assert kaggle.asked() == [
-        "datasets status jane/czii-kaggle-kit",
+        "datasets status jane/kaggle-utils",
         "datasets create -p dataset",
-        *3 * ["datasets status jane/czii-kaggle-kit"],
+        *3 * ["datasets status jane/kaggle-utils"],
     ]
     assert "Dataset is being created\n" in capfd.readouterr().out
 
@@ -588,9 +619,26 @@ def test_push_stops_at_the_first_failure_with_its_message(answer, folder, kaggle
     assert kaggle.asked()[-1].startswith(answer[0])
 
 
+def test_push_without_a_login_says_what_to_do_first(folder, kaggle, capfd):
+    """The CLI's own help ends with how to store a token, which alone would be no advice."""
+    help_text = "Authentication required to call the Kaggle API.\n\n  Option B: API token file\n    Save the token to x"
+    kaggle.answer(["datasets status", help_text, 1])
+    with pytest.raises(PermissionError, match=r"run `\S*kaggle auth login`, or set KAGGLE_API_TOKEN .*; then run this"):
+        push.push_folder(folder)
+    assert kaggle.asked() == ["datasets status jane/kaggle-utils"] and "Option B" in capfd.readouterr().out
+
+
+def test_the_official_cli_asks_for_a_login_in_the_words_that_push_looks_for(official, tmp_path):
+    code = "import kaggle.cli; kaggle.cli.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "datasets", "status", "jane/kaggle-utils"], capture_output=True, text=True
+    )
+    assert done.returncode == 1 and push._NO_LOGIN in done.stdout
+
+
 def test_push_stops_when_the_dataset_fails(folder, kaggle):
     kaggle.answer(["datasets status", "failed", 0])
-    with pytest.raises(ChildProcessError, match="could not take the dataset in"):
+    with pytest.raises(ChildProcessError, match="could not unpack the dataset"):
         push.push_folder(folder)
 
 
@@ -605,5 +653,5 @@ def test_push_without_the_cli_says_how_to_get_it(folder, monkeypatch, tmp_path):
 def test_the_real_wheels_fit(tmp_path):
     out = publish.build_folder("jane", out=tmp_path / "out")
     found = {wheels.read_wheel(path).name for path in out.glob("dataset/*.whl")}
-    assert found == {wheel.split("==")[0] for wheel in wheels.WHEELS} | {"czii-kaggle-utils"}
+    assert found == {wheel.split("==")[0] for wheel in wheels.WHEELS} | {"kaggle-utils"}
     assert sum(path.stat().st_size for path in out.glob("dataset/*.whl")) < 20e6

@@ -238,8 +238,8 @@ NUMPY = f"numpy=={np.__version__}"  # whatever else comes, it stays
 
 
 @pytest.mark.parametrize("wheels", ["", "wheels"])
-@pytest.mark.parametrize("form", ["", "czii_kaggle_utils-0.1.0-py3-none-any.whl"])
-@pytest.mark.parametrize("mount", ["czii-kit", "datasets/someone/czii-kit"])
+@pytest.mark.parametrize("form", ["", "kaggle_utils-0.1.0-py3-none-any.whl"])
+@pytest.mark.parametrize("mount", ["kaggle-utils", "datasets/someone/kaggle-utils"])
 def test_the_kits_own_wheels_are_installed_offline(tmp_path, monkeypatch, pip, mount, form, wheels):
     """Be the kit a folder or a wheel, and whatever else is mounted."""
     kit, stranger = tmp_path / "kaggle/input" / mount, tmp_path / "kaggle/input/a-model"
@@ -259,7 +259,7 @@ def test_the_kits_own_wheels_are_installed_offline(tmp_path, monkeypatch, pip, m
 def test_no_strangers_wheel_is_installed(tmp_path, monkeypatch, pip, mount, folder):
     """A wheel is code: a dataset of models must not bring any. Where the kit has none, the error says where it was
     looked for."""
-    place, kit = tmp_path / "kaggle/input" / mount / folder, tmp_path / "kaggle/input/czii-kit"
+    place, kit = tmp_path / "kaggle/input" / mount / folder, tmp_path / "kaggle/input/kaggle-utils"
     place.mkdir(parents=True)
     (place / "zarr-3.1.6-py3-none-any.whl").touch()
     be_on(monkeypatch, KAGGLE)
@@ -357,7 +357,7 @@ def publish(folder: Path, model: str, group: str = "report-full", files: dict[st
     return folder
 
 
-@pytest.mark.parametrize("mount", ["czii-kit", "datasets/someone/czii-kit", "notebooks/someone/czii-build"])
+@pytest.mark.parametrize("mount", ["kaggle-utils", "datasets/someone/kaggle-utils", "notebooks/someone/czii-build"])
 def test_published_models_become_folders_again(tmp_path, mount):
     place = publish(tmp_path / "kaggle/input" / mount, "vnet_model_ribosome")
     publish(place, "unfinished", files={"weights.pt": "weights"})
