@@ -140,6 +140,7 @@ _RULES: dict[str, _Rule] = {
     "window": ("null or a whole number from 1 to 1024", _is_window),
     "halo": _whole(0, 512),
     "tomogram": _text("a name of letters, digits, '_', '.', '+' and '-'", r"\w[\w.+-]{0,99}"),  # it goes into a glob
+    "voxel_spacing": _number(0.1, 1000),  # Angstrom
     "radius_fraction": _number(0.05, 2),
     "min_size_fraction": _number(0, 10),
     "views": _whole(1, 16),

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from kaggle_utils.data.tomograms import find_group, is_plain_name, load_tomogram, normalise
+from kaggle_utils.data.tomograms import find_group, is_plain_name, load_tomogram, normalise, read_voxel_spacing
 from kaggle_utils.inference.ensemble import Ensemble, load_specialists, make_ensemble
 from kaggle_utils.inference.merging import COMMITTEES, Committee, count_networks, find_particles, make_committee
 from kaggle_utils.inference.predictor import Predictor
@@ -27,6 +27,8 @@ from kaggle_utils.submission.parts import Outcome, Parts, gather_picks, sign_fil
 from kaggle_utils.submission.workers import predict_runs
 from kaggle_utils.system import environment
 from kaggle_utils.system.files import remove_leftovers
+
+_OTHER_SPACING = 0.01  # relative; beyond it particles have another size in voxels than those that a model knows
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,7 @@ def submit(
         return [outcome for outcome in outcomes.values() if outcome]
 
     _refuse_problems(known(), strict)
+    _compare_spacings(list(sources), data, split, ensemble)
     failure = None
     # Closed whatever happens: a notebook would keep the processes, and the GPUs' memory, with the error that it shows.
     with closing(predict_runs(waiting, data, ensemble, split, devices, views, compiled, deadline)) as results:
@@ -194,6 +197,28 @@ def _keep_other(out: str | Path) -> None:
             print(f"the submission that was there cannot be continued; it is kept as {kept.name}")
     except OSError as error:
         warnings.warn(f"the submission that was there is not kept: {error}", stacklevel=3)
+
+
+def _compare_spacings(runs: Sequence[str], data: str | Path, split: str, ensemble: Ensemble | Committee) -> None:
+    """Warn, once, of tomograms whose voxels have another size than those that the models were trained on."""
+    kind, trained = agree(ensemble.models, "tomogram"), [m.config.get("voxel_spacing") for m in ensemble.models]
+    other = []
+    for run in runs:
+        try:
+            spacing = read_voxel_spacing(find_group(run, data, split, kind))
+        except (OSError, ValueError):  # what is broken is told when the run is read
+            continue
+        if any(known and abs(spacing / known - 1) > _OTHER_SPACING for known in trained):
+            other.append(f"{run} {spacing:g} A")
+    if other:
+        ours = ", ".join(f"{spacing:g} A" for spacing in sorted({*trained} - {None}))
+        more = f" and {len(other) - 3} more" if len(other) > 3 else ""
+        warnings.warn(
+            f"the models were trained on voxels of {ours}, but {len(other)} of {len(runs)} tomograms have other voxels "
+            f"({', '.join(other[:3])}{more}): the models may miss most particles there; resample these tomograms to "
+            f"{ours}, or train models on tomograms with such voxels",
+            stacklevel=3,
+        )
 
 
 def _sign_run(run: str, data: str | Path, split: str, kind: str) -> str:

@@ -230,6 +230,7 @@ def _describe(network: ModelRecipe, recipe: Recipe, runs: list[Run]) -> dict:
         "subvolume_size": recipe.subvolume_size,
         "radius_fraction": recipe.radius_fraction,
         "tomogram": recipe.tomogram,
+        "voxel_spacing": float(np.median([run.voxel_spacing for run in runs])),
         "seed": recipe.seed,
         "runs": [run.name for run in runs],
         "data_checksum": _checksum(runs),

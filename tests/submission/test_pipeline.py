@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from kaggle_utils.data.picks import make_picks
-from kaggle_utils.data.tomograms import find_runs, load_tomogram
+from kaggle_utils.data.tomograms import find_runs, load_tomogram, write_ome_zarr
 from kaggle_utils.inference.ensemble import combine, find_models, make_ensemble
 from kaggle_utils.inference.picking import pick_particles
 from kaggle_utils.inference.predictor import Predictor
@@ -144,6 +145,21 @@ def test_the_submission_is_there_before_the_first_run_and_grows_with_each(call):
     outcomes, rows, _ = call(fates={"TS_1": look, "TS_2": look, "TS_3": look})
     assert seen == [0, 4, 8] and len(rows) == 12
     assert [o.run for o in outcomes] == ["TS_1", "TS_2", "TS_3"] and {o.state for o in outcomes} == {"done"}
+
+
+def test_tomograms_of_another_voxel_spacing_than_the_models_are_told_once(call, untrained, tmp_path):
+    """Particles have another size in voxels there; without a word the picks would only be few and wrong."""
+    for run, spacing in ("TS_1", 10.012), ("TS_2", 13.48), ("TS_3", 10.1):
+        group = tmp_path / "data/test/static/ExperimentRuns" / run / "VoxelSpacing10.000/denoised.zarr"
+        write_ome_zarr(group, np.zeros((4, 4, 4)), spacing, levels=1)
+    with pytest.warns(UserWarning) as caught:
+        _, rows, _ = call(untrained(voxel_spacing=10.012444))
+    (message,) = {str(warning.message) for warning in caught}
+    assert "trained on voxels of 10.0124 A, but 1 of 3 tomograms have other voxels (TS_2 13.48 A)" in message
+    assert len(rows) == 12  # they are computed all the same
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        call(call.ensemble, parts=tmp_path / "other parts")  # models that do not say
 
 
 def test_after_a_crash_only_what_is_missing_is_computed(call, capsys):

@@ -279,6 +279,7 @@ def test_a_trained_folder_holds_all_that_later_steps_need(folder):
     model, config = load_model(folder), read_config(folder)
     assert model.threshold == 0.5 and config["picks"] == 18 and config["runs"] == ["A", "B"]
     assert {"architecture": "unet", "seed": 0, "tomogram": "denoised"}.items() <= config.items()
+    assert config["voxel_spacing"] == SPACING
     assert config["scores"]["validation"]["f1"] == pytest.approx(read_history(folder)["validation_dice"].max())
 
 
