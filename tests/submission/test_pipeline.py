@@ -208,9 +208,12 @@ def test_with_other_models_or_settings_everything_is_computed_again(change, call
 def test_with_other_code_everything_is_computed_again(call, untrained, tmp_path, monkeypatch):
     before = fingerprint(untrained(), 1)
     assert before == fingerprint(untrained(), 1) != fingerprint(untrained(), 2)
-    (tmp_path / "new.py").write_text("changed = True")
+    (tmp_path / "room").mkdir()
+    (tmp_path / "room" / "new.py").write_text("one = 1")
     monkeypatch.setattr(pipeline, "files", lambda package: tmp_path)
-    assert fingerprint(untrained(), 1) != before
+    other = fingerprint(untrained(), 1)
+    (tmp_path / "room" / "new.py").write_text("one = 2")
+    assert len({before, other, fingerprint(untrained(), 1)}) == 3
 
 
 def test_a_tomogram_that_has_changed_is_computed_again(call, tmp_path):
