@@ -18,10 +18,12 @@ from scipy import fft
 from scipy.spatial.transform import Rotation
 from tqdm.auto import tqdm
 
+from kaggle_utils.data.levels import MOST_VOXELS
 from kaggle_utils.data.picks import PICK_COLUMNS, voxel_to_angstrom, write_picks
 from kaggle_utils.data.tomograms import TOMOGRAM_TYPES, write_ome_zarr
 from kaggle_utils.particles import get_particle
 from kaggle_utils.system.files import write_text
+from kaggle_utils.system.machine import find_free_memory
 
 VERSION = 1  # raise it when the same seed gives other data: phantoms of older versions are then written anew
 SPACING = (10.012444196428572, 10.012444196428572, 10.012444537618887)  # Angstrom, z y x: the competition's .zattrs
@@ -43,6 +45,7 @@ SHAPES = {
     "apo-ferritin": (25, [(1, (0, 0, 0), (60, 60, 60)), (-1, (0, 0, 0), (40, 40, 40))]),  # 1FHA, hollow
 }
 GAP = 2.0  # voxels between two particles' spheres
+_BYTES = 40  # of memory for each voxel of a run that is made; 38 were measured
 
 # How the types differ: the share of the noise left, the share of the missing wedge filled in, and whether the contrast
 # transfer is deconvolved. Networks made the real isonetcorrected and denoised; no filter does what a network does, so
@@ -81,6 +84,15 @@ def _require_room(shape: tuple[int, ...]) -> None:
     needed = int(math.ceil(2 * _radius("ribosome"))) + 1
     if len(shape) != 3 or min(shape) < needed:
         raise ValueError(f"shape {tuple(shape)} cannot hold a ribosome: each of z, y, x needs {needed} voxels or more")
+
+
+def _require_memory(shape: tuple[int, ...]) -> None:
+    voxels, free = math.prod(shape), find_free_memory("cpu")
+    if voxels > MOST_VOXELS:
+        raise ValueError(f"shape {shape} has {voxels:.3g} voxels; choose one of {MOST_VOXELS:.3g} at most")
+    if voxels * _BYTES > free:
+        needed = f"{voxels * _BYTES / 2**30:.1f} GiB of memory, but {free / 2**30:.1f} GiB are free"
+        raise ValueError(f"shape {shape} needs {needed}; choose a smaller one")
 
 
 def _radius(name: str) -> float:
@@ -224,10 +236,12 @@ def write_phantom(
 
     Raises
     ------
-    FileExistsError when `out` holds other data; ValueError when `shape` cannot hold a ribosome, or for no runs.
+    FileExistsError when `out` is a file, or a folder that holds anything else. ValueError when `shape` cannot hold a
+    ribosome or needs more memory than is free, and for no runs.
     """
     out, shape = Path(out), tuple(int(size) for size in shape)
     _require_room(shape)
+    _require_memory(shape)
     if runs < 1 or test_runs < 0 or seed < 0:
         raise ValueError(f"needed: runs >= 1, test_runs >= 0, seed >= 0; given: {runs}, {test_runs}, {seed}")
     settings = {"version": VERSION, "seed": seed, "shape": shape, "runs": runs, "test_runs": test_runs}
@@ -253,12 +267,14 @@ def is_phantom(data: str | Path) -> bool:
 
 
 def _own_folders(out: Path) -> list[Path]:
-    """Return the folders that a new phantom replaces; raises FileExistsError when any data in them is foreign."""
+    """Return the folders that a new phantom replaces; raises FileExistsError when anything in `out` is foreign."""
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"{out} is a file; choose a folder for the phantom")
     folders = [out / split for split in ("train", "test", "test_truth") if (out / split).exists()]
     runs = [run for folder in folders for run in folder.glob("*/ExperimentRuns/*") if run.is_dir()]
     strange = [run for run in runs if not run.name.startswith(tuple(RUN_PREFIX.values()))]
     if not is_phantom(out) and not (out / UNFINISHED).is_file():
-        strange += folders
+        strange += sorted(out.glob("[!.]*"))
     if strange:
-        raise FileExistsError(f"{strange[0]} is not part of a phantom: choose another folder, or move it away")
+        raise FileExistsError(f"{strange[0]} is not part of a phantom; choose a new or an empty folder")
     return folders

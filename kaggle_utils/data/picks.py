@@ -8,6 +8,7 @@ import io
 import json
 import reprlib
 import warnings
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -68,13 +69,18 @@ def read_run(run: str, data: str | Path | None = None, split: str = "train") -> 
 
 
 def read_overlay(experiment_runs: str | Path) -> pd.DataFrame:
-    """Return the points of all runs below an overlay's ExperimentRuns folder; raises as `read_run` does."""
+    """Return the points of all runs below an overlay's ExperimentRuns folder.
+
+    Raises as `read_run` does, and FileNotFoundError for a folder without runs; it then names the ExperimentRuns folders
+    near it, or those that it looked for."""
     folder = Path(experiment_runs)
+    if not _holds_picks(folder):
+        places = [folder / below / "ExperimentRuns" for below in ("", "overlay", "train/overlay", "test_truth/overlay")]
+        places += folder.absolute().parents[:2]
+        near = [str(place) for place in places if _holds_picks(place)]
+        advice = f"give {' or '.join(near)}" if near else f"looked also in {', '.join(map(str, places))}"
+        raise FileNotFoundError(f"no picks in {folder}, which should hold <run>/Picks/<particle>.json; {advice}")
     runs = sorted(path for path in folder.glob("[!.]*") if path.is_dir())
-    if not runs:
-        raise FileNotFoundError(
-            f"no runs in {folder}; expected <run>/Picks/<particle>.json, as in DATA/train/overlay/ExperimentRuns"
-        )
     return pd.concat([_read_picks_folder(run) for run in runs], ignore_index=True)
 
 
@@ -86,9 +92,13 @@ def read_truth(path: str | Path) -> pd.DataFrame:
     path = Path(path)
     if path.is_dir():
         return read_overlay(path)
-    content = io.BytesIO(read_bytes(path, _MOST_BYTES))
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; give an overlay's ExperimentRuns folder, or a CSV of picks")
+    content = read_bytes(path, _MOST_BYTES)
+    if fault := find_csv_fault(content):
+        raise ValueError(f"{path} is not a CSV of picks: {fault}")
     try:
-        table = pd.read_csv(content, dtype=dict.fromkeys(PICK_COLUMNS, str))
+        table = pd.read_csv(io.BytesIO(content), dtype=dict.fromkeys(PICK_COLUMNS, str))
     except (ValueError, OverflowError) as error:  # of which pandas' own are kinds
         raise ValueError(f"{path} is not a CSV of picks: {error}") from error
     missing = [column for column in PICK_COLUMNS if column not in table]
@@ -103,15 +113,29 @@ def read_truth(path: str | Path) -> pd.DataFrame:
     return table[list(PICK_COLUMNS)].assign(**coordinates)
 
 
+def find_csv_fault(content: bytes) -> str | None:
+    """Return in words why a file cannot be a CSV with commas in UTF-8, for what spreadsheets write instead; else
+    None."""
+    if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) or b"\0" in content[:2]:
+        return "the file is in UTF-16; save it as UTF-8"
+    header = content.split(b"\n", 1)[0]
+    for mark, name in (b";", "semicolons"), (b"\t", "tabs"):
+        if mark in header and b"," not in header:
+            return f"line 1: the fields are separated by {name}; separate them by commas, with a point in numbers"
+    return None
+
+
 def write_picks(
     points: pd.DataFrame, folder: str | Path, user_id: str = "curation", session_id: str = "0", prefix: bool = True
 ) -> list[Path]:
     """Write a picks table as copick files FOLDER/<run>/Picks/[<user>_<session>_]<particle>.json and return their paths.
 
-    Where copick is installed its own model validates and writes them; `prefix=False` gives the competition's bare
-    names. Raises ValueError, before anything is written, for an unknown particle, a missing or infinite value, a run
-    whose name would leave FOLDER, or a user or session with a separator or an underscore, at which copick parts file
-    names."""
+    A pick's `confidence`, where the table has that column, becomes copick's score; else it is 1. Where copick is
+    installed, its own model validates and writes the files. `prefix=False` gives the competition's bare names.
+
+    Raises ValueError, before anything is written, for an unknown particle, a missing or infinite value, a run whose
+    name would leave FOLDER, and a user or session with a separator or an underscore: copick splits file names at
+    underscores."""
     author = user_id + session_id
     if prefix and ("_" in author or not is_plain_name(author) or not author.isprintable()):
         raise ValueError(
@@ -119,8 +143,9 @@ def write_picks(
             "use a hyphen"
         )
     columns = points[list(PICK_COLUMNS)]
-    if columns.isna().any(axis=None) or not np.isfinite(columns[["x", "y", "z"]].to_numpy(dtype=float)).all():
-        raise ValueError("picks without a run, a particle type or finite coordinates cannot be written")
+    numbers = points[["x", "y", "z", *points.columns.intersection(["confidence"])]].to_numpy(dtype=float)
+    if columns.isna().any(axis=None) or not np.isfinite(numbers).all():
+        raise ValueError("each pick needs a run, a particle type, finite coordinates and a finite confidence, if any")
     for name in columns["particle_type"].unique():
         get_particle(name)
     for run in columns["experiment"].unique():
@@ -141,7 +166,7 @@ def write_picks(
                     "location": {axis: float(row[axis]) for axis in "xyz"},
                     "transformation_": np.eye(4).tolist(),
                     "instance_id": 0,
-                    "score": float(row.get("score", 1.0)),
+                    "score": float(row.get("confidence", 1.0)),
                 }
                 for row in group.to_dict("records")
             ],
@@ -196,6 +221,11 @@ def _to_copick_json(record: dict) -> str:
     from copick.models import CopickPicksFile
 
     return CopickPicksFile.model_validate(record).model_dump_json(indent=1)
+
+
+def _holds_picks(folder: Path) -> bool:
+    """Whether a folder holds runs with picks, as an overlay's ExperimentRuns does."""
+    return next(folder.glob("[!.]*/Picks/*.json"), None) is not None
 
 
 def _read_picks_folder(run_folder: Path) -> pd.DataFrame:

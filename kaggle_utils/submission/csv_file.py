@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kaggle_utils.data.picks import PICK_COLUMNS
+from kaggle_utils.data.picks import PICK_COLUMNS, find_csv_fault
 from kaggle_utils.data.tomograms import find_runs, find_tomograms, read_shape, read_voxel_spacing, read_zarr
 from kaggle_utils.particles import PARTICLE_NAMES, PARTICLES, get_particle
 from kaggle_utils.system.files import read_bytes, replacing
@@ -81,12 +81,10 @@ def set_aside(path: str | Path) -> Path | None:
 def read_submission(path: str | Path) -> pd.DataFrame:
     """Return a submission's rows: id (integer), experiment, particle_type (text), x, y, z (Angstrom).
 
-    Raises FileNotFoundError for a missing file and ValueError, listing all that is wrong, for one that is empty, larger
-    than 256 MB, not UTF-8, has other columns, rows of another length, ids that are not integers or coordinates that are
-    not finite.
+    Raises OSError for a file that is missing or cannot be read. Raises ValueError, listing all that is wrong, for one
+    that is empty, larger than 256 MB or not UTF-8, and for other columns, rows of another length, ids that are not
+    integers and coordinates that are not finite.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no submission {path}")
     table, violations = _read(Path(path))
     if violations:
         raise ValueError("\n  ".join([f"{path} is not a valid submission:", *violations]))
@@ -117,14 +115,11 @@ def validate_submission(path: str | Path, data: str | Path, split: str = "test")
 
     Raises
     ------
-    FileNotFoundError
-        When `data` has no runs in `split`: that is no fault of the submission.
+    OSError
+        When `path` cannot be read, or `data` has no runs in `split`: then nothing can be said of the submission.
     """
     runs = [run for run in find_runs(data, split) if is_run_name(run)]
-    try:
-        table, violations = _read(Path(path))
-    except OSError as error:
-        return [f"{path} cannot be read: {error.strerror or error}"]
+    table, violations = _read(Path(path))
     if "id" in table:
         again = table[table["id"].notna() & table["id"].duplicated()]
         violations += _violation("id used before", again["line"], again["id"])
@@ -206,10 +201,16 @@ def _read(path: Path) -> tuple[pd.DataFrame, list[str]]:
     The table has the column `line` (the file's, from 1) and those of COLUMNS that the header names: ids as integers or
     NA, coordinates as finite numbers or NaN, the others as text. Rows with too few or too many fields are left out.
     """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; give the CSV file")
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; give the CSV file of a submission")
     try:
         content, violations = read_bytes(path, _MOST_BYTES), []
     except ValueError as error:  # too large to be looked at
         return pd.DataFrame(), [str(error)]
+    if fault := find_csv_fault(content):
+        return pd.DataFrame(), [fault]
     if content.startswith(BOM_UTF8):
         content = content.removeprefix(BOM_UTF8)
         violations.append("line 1: begins with a byte order mark; save the file as UTF-8 without one")

@@ -44,9 +44,9 @@ def keep_freed_memory() -> None:
 def find_free_memory(device: str) -> int:
     """Return how many bytes a torch device has for this process: those that are free, and those that this process holds
     for the next allocation. A cautious 4 GiB where nobody says."""
-    import torch
+    if device.startswith("cuda"):
+        import torch
 
-    if torch.device(device).type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
     free = [4 * 2**30]

@@ -157,9 +157,20 @@ def test_foreign_data_are_never_touched(tmp_path, split):
     real = tmp_path / split / "static" / "ExperimentRuns" / "TS_5_4" / "VoxelSpacing10.000" / "denoised.zarr" / "0"
     real.mkdir(parents=True)
     (real / "0").write_bytes(b"precious")
-    with pytest.raises(FileExistsError, match="choose another folder"):
+    with pytest.raises(FileExistsError, match="choose a new or an empty folder"):
         write_phantom(tmp_path, runs=1, test_runs=0, shape=SMALL)
     assert (real / "0").read_bytes() == b"precious" and not is_phantom(tmp_path)
+
+
+def test_a_folder_that_holds_anything_else_is_left_alone(tmp_path):
+    """A slip of the hand must not fill a home folder; what the system hides in a new folder is no obstacle."""
+    (tmp_path / "letters").mkdir()
+    with pytest.raises(FileExistsError, match="letters is not part of a phantom"):
+        write_phantom(tmp_path, runs=1, test_runs=0, shape=(31, 32, 33))
+    assert [path.name for path in tmp_path.iterdir()] == ["letters"]
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / ".DS_Store").touch()
+    assert is_phantom(write_phantom(tmp_path / "new", runs=1, test_runs=0, shape=(31, 32, 33)))
 
 
 def test_a_real_run_put_into_a_phantom_is_not_deleted(tmp_path):
@@ -176,6 +187,18 @@ def test_too_small_a_shape_is_a_clear_error_before_anything_is_written(tmp_path,
     with pytest.raises(ValueError, match="cannot hold a ribosome"):
         write_phantom(tmp_path / "out", shape=shape)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [((100_000, 100_000, 100_000), "1e[+]15 voxels"), ((1000, 1000, 1000), "needs 37.3 GiB of memory, but 8.0 GiB")],
+)
+def test_a_shape_beyond_the_memory_is_refused_before_anything_is_written(tmp_path, monkeypatch, shape, message):
+    """Else the system kills the process, minutes later and without a word."""
+    monkeypatch.setattr(phantom, "find_free_memory", lambda device: 2**33)
+    with pytest.raises(ValueError, match=f"{message}.*; choose"):
+        write_phantom(tmp_path / "new", shape=shape)
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("wrong", [{"runs": 0}, {"test_runs": -1}, {"seed": -1}])

@@ -188,8 +188,18 @@ def test_a_run_with_an_empty_picks_folder_and_an_overlay_without_runs_are_named(
     folder(tmp_path).mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match=r"TS_1: no picks in .*expected <particle>\.json"):
         read_run("TS_1", tmp_path)
-    with pytest.raises(FileNotFoundError, match="no runs in .*nowhere"):
+    with pytest.raises(FileNotFoundError, match="no picks in .*nowhere, .*looked also in .*nowhere/overlay/Experiment"):
         read_overlay(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("level", ["", "train", "train/overlay", "train/overlay/ExperimentRuns/TS_1", "../tree"])
+def test_a_truth_one_level_off_is_refused_with_the_folder_that_was_meant(tmp_path, level):
+    tree = tmp_path / "tree"
+    write_file(folder(tree) / "ribosome.json", "ribosome", [(1, 2, 3)])
+    with pytest.raises(FileNotFoundError, match=r"should hold <run>/Picks/<particle>.json; give (.*)$") as caught:
+        read_truth(tree / level)
+    advised = str(caught.value).rsplit("; give ", 1)[1]
+    assert len(read_truth(advised)) == 1
 
 
 def test_truth_is_read_from_a_folder_or_a_csv_alike(tmp_path):
@@ -207,7 +217,10 @@ def test_truth_is_read_from_a_folder_or_a_csv_alike(tmp_path):
     ("content", "message"),
     [
         (b"", "not a CSV"),
-        (b"\xff\xfe\x00", "not a CSV"),
+        (b"\x80\xfe", "not a CSV"),
+        ("experiment,particle_type,x,y,z\n".encode("utf-16"), "the file is in UTF-16; save it as UTF-8"),
+        ("experiment,particle_type,x,y,z\n".encode("utf-16-be"), "the file is in UTF-16; save it as UTF-8"),
+        (b"experiment;particle_type;x;y;z\n", "line 1: the fields are separated by semicolons; .* commas"),
         (b"experiment,x,y\nTS_1,1,2\n", "the columns particle_type, z"),
         (b"experiment,particle_type,x,y,z\nTS_1,ribosome,1,2,far\n", "no finite numbers"),
         (b"experiment,particle_type,x,y,z\nTS_1,ribosome,1,2,\n", "no finite numbers"),
@@ -269,7 +282,7 @@ def test_files_have_the_competitions_fields(tmp_path, monkeypatch, with_copick):
     """With copick's model, and without it as in an offline Kaggle notebook."""
     if not with_copick:
         monkeypatch.setattr(picks.importlib.util, "find_spec", lambda name: None)
-    write_picks(POINTS.assign(score=[0.25, 0.5, 0.75, 1.0]), tmp_path, "kaggle-utils", "unet")
+    write_picks(POINTS.assign(confidence=[0.25, 0.5, 0.75, 1.0]), tmp_path, "kaggle-utils", "unet")
     record = json.loads((tmp_path / "TS_1/Picks/kaggle-utils_unet_apo-ferritin.json").read_text())
     (point,) = record.pop("points")
     assert record == {
@@ -286,13 +299,18 @@ def test_files_have_the_competitions_fields(tmp_path, monkeypatch, with_copick):
     assert point == {"location": location, "transformation_": identity, "instance_id": 0, "score": 0.25}
 
 
+def test_picks_without_a_confidence_are_certain(tmp_path):
+    (path, *_) = write_picks(POINTS, tmp_path)
+    assert json.loads(path.read_text())["points"][0]["score"] == 1
+
+
 def test_no_picks_write_no_files(tmp_path):
     assert write_picks(POINTS.iloc[:0], tmp_path) == [] and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("identity", [("a_b", "0"), ("a", "0_1"), ("../a", "0"), ("a", "b/c"), ("", "")])
 def test_users_and_sessions_that_break_a_file_name_are_refused(tmp_path, identity):
-    """copick parts file names at underscores, and a separator would lead out of the run."""
+    """copick splits file names at underscores, and a separator would lead out of the run."""
     with pytest.raises(ValueError, match="no underscore or separator"):
         write_picks(POINTS, tmp_path, *identity)
     assert not list(tmp_path.iterdir())
@@ -312,17 +330,18 @@ def test_the_kits_own_user_is_legal(tmp_path):
         ("experiment", "{absolute}", "cannot be a run's name"),
         ("experiment", "TS\0_1", "cannot be a run's name"),
         ("experiment", 5, "cannot be a run's name"),
-        ("experiment", None, "without a run"),
+        ("experiment", None, "needs a run"),
         ("particle_type", "ribosom", "did you mean 'ribosome'"),
         ("particle_type", "../ribosome", "unknown particle"),
-        ("particle_type", None, "without a run, a particle"),
+        ("particle_type", None, "needs a run, a particle"),
         ("z", float("nan"), "finite"),
         ("x", float("inf"), "finite"),
+        ("confidence", float("nan"), "finite confidence"),
     ],
 )
 def test_bad_picks_are_refused_before_anything_is_written(tmp_path, column, value, message):
     """A run's name comes from data: it must not lead out of the folder, and no pick may vanish."""
-    points = POINTS.copy()
+    points = POINTS.assign(confidence=0.5)
     points.loc[3, column] = value.format(absolute=tmp_path / "outside") if isinstance(value, str) else value
     with pytest.raises(ValueError, match=message):
         write_picks(points, tmp_path / "in" / "side")

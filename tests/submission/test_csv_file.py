@@ -235,6 +235,22 @@ def test_bytes_that_are_not_utf8_are_located(tmp_path, data):
     assert len(violations) == 2 and "run 'TS_" in violations[1]  # that name cannot be known
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_a_file_in_utf16_is_told_as_such(tmp_path, data, encoding):
+    """As spreadsheets save "Unicode text"; each byte would else be a fault of its own."""
+    violations = check(tmp_path, data, (HEADER + GOOD).encode(encoding))
+    assert violations == ["the file is in UTF-16; save it as UTF-8"]
+
+
+@pytest.mark.parametrize(("mark", "name"), [(";", "semicolons"), ("\t", "tabs")])
+def test_other_separators_than_commas_are_told_as_such(tmp_path, data, mark, name):
+    """As spreadsheets save where the comma stands in numbers."""
+    violations = check(tmp_path, data, (HEADER + GOOD).replace(",", mark))
+    assert violations == [
+        f"line 1: the fields are separated by {name}; separate them by commas, with a point in numbers"
+    ]
+
+
 def test_all_rules_together(tmp_path, data):
     """Every violation is reported, not only the first; a long list is cut and counted."""
     lines = ["0,TS_1,ribosome,1,2,3", "0,TS_9,ribosome,1,2,3", "x,TS_1,ribosom,4,5,6", "3,TS_1,ribosome,inf,2,999"]
@@ -283,13 +299,12 @@ def test_many_unknown_names_are_counted(tmp_path, data):
 
 
 def test_missing_files(tmp_path, data):
-    """A missing submission is a violation; missing data is an error of its own."""
-    assert validate_submission(tmp_path / "no.csv", data) == [
-        f"{tmp_path / 'no.csv'} cannot be read: No such file or directory"
-    ]
-    assert "cannot be read" in validate_submission(tmp_path, data)[0]
-    with pytest.raises(FileNotFoundError, match="no.csv"):
-        read_submission(tmp_path / "no.csv")
+    """Nothing can be said of what cannot be read: an error, and no violation."""
+    for read in read_submission, lambda path: validate_submission(path, data):
+        with pytest.raises(FileNotFoundError, match=r"no\.csv does not exist; give the CSV file"):
+            read(tmp_path / "no.csv")
+        with pytest.raises(IsADirectoryError, match="is a folder; give the CSV file"):
+            read(tmp_path)
     with pytest.raises(FileNotFoundError, match="no runs"):
         check(tmp_path, tmp_path / "no data", HEADER)
 
