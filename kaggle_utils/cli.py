@@ -11,6 +11,7 @@ import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from kaggle_utils.kaggle.checks import check_inputs
 from kaggle_utils.kaggle.notebooks import NotebookError, run_notebooks
 from kaggle_utils.recipes import RECIPE_NAMES, SCALES
 
@@ -61,6 +62,7 @@ def notebooks(
     inherited = {name: value for name, value in os.environ.items() if work is None or name != "CZII_SUBMISSION"}
     env = detect(inherited | given)
     print(env, flush=True)
+    check_inputs(env, only)
     before = _changed(env.submission)
     pages = run_notebooks(env, only, refresh)
     print("\nnotebooks with their figures:")

@@ -149,6 +149,7 @@ def runner(monkeypatch):
     monkeypatch.setattr(environment, "find_devices", lambda: ("cpu",))
     fake = Runner()
     monkeypatch.setattr(cli, "run_notebooks", fake)
+    monkeypatch.setattr(cli, "check_inputs", lambda env, only: None)  # the data are empty folders
     return fake
 
 

@@ -1,9 +1,11 @@
 """What only Kaggle and the command line need: running the notebooks, and sending them away.
 
 Comes in: the repository. Goes out: executed notebooks, or a folder that the Kaggle CLI takes.
-`notebooks` runs, `wheels` collects what Kaggle's image lacks, `publish` makes and checks the folder, `push` sends it.
+`checks` finds what would stop the notebooks, `notebooks` runs them; `wheels` collects what Kaggle's image lacks,
+`publish` makes and checks the folder, `push` sends it.
 Nothing else imports it but the command line."""
 
+from kaggle_utils.kaggle.checks import check_inputs
 from kaggle_utils.kaggle.notebooks import NotebookError, find_notebooks, run_notebooks
 from kaggle_utils.kaggle.publish import build_folder, find_faults, find_kernels
 from kaggle_utils.kaggle.push import list_commands, push_folder
@@ -12,6 +14,7 @@ from kaggle_utils.kaggle.wheels import collect_wheels, find_imports, find_wheel_
 __all__ = [
     "NotebookError",
     "build_folder",
+    "check_inputs",
     "collect_wheels",
     "find_faults",
     "find_imports",

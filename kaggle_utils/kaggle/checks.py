@@ -1,0 +1,84 @@
+"""What would stop a notebook, found before the first one starts: a cell may fail hours of training later."""
+
+import warnings
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from kaggle_utils.kaggle.notebooks import find_notebooks
+from kaggle_utils.recipes import Recipe, get_recipe
+from kaggle_utils.system.environment import Environment, choose_models
+
+# data, inference and submission are imported where they are used: torch and zarr are slow to import.
+
+_SHOWN = 10  # lines; a folder of another layout may give one for each run
+
+
+def check_inputs(env: Environment, only: Sequence[str] = ()) -> None:
+    """Check what the notebooks (those whose names begin with one of `only`) need: the recipe and scale by name, picks
+    and large enough tomograms, test runs, and models and an ensemble that no other of these notebooks makes. Nothing
+    large is read, unless the models of an earlier call are wanted.
+
+    Raises ValueError with a line for each thing that is wrong, and as `find_notebooks` does."""
+    numbers = {path.name[:2] for path in find_notebooks(only)}
+    try:
+        recipe = get_recipe(env.recipe, env.scale)
+    except ValueError as error:
+        raise ValueError(f"{error} (--recipe and --scale, or CZII_RECIPE and CZII_SCALE, give it)") from error
+    faults = _find_missing_models(env, numbers)
+    if env.data is not None:  # else there will be a phantom, in which nothing is missing
+        faults += _find_data_faults(env.data, numbers, recipe)
+    if faults:
+        more = [f"... and {len(faults) - _SHOWN} more"] * (len(faults) > _SHOWN)
+        raise ValueError("\n".join(["the notebooks were not started:", *faults[:_SHOWN], *more]))
+
+
+def _find_data_faults(data: Path, numbers: Collection[str], recipe: Recipe) -> list[str]:
+    from kaggle_utils.data.picks import read_run
+    from kaggle_utils.data.tomograms import find_runs, read_shape
+
+    report = get_recipe("report", recipe.scale)  # 02 shows its sub-volumes, and 03 trains its baseline, by any recipe
+    recipes = {"01": (), "02": (report,), "03": (report, recipe), "04": (recipe,), "05": (recipe,)}
+    edge = max((needed.subvolume_size for number in numbers for needed in recipes.get(number, ())), default=0)
+    faults, picks = [], 0
+    try:
+        runs = find_runs(data) if numbers & recipes.keys() else []
+        if "06" in numbers:
+            find_runs(data, "test")
+    except FileNotFoundError as error:
+        return [str(error)]
+    for run in runs:
+        try:
+            with warnings.catch_warnings(action="ignore"):  # the notebooks show them
+                picks += len(read_run(run, data))
+            shape = read_shape(run, data, kind=recipe.tomogram)
+            if min(shape) < edge:
+                faults.append(
+                    f"run {run}: its tomogram has {' x '.join(map(str, shape))} voxels, but the training cubes of the "
+                    f"{recipe.scale} scale have {edge} along each axis; leave this run out, or use another scale"
+                )
+        except (OSError, ValueError) as error:
+            faults.append(str(error))
+    if runs and not picks and not faults:
+        faults.append(f"no run in {data / 'train'} has a pick of a known particle: the networks would learn nothing")
+    return faults
+
+
+def _find_missing_models(env: Environment, numbers: Collection[str]) -> list[str]:
+    """What 05 and 06 would miss of the notebooks before them that are not among `numbers`."""
+    if not numbers & {"05", "06"} or {"03", "04", "05"} <= numbers:
+        return []
+    from kaggle_utils.inference.ensemble import read_choice
+    from kaggle_utils.submission.pipeline import load_ensemble
+
+    folder = choose_models(env)
+    try:
+        for number, ensemble in {"03": "unet", "04": "vnet"}.items():
+            if "05" in numbers and number not in numbers:
+                load_ensemble(ensemble, folder)
+        if "05" not in numbers:
+            choice = read_choice(env.work, folder)
+            if not numbers & {"03", "04"}:
+                load_ensemble(choice, folder)
+    except (OSError, ValueError) as error:
+        return [str(error)]
+    return []

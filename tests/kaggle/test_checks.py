@@ -1,0 +1,111 @@
+"""What would stop a notebook is told before the first one starts, and nothing that would not is."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from kaggle_utils import cli
+from kaggle_utils.inference.ensemble import save_choice
+from kaggle_utils.kaggle.checks import check_inputs
+from kaggle_utils.system.environment import Environment
+
+
+@pytest.fixture
+def env(phantom_data, tmp_path):
+    return Environment("local", phantom_data, tmp_path / "work", tmp_path / "s.csv", "report", "smoke", ("cpu",))
+
+
+@pytest.fixture
+def data(phantom_data, tmp_path):
+    """Data to be broken."""
+    return shutil.copytree(phantom_data, tmp_path / "data")
+
+
+def refusal(env, *only) -> str:
+    with pytest.raises(ValueError) as caught:
+        check_inputs(env, only)
+    return str(caught.value)
+
+
+def test_sound_data_a_phantom_to_come_and_a_chosen_part_are_let_through(env):
+    check_inputs(env)
+    check_inputs(replace(env, data=None, recipe="competition"))
+    check_inputs(env, ["03", "04"])
+    with pytest.raises(ValueError, match="no notebook begins with '07'"):
+        check_inputs(env, ["07"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"), [({"recipe": "best"}, "competition, report"), ({"scale": "huge"}, "demo, full")]
+)
+def test_an_unknown_recipe_or_scale_is_told_with_the_choices_and_where_it_comes_from(env, changes, said):
+    (value,) = changes.values()
+    message = refusal(replace(env, **changes))
+    assert repr(value) in message and said in message and "CZII_RECIPE" in message
+
+
+def test_variables_are_checked_before_the_first_notebook(env, monkeypatch, capsys):
+    """argparse sees only the options."""
+    monkeypatch.setenv("CZII_RECIPE", "best")
+    monkeypatch.setattr(cli, "run_notebooks", lambda *_: pytest.fail("started"))
+    assert cli.main(["notebooks", "--data", str(env.data), "--work", str(env.work)]) == 2
+    assert "unknown recipe 'best'; choose from" in capsys.readouterr().err
+
+
+def test_data_without_picks_are_told_run_by_run_but_not_to_the_submission(env, data, untrained_pairs):
+    shutil.rmtree(data / "train/overlay")
+    message = refusal(replace(env, data=data))
+    for run in "TS_1_1", "TS_1_2", "TS_1_3":
+        assert f"run {run}: no picks in {data}" in message
+    shutil.copytree(untrained_pairs, env.models / "report-smoke")
+    save_choice(env.work, "average", "report-smoke")
+    check_inputs(replace(env, data=data), ["06"])
+
+
+def test_picks_of_nothing_known_are_no_picks(env, data):
+    for path in data.glob("train/overlay/ExperimentRuns/*/Picks/*.json"):
+        path.write_text(json.dumps({"pickable_object_name": "tubulin", "points": []}))
+    assert "no run in" in (message := refusal(replace(env, data=data))) and "known particle" in message
+
+
+def test_a_tomogram_smaller_than_a_training_cube_is_told_with_both_sizes(env):
+    """The phantom's 40 voxels in z are enough for the report's cubes of 40, not for the competition's of 48."""
+    demo = replace(env, scale="demo")
+    check_inputs(demo, ["01", "02", "03", "04"])
+    message = refusal(replace(demo, recipe="competition"), "03")
+    assert "run TS_1_1: its tomogram has 40 x 64 x 64 voxels" in message and "have 48 along each axis" in message
+    check_inputs(replace(demo, recipe="competition"), ["02"])
+
+
+def test_many_faults_are_told_in_few_lines(env, tmp_path):
+    for split, count in {"train": 12, "test": 1}.items():
+        for number in range(count):
+            (tmp_path / split / "static/ExperimentRuns" / f"TS_{number}").mkdir(parents=True)
+    lines = refusal(replace(env, data=tmp_path)).splitlines()
+    assert len(lines) == 12 and lines[-1] == "... and 2 more"
+
+
+def test_missing_runs_and_a_missing_type_of_tomogram_are_told(env, data):
+    shutil.rmtree(data / "test")
+    assert "test" in refusal(replace(env, data=data)) and "no runs in" in refusal(replace(env, data=data))
+    check_inputs(replace(env, data=data), ["01", "02", "03", "04"])
+    for group in data.glob("train/static/ExperimentRuns/TS_1_2/*/denoised.zarr"):
+        group.rename(group.with_name("wbp.zarr")) if not group.with_name("wbp.zarr").exists() else shutil.rmtree(group)
+    assert "run TS_1_2: no denoised.zarr" in refusal(replace(env, data=data), "04")
+
+
+def test_the_last_notebooks_alone_need_what_the_others_left(env, untrained_pairs):
+    assert "ensemble.json is missing: run the ensemble notebook (05) first" in refusal(env, "06")
+    assert "report-smoke holds no finished model" in refusal(env, "05")
+    save_choice(env.work, "average", "report-smoke")
+    assert "report-smoke holds no finished model" in refusal(env, "06")
+    check_inputs(env, ["05", "06", "03", "04"])
+    shutil.copytree(untrained_pairs, env.models / "report-smoke")
+    check_inputs(env, ["05"])
+    check_inputs(env, ["06"])
+    shutil.rmtree(env.models / "report-smoke/vnet_model_ribosome")
+    assert "vnet_model_ribosome" in refusal(env, "06")
+    assert "vnet_model_ribosome" in refusal(env, "03", "05")
+    check_inputs(env, ["04", "05"])  # which trains it
