@@ -197,7 +197,7 @@ class Predictor:
         if shape not in self._needs:
             self._needs[shape] = self._count_needs(shape, axis)
         least, per_plane = self._needs[shape]
-        budget = _SHARE * find_free_memory(self.device) / self._sharers / self._type.itemsize
+        budget = _SHARE * find_free_memory(str(self.device)) / self._sharers / self._type.itemsize
         plane = math.prod(shape) // shape[axis]
         return int(max(1, min((budget - least) / per_plane, _MOST_VOXELS[self.device.type] / plane)))
 

@@ -73,20 +73,23 @@ class Environment:
 
 
 def prepare(root: Path = Path("/")) -> str:
-    """Install what is missing, and return a line that says what there is: platform, package, data and work folder.
+    """Install what is missing, and return a line that says what there is: platform, package, data and work folder, and
+    what is wrong with these.
 
     A notebook's first cell calls it, before anything but this module can be imported. On a machine of one's own the
     line names no paths, for it is committed with the notebooks. Raises as `install_missing` and `find_data` do."""
     install_missing()
     platform = find_platform()
     data, work = find_data(platform, root=root), _find_work(platform, os.environ, root)
-    package = _REPOSITORY
+    package, has_picks = _REPOSITORY, data is None or any(data.glob("train/overlay/ExperimentRuns/*/Picks/*.json"))
     if platform == "local":
         package = "repository" if (_REPOSITORY / "notebooks").is_dir() else "installed"
         data, work = data and data.name, work.name
     line = f"{platform} | package: {package} | data: {data or 'none found, so a phantom'} | work: {work}"
     if work == root / "content/work":
         line += " (lost with the session; mount Drive to keep it)"
+    if not has_picks:
+        line += " (no picks in train/overlay: only the submission, notebook 06, can run)"
     return line
 
 
@@ -128,9 +131,9 @@ def _read_hours(environ: Mapping[str, str], default: float | None) -> float | No
 
 
 def check_hours(hours: float | None) -> float | None:
-    """Return hours to be done in, or None for no limit; raises ValueError for what is neither."""
+    """Return a time limit in hours, or None for no limit; raises ValueError for what is neither."""
     if hours is not None and not 0 < hours < float("inf"):
-        raise ValueError(f"{hours} is no number of hours to be done in")
+        raise ValueError(f"{hours} is not a number of hours above 0")
     return hours
 
 
@@ -204,8 +207,8 @@ def _is_copied(file: Path, name: str, place: Path) -> bool:
     most, inside = _MOST_BYTES.get(name, 2**26), file.resolve().is_relative_to(place.resolve())
     if inside and file.stat().st_size <= most:
         return True
-    fault = f"has more than {most} bytes" if inside else f"leads out of {place}"
-    warnings.warn(f"{file} {fault}: it is not copied, nor is the model that it belongs to", stacklevel=3)
+    fault = f"has more than {most} bytes" if inside else f"is a link that leads out of {place}"
+    warnings.warn(f"{file} {fault}: neither it nor the model that it belongs to is copied", stacklevel=3)
     return False
 
 
@@ -251,7 +254,7 @@ def _places(platform: str, root: Path) -> Iterator[Path]:
 
 
 def _mounted(root: Path) -> list[Path]:
-    """Everything that a Kaggle notebook has been given, the competition first."""
+    """All inputs of a Kaggle notebook, the competition first."""
     places = [place for pattern in _KAGGLE_INPUTS for place in sorted((root / "kaggle/input").glob(pattern))]
     return sorted(places, key=lambda place: place.name != COMPETITION)
 
@@ -268,23 +271,25 @@ def _find_work(platform: str, environ: Mapping[str, str], root: Path) -> Path:
 
 def install_missing() -> None:
     """Install what the images of Kaggle and Colab lack: from wheels beside the package or in the folder `wheels` there,
-    where there are any, else with pip. What is installed can run code, so no other input is searched.
+    else from the internet. What is installed can run code, so no other input is searched.
 
-    Raises ModuleNotFoundError saying what to do on a machine of one's own, where nothing is installed unasked, and when
-    pip fails."""
+    Raises ModuleNotFoundError, saying what to do, on a machine of one's own, where nothing is installed unasked, and
+    when pip fails."""
     missing = [name for module, name in _NOT_IN_IMAGES.items() if importlib.util.find_spec(module) is None]
     if not missing:
         return
     if find_platform() == "local":
-        raise ModuleNotFoundError(f"{' and '.join(missing)} not installed: pip install -r requirements.txt")
-    kit = _REPOSITORY.parent if _REPOSITORY.suffix == ".whl" else _REPOSITORY
-    wheels = next((str(folder) for folder in (kit, kit / "wheels") if any(folder.glob("zarr-*.whl"))), None)
+        raise ModuleNotFoundError(
+            f"not installed: {' and '.join(missing)}; run `pip install -r requirements.txt` in the repository"
+        )
+    home = _REPOSITORY.parent if _REPOSITORY.suffix == ".whl" else _REPOSITORY
+    wheels = next((str(folder) for folder in (home, home / "wheels") if any(folder.glob("zarr-*.whl"))), None)
     options = ["--no-index", "--find-links", wheels] if wheels else []
     wanted = [*missing, f"numpy=={version('numpy')}"]  # the running kernel's must stay
     if subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *options, *wanted], check=False).returncode:
-        source = wheels or f"the internet, and there are no wheels in {kit} or its folder wheels"
+        source = wheels or f"the internet, and there are no wheels in {home} or {home / 'wheels'}"
         raise ModuleNotFoundError(
             f"pip could not install {' and '.join(missing)} from {source}: turn the notebook's internet on, "
-            "or add the kit's dataset with their wheels"
+            "or add the dataset kaggle-utils, which holds their wheels"
         )
     importlib.invalidate_caches()

@@ -265,7 +265,7 @@ def test_no_strangers_wheel_is_installed(tmp_path, monkeypatch, pip, mount, fold
     be_on(monkeypatch, KAGGLE)
     monkeypatch.setattr(environment, "_REPOSITORY", kit)
     pip.status = 1  # there is no internet
-    with pytest.raises(ModuleNotFoundError, match=f"there are no wheels in {kit} or its folder wheels: turn the"):
+    with pytest.raises(ModuleNotFoundError, match=f"there are no wheels in {kit} or {kit}/wheels: turn the"):
         install_missing()
     assert "--find-links" not in pip.command and not any("a-model" in word for word in pip.command)
 
@@ -293,7 +293,9 @@ def test_nothing_missing_nothing_done(tmp_path, monkeypatch, pip, platform):
 
 
 def test_on_ones_own_machine_nothing_is_installed_unasked(tmp_path, pip):
-    with pytest.raises(ModuleNotFoundError, match=r"zarr and connected-components-3d not installed: pip install -r"):
+    with pytest.raises(
+        ModuleNotFoundError, match=r"not installed: zarr and connected-components-3d; run `pip install -r"
+    ):
         install_missing()
     assert pip.command is None
 
@@ -301,7 +303,7 @@ def test_on_ones_own_machine_nothing_is_installed_unasked(tmp_path, pip):
 def test_a_failing_pip_says_what_to_do(tmp_path, monkeypatch, pip):
     be_on(monkeypatch, KAGGLE)
     pip.status = 1
-    with pytest.raises(ModuleNotFoundError, match="turn the notebook's internet on, or add the kit's dataset"):
+    with pytest.raises(ModuleNotFoundError, match="turn the notebook's internet on, or add the dataset kaggle-utils"):
         install_missing()
 
 
@@ -435,10 +437,10 @@ def test_of_a_model_folder_only_what_belongs_there_is_copied(tmp_path):
         ("weights.pt", 2**31 + 1, "has more than 2147483648 bytes"),
         ("config.json", 2**26 + 1, "has more than 67108864 bytes"),
         ("history.csv", 2**26 + 1, "has more than 67108864 bytes"),
-        ("weights.pt", None, "leads out of"),
-        ("config.json", None, "leads out of"),
+        ("weights.pt", None, "is a link that leads out of"),
+        ("config.json", None, "is a link that leads out of"),
         ("ensemble.json", 2**26 + 1, "has more than 67108864 bytes"),
-        ("ensemble.json", None, "leads out of"),
+        ("ensemble.json", None, "is a link that leads out of"),
     ],
 )
 def test_what_is_too_large_or_leads_out_is_left_with_a_warning(tmp_path, flat, name, bytes_, complaint):
@@ -461,7 +463,7 @@ def test_what_is_too_large_or_leads_out_is_left_with_a_warning(tmp_path, flat, n
         with open(bad, "wb") as file:
             file.truncate(bytes_)
     here = detect(KAGGLE, tmp_path)
-    with pytest.warns(UserWarning, match=rf"{bad.name} {complaint}.*it is not copied") as caught:
+    with pytest.warns(UserWarning, match=rf"{bad.name} {complaint}.*neither it nor the model") as caught:
         copied = collect_outputs(here, tmp_path)
     assert len(caught) == 1
     assert sorted(copied) == (["bad_model", "good_model"] if name == "ensemble.json" else ["good_model"])
@@ -523,13 +525,15 @@ def test_on_kaggle_a_submission_takes_models_of_another_scale_when_there_are_no_
         (
             KAGGLE,
             "kaggle/input/competitions/czii",
-            "kaggle | package: {package} | data: {root}/kaggle/input/competitions/czii | work: {root}/kaggle/working",
+            "kaggle | package: {package} | data: {root}/kaggle/input/competitions/czii | work: {root}/kaggle/working"
+            " (no picks in train/overlay: only the submission, notebook 06, can run)",
         ),
         (
             COLAB,
             "content/data",
             "colab | package: {package} | data: {root}/content/data | work: {root}/content/work "
-            "(lost with the session; mount Drive to keep it)",
+            "(lost with the session; mount Drive to keep it)"
+            " (no picks in train/overlay: only the submission, notebook 06, can run)",
         ),
     ],
 )
@@ -545,6 +549,9 @@ def test_on_ones_own_machine_the_line_names_no_path(tmp_path, monkeypatch, pip):
     pip.missing = set()
     monkeypatch.setenv("CZII_DATA", str(make_data(tmp_path / "mine")))
     monkeypatch.setenv("CZII_WORK", str(tmp_path / "w"))
+    picks = tmp_path / "mine/train/overlay/ExperimentRuns/TS_1/Picks/ribosome.json"
+    picks.parent.mkdir(parents=True)
+    picks.touch()
     assert prepare(tmp_path) == "local | package: repository | data: mine | work: w"
 
 
