@@ -1,6 +1,6 @@
 """`python -m kaggle_utils`: phantom, notebooks, predict, score, validate, publish. A call and a few lines each.
 
-Exit status: 0 for success, 1 for a submission that breaks the rules, 2 for anything else that a person must put right.
+The exit status stands in `_STATUS`, which the help shows.
 """
 
 import argparse
@@ -11,11 +11,15 @@ import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from kaggle_utils.kaggle.checks import check_inputs
-from kaggle_utils.kaggle.notebooks import NotebookError, run_notebooks
 from kaggle_utils.recipes import RECIPE_NAMES, SCALES
 
-# Modules that read zarr, pandas or torch are imported by the command that needs them, so that `--help` does not wait.
+# What needs more than Python's own library is imported by the command that needs it: `--help` does not wait for it, and
+# a package that is missing is told in a sentence.
+
+_STATUS = (
+    "exit status: 0 done; 1 the submission breaks a rule (validate); 2 there is something for you to put right, "
+    "which a message names; 3 some runs failed, and the submission holds the others (predict); 130 interrupted"
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,7 +29,10 @@ def main(arguments: list[str] | None = None) -> int:
     command = options.pop("command")
     try:
         return command(**options)
-    except (ValueError, OSError, ImportError, MemoryError, FloatingPointError, NotebookError) as error:
+    except ModuleNotFoundError as error:
+        print(f"error: {_explain_missing(error)}", file=sys.stderr)
+        return 2
+    except (ValueError, OSError, ImportError, MemoryError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -55,6 +62,8 @@ def notebooks(
     Each option stands for an environment variable, so that `detect` decides about the rest; --work takes the submission
     along.
     """
+    from kaggle_utils.kaggle.checks import check_inputs
+    from kaggle_utils.kaggle.notebooks import NotebookError, run_notebooks
     from kaggle_utils.system.environment import detect
 
     given = {"CZII_DATA": data, "CZII_WORK": work, "CZII_RECIPE": recipe, "CZII_SCALE": scale}
@@ -64,7 +73,11 @@ def notebooks(
     print(env, flush=True)
     check_inputs(env, only)
     before = _changed(env.submission)
-    pages = run_notebooks(env, only, refresh)
+    try:
+        pages = run_notebooks(env, only, refresh)
+    except NotebookError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     print("\nnotebooks with their figures:")
     for page in pages:
         print(f"  {page}")
@@ -88,44 +101,58 @@ def predict(
     device: tuple[str, ...] = (),
     **settings,
 ) -> int:
-    """Run models over all tomograms of a split and write the submission, after each of them anew; runs that failed are
-    told, and are no failure of the command unless all did or it is `strict`."""
+    """Run models over all tomograms of a split, and write the submission anew after each. Returns 3 when some runs
+    failed; a `strict` call, and one in which all failed, raise instead."""
     from kaggle_utils.data.tomograms import find_runs
     from kaggle_utils.inference.ensemble import find_models
+    from kaggle_utils.inference.predictor import check_views
     from kaggle_utils.models.folder import load_model
     from kaggle_utils.submission.parts import count_states, show_name
     from kaggle_utils.submission.pipeline import assemble, submit
+    from kaggle_utils.system.environment import check_hours
     from kaggle_utils.system.machine import check_devices, find_devices
 
+    # All that is cheap to check, before models are loaded.
     if out.is_dir():
         raise IsADirectoryError(f"{out} is a folder; give the name of a CSV file")
     check_devices(device)
+    check_hours(settings.get("hours"))
+    if "views" in settings:
+        check_views(settings["views"])
+    runs = find_runs(data, split)
     ensemble = assemble("predict", [load_model(folder) for folder in find_models(models)])
     for particle in dict.fromkeys(name for model in ensemble.models for name in model.particles):
         print(f"{particle}: {', '.join(model.name for model in ensemble.models if particle in model.particles)}")
     parts = out.with_name(f"{out.name}.parts")
-    outcomes = submit(find_runs(data, split), data, ensemble, out, parts, split, device or find_devices(), **settings)
+    outcomes = submit(runs, data, ensemble, out, parts, split, device or find_devices(), **settings)
     for outcome in outcomes:
         for problem in outcome.problems:
             print(f"{show_name(outcome.run)}, {outcome.state}: {problem}")
     print(f"{count_states(outcomes)}\nsubmission: {out} ({sum(len(outcome.picks) for outcome in outcomes)} picks)")
-    if all(outcome.state == "failed" for outcome in outcomes):
-        raise ValueError(f"no run of {data} could be computed: {out} is valid, but empty")
-    return 0
+    failed = sum(outcome.state == "failed" for outcome in outcomes)
+    if failed == len(outcomes):
+        raise ValueError(f"all runs of {data} failed: {out} is valid, but has no picks")
+    return 3 if failed else 0
 
 
 def score(submission: Path, truth: Path, as_json: bool = False) -> int:
-    """Print the competition's F-beta, in all and for each particle."""
+    """Print the competition's F-beta, in all and for each particle, and what the numbers do not say by themselves; with
+    `as_json` that goes to stderr."""
     from kaggle_utils.data.picks import read_truth
     from kaggle_utils.scoring.metrics import score_submission
+    from kaggle_utils.scoring.remarks import explain_score
     from kaggle_utils.submission.csv_file import read_submission
 
-    result = score_submission(read_submission(submission), read_truth(truth))
+    picks, true = read_submission(submission), read_truth(truth)
+    result = score_submission(picks, true)
+    remarks = "\n".join(explain_score(picks, true, result))
     if as_json:
         print(json.dumps(result.to_dict(), indent=1))
+        print(remarks, file=sys.stderr)
         return 0
     decimals = dict.fromkeys(["precision", "recall", "f_beta"], "{:.4f}".format)
     print(result.particles.rename_axis(None).to_string(formatters=decimals))
+    print(remarks)
     print(f"F-beta (beta = 4), weighted mean: {result.score:.4f}")
     return 0
 
@@ -168,7 +195,7 @@ def publish(
 def _parser() -> argparse.ArgumentParser:
     # Options that are not given are not passed on, so that each default has one home.
     settings = {"argument_default": argparse.SUPPRESS}
-    parser = argparse.ArgumentParser("kaggle_utils", description="From a tomogram to submission.csv.")
+    parser = argparse.ArgumentParser("kaggle_utils", description="From a tomogram to submission.csv.", epilog=_STATUS)
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(required=True, metavar="command")
 
@@ -195,7 +222,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--only", nargs="+", metavar="03", help="these alone, by the numbers in their names")
     command.add_argument("--refresh", action="store_true", help="write them back with their outputs, to be committed")
 
-    command = commands.add_parser("predict", help="run models over tomograms and write a submission", **settings)
+    command = commands.add_parser(
+        "predict", help="run models over tomograms and write a submission", epilog=_STATUS, **settings
+    )
     command.set_defaults(command=predict)
     command.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with train/ and test/")
     command.add_argument(
@@ -254,6 +283,16 @@ def _version() -> str:
         return version("kaggle-utils")
     except PackageNotFoundError:  # used from a source folder
         return "unknown (not installed)"
+
+
+def _explain_missing(error: ModuleNotFoundError) -> str:
+    """Return what to do about a package that is not installed; an error of ours says so itself, and names no module."""
+    if error.name is None or error.name.partition(".")[0] == "kaggle_utils":
+        return str(error)
+    return (
+        f"{error.name} is not installed for {sys.executable}; run this with .venv/bin/python, which "
+        "`python3 run.py demo` makes, or install what is needed: pip install -r requirements.txt"
+    )
 
 
 def _changed(path: Path) -> int | None:

@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kaggle_utils import cli
 from kaggle_utils.cli import main
 from kaggle_utils.data import phantom, tomograms
 from kaggle_utils.data.picks import PICK_COLUMNS
 from kaggle_utils.data.tomograms import write_ome_zarr
-from kaggle_utils.kaggle import publish, push
+from kaggle_utils.kaggle import checks, notebooks, publish, push
 from kaggle_utils.kaggle.notebooks import NotebookError
+from kaggle_utils.models import folder as model_folder
 from kaggle_utils.submission import pipeline
 from kaggle_utils.submission.budget import Level
 from kaggle_utils.submission.csv_file import read_submission, validate_submission
@@ -62,15 +62,19 @@ def test_score_prints_a_table_and_the_score(submission, truth, capsys):
     assert main(["score", str(submission), "--truth", str(truth)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["tp", "fp", "fn", "precision", "recall", "f_beta", "weight"]
-    rows = {line.split()[0]: line.split()[1:] for line in lines[1:-1]}
+    rows = {line.split()[0]: line.split()[1:] for line in lines[1:7]}
     assert rows["ribosome"] == ["1", "1", "1", "0.5000", "0.5000", "0.5000", "1"]
     assert len(rows) == 6
+    assert lines[7] == "3 of 3 picks are in runs of the truth"
+    assert lines[8].startswith("the truth has no apo-ferritin") and lines[8].endswith("over the others is 0.5000")
     assert lines[-1] == f"F-beta (beta = 4), weighted mean: {SCORE:.4f}"
 
 
 def test_score_as_json_has_exactly_the_promised_form(submission, truth, capsys):
     assert main(["score", str(submission), "--truth", str(truth), "--json"]) == 0
-    result = json.loads(capsys.readouterr().out)
+    out, err = capsys.readouterr()
+    result = json.loads(out)
+    assert err.startswith("3 of 3 picks are in runs of the truth\n")
     assert set(result) == {"score", "particles"} and result["score"] == pytest.approx(SCORE)
     assert result["particles"]["ribosome"] == {
         "tp": 1, "fp": 1, "fn": 1, "precision": 0.5, "recall": 0.5, "f_beta": 0.5
@@ -96,18 +100,27 @@ def test_validate_says_valid_or_one_line_for_each_violation(submission, data, ca
         ["score", "{submission}", "--truth", "nowhere"],
         ["score", "{truth}", "--truth", "{truth}"],
         ["validate", "{submission}", "--data", "nowhere"],
+        ["validate", "nowhere.csv", "--data", "{data}"],
+        ["validate", "{data}", "--data", "{data}"],
         ["notebooks", "--data", "nowhere"],
         ["phantom", "{submission}"],
         ["phantom", "new", "--shape", "2", "2", "2"],
     ],
     ids=" ".join,
 )
-def test_a_users_mistake_is_one_message_and_status_2(arguments, submission, truth, tmp_path, monkeypatch, capsys):
+def test_a_users_mistake_is_one_message_and_status_2(arguments, submission, truth, data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "run_notebooks", lambda *arguments: pytest.fail("ran on"))
-    assert main([argument.format(submission=submission, truth=truth) for argument in arguments]) == 2
+    monkeypatch.setattr(notebooks, "run_notebooks", lambda *arguments: pytest.fail("ran on"))
+    assert main([argument.format(submission=submission, truth=truth, data=data) for argument in arguments]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: ") and "Traceback" not in err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["predict", "--help"]])
+def test_the_help_tells_the_exit_statuses(arguments, capsys):
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert "3 some runs failed" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(
@@ -148,8 +161,8 @@ def runner(monkeypatch):
         monkeypatch.delenv(f"CZII_{name}", raising=False)
     monkeypatch.setattr(environment, "find_devices", lambda: ("cpu",))
     fake = Runner()
-    monkeypatch.setattr(cli, "run_notebooks", fake)
-    monkeypatch.setattr(cli, "check_inputs", lambda env, only: None)  # the data are empty folders
+    monkeypatch.setattr(notebooks, "run_notebooks", fake)
+    monkeypatch.setattr(checks, "check_inputs", lambda env, only: None)  # the data are empty folders
     return fake
 
 
@@ -198,7 +211,7 @@ def test_a_failing_cell_is_told_with_its_traceback(runner, data, tmp_path, monke
     def fail(*arguments):
         raise NotebookError("03_unet.ipynb", 4, "train()", "ValueError: nan loss", tmp_path / "03_unet.ipynb")
 
-    monkeypatch.setattr(cli, "run_notebooks", fail)
+    monkeypatch.setattr(notebooks, "run_notebooks", fail)
     assert main(["notebooks", "--data", str(data), "--work", str(tmp_path)]) == 2
     err = capsys.readouterr().err
     assert "03_unet.ipynb: code cell 4" in err and "train()" in err and "ValueError: nan loss" in err
@@ -225,6 +238,26 @@ def test_python_m_kaggle_utils_returns_the_status(submission, truth, tmp_path):
     assert re.fullmatch(r"warning: run .*membrane.*\n", told.stderr), "a warning without the code that gave it"
     failed = subprocess.run([*command, "nowhere"], capture_output=True, text=True)
     assert failed.returncode == 2 and "nowhere" in failed.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["score", "a.csv", "--truth", "b.csv"], ["notebooks"], ["phantom", "x"], ["publish", "--user", "jane"]],
+)
+def test_without_the_requirements_a_sentence_says_what_to_do(arguments, tmp_path):
+    """As with the system's own Python in a clone; -S leaves out what is installed."""
+    environment = {"PYTHONPATH": str(Path(__file__).parents[1]), "CZII_WORK": str(tmp_path)}
+    command = [sys.executable, "-S", "-m", "kaggle_utils", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert re.search(r"^error: \w+ is not installed for .*; run this with .venv/bin/python", done.stderr, re.M)
+
+
+def test_an_old_python_is_told_which_one_is_needed():
+    code = "import runpy, sys; sys.version_info = (3, 10, 0); runpy.run_module('kaggle_utils', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch("error: kaggle_utils needs Python 3.11 or newer; .* is 3.10\n", done.stderr)
 
 
 # ---- predict
@@ -259,8 +292,8 @@ def test_predict_tells_what_was_wrong_and_leaves_the_rest_to_the_code_behind(
     monkeypatch.setattr(machine, "find_devices", lambda: ("cuda:0", "cuda:1"))
     models = [str(untrained_models / f"vnet_model_{name}") for name in ("thyroglobulin", "beta_galactosidase")]
     arguments = ["predict", "--data", "data", "--models", *models, "--out", str(tmp_path / "s.csv")]
-    assert main([*arguments, "--split", "train"]) == 0
-    assert main([*arguments, "--hours", "1.5", "--strict", "--compile"]) == 0
+    assert main([*arguments, "--split", "train"]) == 3  # for scripts: the submission lacks a run
+    assert main([*arguments, "--hours", "1.5", "--strict", "--compile"]) == 3
     given = {"hours": 1.5, "strict": True, "compiled": True}
     assert seen == [
         (["TS_1", "TS_2"], "s.csv.parts", "train", ("cuda:0", "cuda:1"), {}),
@@ -282,7 +315,7 @@ def test_predict_with_nothing_but_failed_runs_has_failed(untrained_models, tmp_p
     out = tmp_path / "s.csv"
     arguments = ["--data", str(tmp_path), "--models", str(untrained_models), "--out", str(out), "--device", "cpu"]
     assert main(["predict", *arguments]) == 2
-    assert "error: no run of" in capsys.readouterr().err
+    assert "error: all runs of" in capsys.readouterr().err
     assert len(read_submission(out)) == 0
 
 
@@ -294,14 +327,17 @@ def test_predict_with_nothing_but_failed_runs_has_failed(untrained_models, tmp_p
         ("--data", "{tmp_path}", "no runs in"),
         ("--tta", "17", "there are 1 to 16 views, not 17"),
         ("--tta", "0", "there are 1 to 16 views, not 0"),
+        ("--hours", "-1", "-1.0 is not a number of hours above 0"),
         ("--device", "gpu", "unknown device gpu; this machine has cpu"),
         ("--device", "cuda:77", "unknown device cuda:77; this machine has cpu"),
         ("--out", "{tmp_path}", "is a folder; give the name of a CSV file"),
     ],
 )
 def test_predict_with_a_wrong_setting_is_one_message_and_status_2(
-    option, value, message, phantom_data, untrained_models, tmp_path, capsys
+    option, value, message, phantom_data, untrained_models, tmp_path, monkeypatch, capsys
 ):
+    """And before the models are loaded, which takes minutes for a large ensemble."""
+    monkeypatch.setattr(model_folder, "load_model", lambda path: pytest.fail("loaded a model"))
     arguments = ["--data", str(phantom_data), "--models", str(untrained_models), "--out", str(tmp_path / "s.csv")]
     arguments += ["--device", "cpu", option, value.format(tmp_path=tmp_path)]
     assert main(["predict", *arguments]) == 2

@@ -15,7 +15,7 @@ from torch import nn
 
 from kaggle_utils.inference.streaming import Kept, NotStreamable, StreamedNetwork, count_numbers
 from kaggle_utils.models.folder import TrainedModel
-from kaggle_utils.models.weights import explain
+from kaggle_utils.models.tensors import explain
 from kaggle_utils.system.machine import find_free_memory, keep_freed_memory
 
 Box = tuple[slice, slice, slice]
@@ -248,11 +248,16 @@ class _Compiled:
             return self._run(inputs)
 
 
-def check_fit(model: TrainedModel, views: int) -> None:
-    """Raise ValueError for a number of views that there is not, and, naming the model, for one that cannot be streamed
-    and has no window in its config, or one that does not fit its network."""
+def check_views(views: int) -> None:
+    """Raise ValueError for a number of test-time views that there is not."""
     if not 1 <= views <= len(VIEWS):
         raise ValueError(f"there are 1 to {len(VIEWS)} views, not {views}")
+
+
+def check_fit(model: TrainedModel, views: int) -> None:
+    """Raise ValueError as `check_views` does, and, naming the model, for one that cannot be streamed and has no window
+    in its config, or one that does not fit its network."""
+    check_views(views)
     window, halo = model.config["window"], model.config["halo"]
     if window:
         if window % model.network.divisor or not 0 <= 2 * halo < window:

@@ -12,6 +12,7 @@ from kaggle_utils.scoring.metrics import (
     score_submission,
     voxel_scores,
 )
+from kaggle_utils.scoring.remarks import explain_score
 from kaggle_utils.scoring.thresholds import (
     THRESHOLDS,
     Curve,
@@ -33,6 +34,7 @@ __all__ = [
     "compute_f_beta",
     "confusion_matrix",
     "estimate_offset",
+    "explain_score",
     "find_matches",
     "score_submission",
     "tune_thresholds",

@@ -8,6 +8,7 @@ import pytest
 
 from kaggle_utils import cli
 from kaggle_utils.inference.ensemble import save_choice
+from kaggle_utils.kaggle import notebooks
 from kaggle_utils.kaggle.checks import check_inputs
 from kaggle_utils.system.environment import Environment
 
@@ -49,7 +50,7 @@ def test_an_unknown_recipe_or_scale_is_told_with_the_choices_and_where_it_comes_
 def test_variables_are_checked_before_the_first_notebook(env, monkeypatch, capsys):
     """argparse sees only the options."""
     monkeypatch.setenv("CZII_RECIPE", "best")
-    monkeypatch.setattr(cli, "run_notebooks", lambda *_: pytest.fail("started"))
+    monkeypatch.setattr(notebooks, "run_notebooks", lambda *_: pytest.fail("started"))
     assert cli.main(["notebooks", "--data", str(env.data), "--work", str(env.work)]) == 2
     assert "unknown recipe 'best'; choose from" in capsys.readouterr().err
 
