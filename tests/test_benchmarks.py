@@ -136,14 +136,14 @@ def test_techniques_are_turned_off_one_at_a_time(accuracy, tmp_path, monkeypatch
     write_phantom(data, runs=3, test_runs=2, shape=(48, 72, 72))
     options = ["--data", str(data), "--out", str(out), "--minutes", "0.01", "--threads", "1"]
     accuracy.main([*options, "--contenders", "competition"])
-    weights = (out / "competition" / "3d_unet_model_fold_0" / "weights.pt").read_bytes()
+    weights = (out / "competition" / "3d_unet_model_fold_0" / "weights.safetensors").read_bytes()
     accuracy.main([*options, "--without", "second-fold", "averages"])
     results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in out.glob("*.json")}
     assert set(results) == {"competition", "competition without second-fold", "competition without averages"}
     minutes = {name.split()[-1]: result["minutes"] for name, result in results.items()}
     assert minutes["second-fold"] == minutes["competition"] != minutes["averages"]
     assert results["competition without second-fold"]["parameters"] == results["competition"]["parameters"] / 2
-    assert (out / "competition" / "3d_unet_model_fold_0" / "weights.pt").read_bytes() == weights
+    assert (out / "competition" / "3d_unet_model_fold_0" / "weights.safetensors").read_bytes() == weights
     config = json.loads((out / "competition-averages" / "3d_unet_model_fold_0" / "config.json").read_text())
     assert config["average"] == 0
     capsys.readouterr()

@@ -106,7 +106,7 @@ def _is_unfinished(path: Path) -> bool:
     """Whether it may be the folder of a model that cannot be used."""
     if not os.access(path, os.R_OK | os.X_OK):
         return path.is_dir()
-    return any(path.glob("*.pt")) and not (path / "config.json").is_file()
+    return any(path.glob("*.safetensors")) and not (path / "config.json").is_file()
 
 
 def make_ensemble(name: str, models: Sequence[TrainedModel]) -> Ensemble:

@@ -15,7 +15,7 @@ from torch import nn
 
 from kaggle_utils.inference.streaming import Kept, NotStreamable, StreamedNetwork, count_numbers
 from kaggle_utils.models.folder import TrainedModel
-from kaggle_utils.models.tensors import explain
+from kaggle_utils.models.weights import explain
 from kaggle_utils.system.machine import find_free_memory, keep_freed_memory
 
 Box = tuple[slice, slice, slice]

@@ -33,7 +33,7 @@ _KERNEL_FIELDS = set(
     .split()
 )  # fmt: skip
 _DATASET_FIELDS = {"id", "id_no", "title", "subtitle", "description", "licenses", "resources", "keywords"}
-_MODEL_FILES = ("config.json", "weights.pt", "thresholds.json", "history.csv")
+_MODEL_FILES = ("config.json", "weights.safetensors", "thresholds.json", "history.csv")
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 OUT = _REPOSITORY / "work" / "publish"

@@ -41,6 +41,7 @@ IMAGE = {
     "scipy": ("1.16.0", "scipy"),
     "matplotlib": ("3.10.0", "matplotlib"),
     "tqdm": ("4.67.1", "tqdm"),
+    "safetensors": ("0.5.3", "safetensors"),
     "packaging": ("25.0", "packaging"),
     "typing-extensions": ("4.14.0", "typing_extensions"),
     "pyyaml": ("6.0.2", "yaml"),

@@ -1,8 +1,8 @@
 """Networks by name, and the model folder: everything that is needed to run a trained model again.
 
-A model folder holds `config.json` (architecture, particles, inference window, scores), `weights.pt` (the best epoch's,
-or the average of the best), `thresholds.json` ({particle: threshold}), `history.csv`, and the checkpoints `last.pt` and
-`previous.pt`, from which a training that was cut off goes on.
+A model folder holds `config.json` (architecture, particles, inference window, scores), `weights.safetensors` (the best
+epoch's, or the average of the best), `thresholds.json` ({particle: threshold}), `history.csv`, and the checkpoints
+`last.safetensors` and `previous.safetensors`, from which a training that was cut off goes on.
 Every network takes (n, 1, z, y, x) and returns logits."""
 
 import json
@@ -16,9 +16,9 @@ from torch import nn
 
 from kaggle_utils.models.baseline import Baseline3D
 from kaggle_utils.models.config import read_config, read_thresholds, require_file
-from kaggle_utils.models.tensors import load_weights, save_tensors
 from kaggle_utils.models.unet import UNet3D
 from kaggle_utils.models.vnet import VNet3D
+from kaggle_utils.models.weights import load_weights, save_tensors
 from kaggle_utils.system.files import write_text
 
 ARCHITECTURES = {"baseline": Baseline3D, "unet": UNet3D, "vnet": VNet3D}
@@ -78,7 +78,7 @@ def count_parameters(network: nn.Module) -> int:
 
 def save_weights(folder: str | Path, weights: Mapping[str, torch.Tensor]) -> None:
     """Write a network's weights, its `state_dict`, into a model folder, atomically."""
-    save_tensors(Path(folder) / "weights.pt", weights)
+    save_tensors(Path(folder) / "weights.safetensors", weights)
 
 
 def save_config(folder: str | Path, config: dict, thresholds: dict[str, float]) -> None:
@@ -90,24 +90,35 @@ def save_config(folder: str | Path, config: dict, thresholds: dict[str, float]) 
 def load_model(folder: str | Path, device: str = "cpu") -> TrainedModel:
     """Rebuild a trained model from its folder alone, in evaluation mode, its batch norms folded into the convolutions.
 
-    Nothing is unpickled: weights are read as tensors, everything else is JSON, and all of it is checked, for it may
-    come from a stranger. Raises FileNotFoundError for an unfinished folder, and ValueError, naming the file, for one
+    Weights are read as tensors, everything else is JSON, and all of it is checked, for it may come from a stranger.
+    Raises FileNotFoundError for an unfinished folder, and ValueError, naming the file, for one
     that is broken, values that cannot be, and files that do not fit together."""
     folder = Path(folder)
     config = read_config(folder)
     _ = [config[key] for key in ("architecture", "width", "window", "halo")]  # without which nothing can run
     particles = config["particles"] if "particles" in config else [config["particle"]]
     thresholds = read_thresholds(folder, particles)
-    require_file(folder / "weights.pt")
+    refuse_old(folder)
+    require_file(folder / "weights.safetensors")
     with torch.device("meta"):  # without memory, until the weights are known to fit
         network = build_model(config["architecture"], config["width"], len(particles), config.get("stem", False))
     try:
-        weights = load_weights(folder / "weights.pt", network.state_dict())
+        weights = load_weights(folder / "weights.safetensors", network.state_dict())
     except ValueError as error:
         raise ValueError(f"{error}; train the model again") from error
     network.to_empty(device="cpu").load_state_dict(weights)
     fold_norms(network.eval()).to(device, memory_format=torch.channels_last_3d)
     return TrainedModel(folder.name, network, config, thresholds)
+
+
+def refuse_old(folder: str | Path) -> None:
+    """Raise ValueError for a model folder of an earlier version of the kit, which pickled its weights."""
+    for name in ("weights.pt", "last.pt", "previous.pt"):
+        if (path := Path(folder) / name).exists():
+            raise ValueError(
+                f"{path} is of an earlier version of the kit, and is not read any more; "
+                "delete its folder and train the model again"
+            )
 
 
 def agree(models: Sequence[TrainedModel], key: str):

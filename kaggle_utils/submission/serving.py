@@ -22,7 +22,7 @@ from kaggle_utils.inference.ensemble import Ensemble
 from kaggle_utils.inference.merging import Committee, cut_networks, find_particles
 from kaggle_utils.inference.predictor import Predictor
 from kaggle_utils.models.folder import agree
-from kaggle_utils.models.tensors import explain
+from kaggle_utils.models.weights import explain
 from kaggle_utils.submission.budget import Level
 
 _TELL = 0.5  # seconds between two words on how far a run is

@@ -18,11 +18,11 @@ from kaggle_utils.system.machine import find_devices
 # How Kaggle mounts inputs: the old convention, then the new ones (competitions, datasets and notebooks by owner).
 _KAGGLE_INPUTS = ("*", "competitions/*", "datasets/*/*", "notebooks/*/*")
 COMPETITION = "czii-cryo-et-object-identification"
-# A file of a model folder in a dataset without sub-folders: models--report-full--vnet_model_ribosome--weights.pt. No
+# A file of a model folder in a dataset without sub-folders: models--report-full--vnet_model_ribosome--config.json. No
 # part begins with a dot or holds a separator, so that none can lead out of the work folder.
 NAME_PART = r"([A-Za-z0-9_]+(?:[.-][A-Za-z0-9_]+)*)"
 # What is copied of what may be a stranger's: these files of a model folder, and no more than so many bytes of each.
-_MOST_BYTES = {"config.json": 2**26, "thresholds.json": 2**26, "history.csv": 2**26, "weights.pt": 2**31}
+_MOST_BYTES = {"config.json": 2**26, "thresholds.json": 2**26, "history.csv": 2**26, "weights.safetensors": 2**31}
 _FLAT_FILE = re.compile(rf"models--{NAME_PART}--{NAME_PART}--({'|'.join(map(re.escape, _MOST_BYTES))})")
 # What the package needs and the images of Kaggle and Colab lack: module -> distribution.
 _NOT_IN_IMAGES = {"zarr": "zarr", "cc3d": "connected-components-3d"}

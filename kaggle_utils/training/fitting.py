@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from tqdm.auto import tqdm
 
 from kaggle_utils.models.folder import save_weights
-from kaggle_utils.models.tensors import explain, save_tensors
+from kaggle_utils.models.weights import explain, save_tensors
 from kaggle_utils.preprocessing.crops import Crops
 from kaggle_utils.recipes import ModelRecipe
 from kaggle_utils.scoring.metrics import confusion_matrix, voxel_scores
@@ -52,8 +52,8 @@ def fit(
         epoch, without moving average.
     datasets : "train", sub-volumes and masks (n, 1, z, y, x) or `Crops`, and "validation", which is no `Crops`.
     settings : optimiser, loss, rate and its course, epochs, batch size, averages.
-    folder : gets `weights.pt` (those with the best validation Dice, or the average of the best few), `history.csv`,
-        and the checkpoints `last.pt` and `previous.pt`, each written atomically.
+    folder : gets `weights.safetensors` (those with the best validation Dice, or the average of the best few),
+        `history.csv`, and the checkpoints `last.safetensors` and `previous.safetensors`, each written atomically.
     config : kept in the checkpoints; a later call with another is refused, one with the same goes on after the last
         step that was saved, some two minutes back at most, and ends with the weights of a training that nothing
         disturbed, on the CPU to the last bit.
@@ -64,75 +64,77 @@ def fit(
     ------
     ValueError when `folder` holds checkpoints of other settings or data, or ones that cannot be read (it warns when it
     can go on from the one before the last); FloatingPointError, naming the model, when the loss is not finite: the
-    batch is then in `bad_batch.pt`; OSError, naming the file, when one cannot be written, as on a full disk."""
+    batch is then in `bad_batch.safetensors`; OSError, naming the file, when one cannot be written (full disk)."""
     keep_freed_memory()
     folder = Path(folder)
     network.to(device, memory_format=torch.channels_last_3d)
-    state = State(network, settings, device)
-    loss_function = LOSSES[settings.loss]
     train = datasets["train"]
     steps = -(-len(train) // settings.batch_size)
-    state.resume(folder, config, steps)
-    history, saved = state.history, time.monotonic()
-    if history:  # what lies there may be damaged, or of a later epoch than the checkpoint
+    state = State(network, settings, device, steps)
+    state.resume(folder, config)
+    if state.history:  # what lies there may be damaged, or of a later epoch than the checkpoint
         _write_results(folder, state)
-    done = len(history) * steps + len(state.losses)
-    with tqdm(total=settings.epochs * steps, initial=done, desc=folder.name, position=position) as bar:
-        for epoch in range(len(history) + 1, settings.epochs + 1):
-            if _stopped_improving(history, settings.patience):
+    with tqdm(total=settings.epochs * steps, initial=state.done, desc=folder.name, position=position) as bar:
+        for epoch in range(len(state.history) + 1, settings.epochs + 1):
+            if _stopped_improving(state.history, settings.patience):
                 break
             started = time.perf_counter() - state.seconds
-            network.train()
-            resumed_at = state.generator.get_state()
-            # Seeded anew for each epoch: a resumed training draws what the uninterrupted one would have drawn.
-            state.generator.manual_seed(config["seed"] * 1_000_003 + epoch)
-            batches = _draw_batches(train, settings.batch_size, state.generator, device, len(state.losses))
-            if state.losses:
-                state.generator.set_state(resumed_at)
-            for volumes, masks in batches:
-                state.set_rate(((epoch - 1) * steps + len(state.losses)) / (settings.epochs * steps))
-                loss = _mixed_loss(network, volumes, masks, loss_function, settings.mixup, state.generator, device)
-                if not math.isfinite(value := loss.item()):
-                    place = {"epoch": epoch, "step": len(state.losses) + 1, "loss": value}
-                    kept = _keep_batch(folder / "bad_batch.pt", {"volumes": volumes, "masks": masks, **place})
-                    raise FloatingPointError(
-                        f"{folder.name}: the loss is {value} in epoch {epoch}, step {place['step']}; "
-                        f"lower the learning rate ({kept})"
-                    )
-                state.step(loss)
-                state.losses.append(value)
-                if time.monotonic() - saved >= _SAVE_EVERY:
-                    state.seconds = time.perf_counter() - started
-                    state.save(folder, config)
-                    saved = time.monotonic()
-                bar.update()
-                bar.set_postfix(_postfix(value, history), refresh=False)
+            _train_epoch(state, train, settings, folder, config, device, started, bar)
             row = {"epoch": epoch, "train_loss": float(np.mean(state.losses))}
             if epoch % settings.validate_every == 0 or epoch == settings.epochs:
-                row.update(_validate(state.judged, datasets["validation"], settings, threshold, device))
+                row.update(_validate(state.learner.judged, datasets["validation"], settings, threshold, device))
                 state.keep_best(row["validation_dice"])
-            history.append({**row, "seconds": time.perf_counter() - started})
+            state.history.append({**row, "seconds": time.perf_counter() - started})
             state.losses, state.seconds = [], 0.0
             _write_results(folder, state)
             # Last, for it says that the epoch is done: what a kill leaves unwritten is written when it is done again.
             state.save(folder, config)
+            bar.set_postfix(_postfix(row["train_loss"], state.history))
+    return pd.DataFrame(state.history)
+
+
+def _train_epoch(state, train, settings, folder: Path, config: dict, device: str, started: float, bar: tqdm) -> None:
+    """Take the steps of the next epoch that are not done yet, and save the state now and then."""
+    state.learner.network.train()
+    loss_function, epoch, saved = LOSSES[settings.loss], len(state.history) + 1, time.monotonic()
+    resumed_at = state.generator.get_state()
+    # Seeded anew for each epoch: a resumed training draws what the uninterrupted one would have drawn.
+    state.generator.manual_seed(config["seed"] * 1_000_003 + epoch)
+    batches = _draw_batches(train, settings.batch_size, state.generator, device, len(state.losses))
+    if state.losses:
+        state.generator.set_state(resumed_at)
+    for volumes, masks in batches:
+        network = state.learner.network
+        loss = _mixed_loss(network, volumes, masks, loss_function, settings.mixup, state.generator, device)
+        if not math.isfinite(value := loss.item()):
+            place = {"epoch": epoch, "step": len(state.losses) + 1, "loss": value}
+            kept = _keep_batch(folder / "bad_batch.safetensors", {"volumes": volumes, "masks": masks}, place)
+            raise FloatingPointError(
+                f"{folder.name}: the loss is {value} in epoch {epoch}, step {place['step']}; "
+                f"lower the learning rate ({kept})"
+            )
+        state.learner.step(loss)
+        state.losses.append(value)
+        if time.monotonic() - saved >= _SAVE_EVERY:
+            state.seconds = time.perf_counter() - started
+            state.save(folder, config)
             saved = time.monotonic()
-            bar.set_postfix(_postfix(row["train_loss"], history))
-    return pd.DataFrame(history)
+        bar.update()
+        bar.set_postfix(_postfix(value, state.history), refresh=False)
 
 
 def _write_results(folder: Path, state: State) -> None:
     if weights := state.average_best():
-        with telling(folder / "weights.pt"):
+        with telling(folder / "weights.safetensors"):
             save_weights(folder, weights)
     with telling(folder / "history.csv"), replacing(folder / "history.csv") as temporary:
         pd.DataFrame(state.history).to_csv(temporary, index=False)
 
 
-def _keep_batch(path: Path, content: dict) -> str:
+def _keep_batch(path: Path, batch: dict[str, torch.Tensor], place: dict) -> str:
     """Write what broke a training, if that is possible, and return a word on it for the error."""
     try:
-        save_tensors(path, content)
+        save_tensors(path, batch, place)
     except Exception as error:  # the loss is what must be told
         return f"its batch could not be kept: {explain(error)}"
     return f"its batch is in {path}"

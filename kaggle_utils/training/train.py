@@ -17,8 +17,8 @@ from torch.utils.data import TensorDataset
 from kaggle_utils.data.picks import read_run
 from kaggle_utils.data.tomograms import read_shape
 from kaggle_utils.models.config import read_config
-from kaggle_utils.models.folder import build_model, name_model, save_config
-from kaggle_utils.models.tensors import load_tensors
+from kaggle_utils.models.folder import build_model, name_model, refuse_old, save_config
+from kaggle_utils.models.weights import load_weights
 from kaggle_utils.particles import PARTICLE_NAMES, PARTICLES
 from kaggle_utils.preprocessing.crops import Crops
 from kaggle_utils.preprocessing.labels import locate_spheres, paint_spheres
@@ -119,7 +119,7 @@ def train_model(
     torch.manual_seed(recipe.seed)
     network = build(network_recipe, recipe)
     fit(network, datasets, network_recipe, folder, config, recipe.threshold, device, position)
-    network.load_state_dict(load_tensors(folder / "weights.pt"))
+    network.load_state_dict(load_weights(folder / "weights.safetensors", network.state_dict()))
     scores = {split: evaluate(network, datasets[split], recipe.threshold, device)[0] for split in SPLITS}
     picks = sum(int((run.points["particle_type"] == particle).sum()) for run in runs)
     finished = {**config, "min_size_fraction": recipe.min_size_fraction, "scores": scores, "picks": picks}
@@ -192,7 +192,7 @@ def train_fold(
     network = build(network_recipe, recipe)
     datasets = {"train": Crops(others, names, recipe, device), "validation": validation}
     fit(network, datasets, network_recipe, folder, config, device=device, position=position)
-    network.load_state_dict(load_tensors(folder / "weights.pt"))
+    network.load_state_dict(load_weights(folder / "weights.safetensors", network.state_dict()))
     scores = dict(zip(names, evaluate(network, validation, device=device), strict=True))
     counts = pd.concat([run.points for run in others])["particle_type"].value_counts()
     finished = {
@@ -239,7 +239,8 @@ def _describe(network: ModelRecipe, recipe: Recipe, runs: list[Run]) -> dict:
 
 def _is_finished(folder: Path, config: dict) -> bool:
     """Whether a folder holds a finished model; raises ValueError when it was trained otherwise."""
-    if not (folder / "config.json").is_file():
+    refuse_old(folder)
+    if not (folder / "config.json").is_file() or not (folder / "weights.safetensors").is_file():
         return False
     if changes := find_changes(config, read_config(folder)):
         raise OtherSettings(

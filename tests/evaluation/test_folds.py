@@ -63,7 +63,9 @@ def trained(one_thread, phantom_data, tmp_path_factory) -> Path:
 
 def copy(trained: Path, folder: Path) -> Path:
     """A calibration writes into the model folders: into these."""
-    return Path(shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("last.pt", "previous.pt")))
+    return Path(
+        shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("last.safetensors", "previous.safetensors"))
+    )
 
 
 # ---- nothing leaks
@@ -88,7 +90,7 @@ def test_what_the_run_that_is_left_out_holds_never_reaches_the_weights(tmp_path)
         train_fold(runs, "unet", fold, one_epoch, tmp_path / str(i))
         for i, (runs, fold) in enumerate([(RUNS, 0), ([changed, *RUNS[1:]], 0), (RUNS, 1), ([changed, *RUNS[1:]], 1)])
     ]
-    weights = [(folder / "weights.pt").read_bytes() for folder in folders]
+    weights = [(folder / "weights.safetensors").read_bytes() for folder in folders]
     assert weights[0] == weights[1] and weights[2] != weights[3]
     scores = [read_config(folder)["scores"]["validation"] for folder in folders]
     assert scores[0] != scores[1]

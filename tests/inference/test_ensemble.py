@@ -240,10 +240,10 @@ def test_models_are_found_by_themselves_and_in_folders_without_baselines(models,
         save_config(ours / name, {"architecture": architecture}, {})
     (ours / "unfinished").mkdir()
     assert find_models([ours]) == [ours / "a", ours / "b"]
-    (ours / "unfinished" / "last.pt").touch()
+    (ours / "unfinished" / "last.safetensors").touch()
     with pytest.warns(UserWarning, match="unfinished is left out: its training has not ended"):
         assert find_models([ours]) == [ours / "a", ours / "b"]
-    (ours / "unfinished" / "last.pt").unlink()
+    (ours / "unfinished" / "last.safetensors").unlink()
     assert find_models([ours / "c", str(ours / "a"), ours]) == [ours / "c", ours / "a", ours / "b"]  # each once
     assert len(find_models([models])) == 10
     with pytest.raises(FileNotFoundError, match="holds none; give one of .*models"):

@@ -97,7 +97,7 @@ def work(untrained_pairs, tmp_path):
         target = folder / "models/report-full" / model.name
         shutil.copytree(model, target)
         (target / "history.csv").write_text("epoch,training_loss\n0,1.0\n")
-        (target / "last.pt").write_bytes(b"much")
+        (target / "last.safetensors").write_bytes(b"much")
         config = json.loads((model / "config.json").read_text()) | {"recipe": "report", "scale": "full"}
         (target / "config.json").write_text(json.dumps(config))
     save_choice(folder, "average", "report-full")
@@ -146,13 +146,13 @@ def test_each_notebook_has_a_kernel_with_what_it_needs(folder):
 
 def test_published_models_come_back_as_they_were_and_the_submission_needs_nothing_else(pip, work, tmp_path):
     dataset = publish.build_folder("jane", [work / "models/report-full"], tmp_path / "out") / "dataset"
-    assert (dataset / "models--report-full--vnet_model_ribosome--weights.pt").is_file()
-    assert not list(dataset.glob("*last.pt"))
+    assert (dataset / "models--report-full--vnet_model_ribosome--weights.safetensors").is_file()
+    assert not list(dataset.glob("*last.safetensors"))
     assert read_kernels(tmp_path / "out")["06"]["kernel_sources"] == []
     shutil.copytree(dataset, tmp_path / "root/kaggle/input/datasets/jane/kaggle-utils")
     here = SimpleNamespace(platform="kaggle", work=tmp_path / "root/kaggle/working")
     assert len(environment.collect_outputs(here, tmp_path / "root")) == 11
-    originals = [path for path in work.rglob("*") if path.is_file() and path.name != "last.pt"]
+    originals = [path for path in work.rglob("*") if path.is_file() and path.name != "last.safetensors"]
     assert len(originals) == 41
     for path in originals:
         assert (here.work / path.relative_to(work)).read_bytes() == path.read_bytes()
@@ -182,7 +182,7 @@ def test_models_that_cannot_be_submitted_are_refused(pip, work, tmp_path):
     shutil.copytree(models / "vnet_model_ribosome", tmp_path / "again/a--b")
     assert "a--b" in refusal(tmp_path / "again/a--b")
     assert "run the training notebook" in refusal(tmp_path / "nowhere", error=FileNotFoundError)
-    (models / "vnet_model_ribosome/weights.pt").write_bytes(b"broken")
+    (models / "vnet_model_ribosome/weights.safetensors").write_bytes(b"broken")
     assert "vnet_model_ribosome" in refusal(models)
     assert pip.calls == []
 
@@ -197,7 +197,7 @@ def test_folds_are_published_with_the_ensemble_that_was_chosen(pip, work, tmp_pa
         save_config(model, config | {"recipe": "competition", "scale": "full"}, dict.fromkeys(names, 0.5))
     save_choice(tmp_path / "folds", "average", "competition-full")
     dataset = publish.build_folder("jane", [models], tmp_path / "out") / "dataset"
-    assert (dataset / "models--competition-full--vnet_model_fold_0--weights.pt").is_file()
+    assert (dataset / "models--competition-full--vnet_model_fold_0--weights.safetensors").is_file()
     with pytest.raises(ValueError, match="chose 'average', which needs vnet_model_fold_0 too"):
         publish.build_folder("jane", [models / "3d_unet_model_fold_0"], tmp_path / "alone")
     save_choice(tmp_path / "folds", "unet", "competition-full")

@@ -328,8 +328,8 @@ def test_what_earlier_notebooks_left_is_collected_once_whole_and_only_on_kaggle(
     unfinished = tmp_path / "kaggle/input/vnet-training/models/report-full/vnet_model_ribosome"
     for folder in (finished, unfinished):
         folder.mkdir(parents=True)
-        (folder / "weights.pt").write_bytes(b"weights")
-        (folder / "last.pt").write_bytes(b"checkpoint")
+        (folder / "weights.safetensors").write_bytes(b"weights")
+        (folder / "last.safetensors").write_bytes(b"checkpoint")
     (finished / "config.json").write_text("{}")
     (tmp_path / "kaggle/input/ensemble/").mkdir()
     (tmp_path / "kaggle/input/ensemble/ensemble.json").write_text('{"ensemble": "unet"}')
@@ -340,15 +340,20 @@ def test_what_earlier_notebooks_left_is_collected_once_whole_and_only_on_kaggle(
     here = detect(KAGGLE, tmp_path)
     assert collect_outputs(here, tmp_path) == ["3d_unet_model_ribosome", "ensemble.json"]
     copied = here.models / "report-full" / "3d_unet_model_ribosome"
-    assert sorted(path.name for path in copied.iterdir()) == ["config.json", "weights.pt"]
+    assert sorted(path.name for path in copied.iterdir()) == ["config.json", "weights.safetensors"]
     assert (here.work / "ensemble.json").read_text() == '{"ensemble": "unet"}'
     assert sorted(path.name for path in copied.parent.iterdir()) == ["3d_unet_model_ribosome"]
-    (copied / "weights.pt").write_bytes(b"trained on")
-    assert collect_outputs(here, tmp_path) == [] and (copied / "weights.pt").read_bytes() == b"trained on"
+    (copied / "weights.safetensors").write_bytes(b"trained on")
+    assert collect_outputs(here, tmp_path) == [] and (copied / "weights.safetensors").read_bytes() == b"trained on"
     assert collect_outputs(detect({"CZII_WORK": str(tmp_path / "local")}, tmp_path), tmp_path) == []
 
 
-FILES = {"config.json": "{}", "weights.pt": "weights", "thresholds.json": '{"ribosome": 0.5}', "history.csv": "epoch"}
+FILES = {
+    "config.json": "{}",
+    "weights.safetensors": "weights",
+    "thresholds.json": '{"ribosome": 0.5}',
+    "history.csv": "epoch",
+}
 
 
 def publish(folder: Path, model: str, group: str = "report-full", files: dict[str, str] = FILES) -> Path:
@@ -362,7 +367,7 @@ def publish(folder: Path, model: str, group: str = "report-full", files: dict[st
 @pytest.mark.parametrize("mount", ["kaggle-utils", "datasets/someone/kaggle-utils", "notebooks/someone/czii-build"])
 def test_published_models_become_folders_again(tmp_path, mount):
     place = publish(tmp_path / "kaggle/input" / mount, "vnet_model_ribosome")
-    publish(place, "unfinished", files={"weights.pt": "weights"})
+    publish(place, "unfinished", files={"weights.safetensors": "weights"})
     (place / "ensemble.json").write_text('{"ensemble": "vnet"}')
     here = detect(KAGGLE, tmp_path)
     assert sorted(collect_outputs(here, tmp_path)) == ["ensemble.json", "vnet_model_ribosome"]
@@ -397,7 +402,7 @@ def test_what_a_notebook_left_wins_over_the_dataset(tmp_path):
         "models--report-full--.hidden--config.json",
         "models--report-full--a--b--config.json",
         "models--report-full--a\\b--config.json",
-        "models--report-full--a--last.pt",
+        "models--report-full--a--last.safetensors",
         "models--report-full--config.json",
         "models----a--config.json",
         "models--report-full--a--config.json\n",
@@ -418,15 +423,21 @@ def test_of_a_model_folder_only_what_belongs_there_is_copied(tmp_path):
     folder.mkdir(parents=True)
     for name, text in FILES.items():
         (folder / name).write_text(text)
-    for name in ("last.pt", "previous.pt", "kaggle_utils.py", "zarr-3.1.6-py3-none-any.whl", ".config.json"):
+    for name in (
+        "last.safetensors",
+        "previous.safetensors",
+        "kaggle_utils.py",
+        "zarr-3.1.6-py3-none-any.whl",
+        ".config.json",
+    ):
         (folder / name).write_text("?")
     (folder / "deeper").mkdir()
-    (folder / "weights.pt").unlink(), (folder / "weights.pt").mkdir()
+    (folder / "weights.safetensors").unlink(), (folder / "weights.safetensors").mkdir()
     shutil.copytree(folder, place / "models/report-full/.hidden")
     here = detect(KAGGLE, tmp_path)
     assert collect_outputs(here, tmp_path) == ["vnet_model_ribosome"]
     copied = {path.relative_to(here.work).as_posix() for path in here.work.rglob("*") if path.is_file()}
-    expected = FILES.keys() - {"weights.pt"}
+    expected = FILES.keys() - {"weights.safetensors"}
     assert copied == {f"models/report-full/vnet_model_ribosome/{name}" for name in expected}
 
 
@@ -434,10 +445,10 @@ def test_of_a_model_folder_only_what_belongs_there_is_copied(tmp_path):
 @pytest.mark.parametrize(
     ("name", "bytes_", "complaint"),
     [
-        ("weights.pt", 2**31 + 1, "has more than 2147483648 bytes"),
+        ("weights.safetensors", 2**31 + 1, "has more than 2147483648 bytes"),
         ("config.json", 2**26 + 1, "has more than 67108864 bytes"),
         ("history.csv", 2**26 + 1, "has more than 67108864 bytes"),
-        ("weights.pt", None, "is a link that leads out of"),
+        ("weights.safetensors", None, "is a link that leads out of"),
         ("config.json", None, "is a link that leads out of"),
         ("ensemble.json", 2**26 + 1, "has more than 67108864 bytes"),
         ("ensemble.json", None, "is a link that leads out of"),
@@ -472,11 +483,11 @@ def test_what_is_too_large_or_leads_out_is_left_with_a_warning(tmp_path, flat, n
 
 def test_a_link_that_stays_inside_its_input_is_followed(tmp_path):
     place = publish(tmp_path / "kaggle/input/someones-models", "vnet_model_ribosome")
-    weights = place / "models--report-full--vnet_model_ribosome--weights.pt"
+    weights = place / "models--report-full--vnet_model_ribosome--weights.safetensors"
     weights.rename(place / "shared.pt"), weights.symlink_to("shared.pt")
     here = detect(KAGGLE, tmp_path)
     assert collect_outputs(here, tmp_path) == ["vnet_model_ribosome"]
-    copied = here.models / "report-full/vnet_model_ribosome/weights.pt"
+    copied = here.models / "report-full/vnet_model_ribosome/weights.safetensors"
     assert copied.read_text() == "weights" and not copied.is_symlink()
 
 
@@ -485,7 +496,7 @@ def test_a_copy_that_was_cut_off_is_made_again(tmp_path, monkeypatch):
     here, copyfile = detect(KAGGLE, tmp_path), environment.shutil.copyfile
 
     def full(source, target):
-        if source.name.endswith("weights.pt"):
+        if source.name.endswith("weights.safetensors"):
             raise OSError("no space left")
         copyfile(source, target)
 

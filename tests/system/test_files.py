@@ -43,7 +43,7 @@ def test_a_block_that_writes_nothing_is_an_error_and_keeps_the_old_file(tmp_path
 
 def test_a_killed_writer_leaves_the_old_file(tmp_path):
     """A real process, killed in the middle of its writing; and the next writer is not disturbed by what it left."""
-    path = tmp_path / "weights.pt"
+    path = tmp_path / "weights.safetensors"
     path.write_bytes(b"old")
     code = (
         "import sys, time; from kaggle_utils.system.files import replacing\n"

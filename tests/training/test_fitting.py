@@ -10,12 +10,13 @@ from test_crops import NAMES, make_run
 from torch.utils.data import TensorDataset
 
 from kaggle_utils.models.folder import build_model
-from kaggle_utils.models.tensors import load_tensors
+from kaggle_utils.models.weights import load_tensors
 from kaggle_utils.preprocessing.crops import Crops
 from kaggle_utils.recipes import get_recipe
 from kaggle_utils.training import fitting
 from kaggle_utils.training.checkpoints import State
 from kaggle_utils.training.fitting import fit
+from kaggle_utils.training.learner import Learner
 from kaggle_utils.training.losses import cross_entropy_tversky_loss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -42,26 +43,26 @@ def train(settings, folder, network=None):
 
 
 def load(folder):
-    return load_tensors(folder / "weights.pt")
+    return load_tensors(folder / "weights.safetensors")[0]
 
 
 def test_the_rate_warms_up_and_falls_as_half_a_cosine():
-    state = State(make_network(), replace(SETTINGS, warm_up=0.1, learning_rate=2.0), "cpu")
-    rates = {}
-    for progress in (0.0, 0.05, 0.1, 0.55, 0.9999):
-        state.set_rate(progress)
-        rates[progress] = state._optimiser.param_groups[0]["lr"]
-    assert 0 < rates[0.0] < 0.05 and rates[0.05] == pytest.approx(1.0, rel=0.05) and rates[0.1] == pytest.approx(2.0)
-    assert rates[0.55] == pytest.approx(1.0) and rates[0.9999] < 1e-3
-    constant = State(make_network(), SETTINGS, "cpu")
-    constant.set_rate(0.9)
-    assert constant._optimiser.param_groups[0]["lr"] == SETTINGS.learning_rate
+    learner = Learner(make_network(), replace(SETTINGS, warm_up=0.1, learning_rate=2.0), "cpu", steps=1000)
+    rates = [learner.rate]
+    for _ in range(1000):
+        learner.step(next(learner.network.parameters()).sum())
+        rates.append(learner.rate)
+    assert 0 < rates[0] < 0.05 and rates[50] == pytest.approx(1.0, rel=0.05) and rates[100] == pytest.approx(2.0)
+    assert rates[550] == pytest.approx(1.0) and rates[999] < 1e-3 and max(rates) == 2.0
+    constant = Learner(make_network(), SETTINGS, "cpu", steps=10)
+    constant.step(next(constant.network.parameters()).sum())
+    assert constant.rate == SETTINGS.learning_rate
 
 
 def test_gradients_are_clipped_to_their_norm():
-    state = State(make_network(), replace(SETTINGS, clip=1e-3), "cpu")
-    state.step(1e4 * sum(weights.square().sum() for weights in state.network.parameters()))
-    norms = [weights.grad.norm() for weights in state.network.parameters() if weights.grad is not None]
+    learner = Learner(make_network(), replace(SETTINGS, clip=1e-3), "cpu", steps=1)
+    learner.step(1e4 * sum(weights.square().sum() for weights in learner.network.parameters()))
+    norms = [weights.grad.norm() for weights in learner.network.parameters() if weights.grad is not None]
     assert math.sqrt(sum(float(norm) ** 2 for norm in norms)) == pytest.approx(1e-3, rel=1e-3)
 
 
@@ -70,14 +71,14 @@ def test_the_moving_average_is_the_formulas(tmp_path):
     validated and kept, while the network itself goes on as without."""
     plain, averaged = tmp_path / "plain", tmp_path / "averaged"
     after_steps = []
-    original = State.step
+    original = Learner.step
 
-    def step(state, loss):
-        original(state, loss)
-        after_steps.append({name: tensor.clone() for name, tensor in state.network.state_dict().items()})
+    def step(learner, loss):
+        original(learner, loss)
+        after_steps.append({name: tensor.clone() for name, tensor in learner.network.state_dict().items()})
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(State, "step", step)
+        patch.setattr(Learner, "step", step)
         network, _ = train(replace(SETTINGS, epochs=1, average=0.7), averaged)
     expected = after_steps[0]
     for weights in after_steps[1:]:

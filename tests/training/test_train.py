@@ -18,12 +18,13 @@ from kaggle_utils.data.tomograms import write_ome_zarr
 from kaggle_utils.evaluation.comparison import compare_with_report
 from kaggle_utils.models.config import read_config
 from kaggle_utils.models.folder import build_model, load_model, name_model, save_config
-from kaggle_utils.models.tensors import load_tensors
+from kaggle_utils.models.weights import load_tensors, save_tensors
 from kaggle_utils.particles import PARTICLES
 from kaggle_utils.preprocessing.subvolumes import Run, build_datasets
 from kaggle_utils.recipes import PUBLISHED, Augmentation, get_recipe
-from kaggle_utils.training import checkpoints, fitting, train
+from kaggle_utils.training import checkpoints, fitting, learner, train
 from kaggle_utils.training.fitting import evaluate, fit, read_history
+from kaggle_utils.training.learner import prefix, select
 from kaggle_utils.training.train import train_fold, train_model, train_models
 
 SMOKE = get_recipe("report", "smoke")
@@ -36,7 +37,14 @@ COMPETITION = replace(
     unet=replace(COMPETITION.unet, learning_rate=2e-2, epochs=4, batch_size=2, mixup=0.5, average=0.9, best=2),
 )
 SPACING = 10.0
-FILES = ["config.json", "history.csv", "last.pt", "previous.pt", "thresholds.json", "weights.pt"]
+FILES = [
+    "config.json",
+    "history.csv",
+    "last.safetensors",
+    "previous.safetensors",
+    "thresholds.json",
+    "weights.safetensors",
+]
 CONFIG = {"seed": 0}
 
 
@@ -141,7 +149,7 @@ def test_history_has_a_row_an_epoch_and_is_kept(tmp_path):
 
 def test_history_has_the_mean_loss_of_the_steps_and_of_the_validation(tmp_path, monkeypatch):
     """At a learning rate of 0 both are what the network that came in gives, step by step."""
-    monkeypatch.setitem(checkpoints.OPTIMISERS, "adam", lambda weights, lr: torch.optim.SGD(weights, lr=0.0))
+    monkeypatch.setitem(learner.OPTIMISERS, "adam", lambda weights, lr, fused: torch.optim.SGD(weights, lr=0.0))
     datasets, network = make_datasets(), build_model("vnet", 2)  # group norm: the same in training and evaluation
     history = fit(network, datasets, replace(SMOKE.vnet, epochs=1), tmp_path / "model", CONFIG)
 
@@ -171,7 +179,7 @@ def test_weights_are_those_of_the_best_epoch(tmp_path, monkeypatch):
     network = build_model("unet", 2)
     fit(network, make_datasets(), replace(SMOKE.unet, epochs=5), tmp_path / "model", CONFIG)
 
-    kept = load_tensors(tmp_path / "model" / "weights.pt")
+    kept, _ = load_tensors(tmp_path / "model" / "weights.safetensors")
     same = [all(torch.equal(kept[key], weights[key]) for key in kept) for weights in scripted.weights]
     assert same == [False, True, False, False, False]
     assert all(torch.equal(tensor, scripted.weights[-1][key]) for key, tensor in network.state_dict().items())
@@ -180,7 +188,7 @@ def test_weights_are_those_of_the_best_epoch(tmp_path, monkeypatch):
 def test_a_model_that_finds_nothing_has_weights_too(tmp_path, monkeypatch):
     monkeypatch.setattr(fitting, "_validate", Scripted(0.0, 0.0))
     fit(build_model("unet", 2), make_datasets(), replace(SMOKE.unet, epochs=2), tmp_path / "model", CONFIG)
-    assert (tmp_path / "model" / "weights.pt").is_file()
+    assert (tmp_path / "model" / "weights.safetensors").is_file()
 
 
 @pytest.mark.parametrize(
@@ -215,9 +223,9 @@ def test_a_loss_that_is_not_finite_ends_the_training_and_spoils_nothing(tmp_path
         FloatingPointError, match="3d_unet_model_ribosome: the loss is nan in epoch 2, step 2; lower the"
     ):
         fit(build_model("unet", 2), make_datasets(), settings, folder, CONFIG)
-    last = load_tensors(folder / "last.pt")
-    assert len(last["history"]) == len(read_history(folder)) == 1
-    assert all(tensor.isfinite().all() for tensor in last["network"].values())
+    tensors, numbers = load_tensors(folder / "last.safetensors")
+    assert len(numbers["history"]) == len(read_history(folder)) == 1
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
 
 
 # ---- evaluation
@@ -287,7 +295,7 @@ def test_scores_are_those_of_the_best_epochs_weights_on_each_share(tmp_path, mon
     monkeypatch.setattr(fitting, "_validate", Scripted(0.9, 0.1, 0.1, 0.1))
     folder = train_model(RUNS, "unet", "apo-ferritin", RECIPE, tmp_path)
     model, last = load_model(folder), build_model("unet", 2)
-    last.load_state_dict(load_tensors(folder / "last.pt")["network"])
+    last.load_state_dict(select(load_tensors(folder / "last.safetensors")[0], "network"))
     for split, dataset in build_datasets(RUNS, "apo-ferritin", RECIPE).items():
         scores = read_config(folder)["scores"][split]
         assert [scores] == evaluate(model.network, dataset) != evaluate(last, dataset)
@@ -296,7 +304,7 @@ def test_scores_are_those_of_the_best_epochs_weights_on_each_share(tmp_path, mon
 def test_a_rerun_gives_the_same_weights_and_another_seed_others(tmp_path):
     recipes = {"a": RECIPE, "b": RECIPE, "c": replace(RECIPE, seed=1)}
     folders = {name: train_model(RUNS, "vnet", "ribosome", recipes[name], tmp_path / name) for name in recipes}
-    weights = {name: (folder / "weights.pt").read_bytes() for name, folder in folders.items()}
+    weights = {name: (folder / "weights.safetensors").read_bytes() for name, folder in folders.items()}
     assert weights["a"] == weights["b"] != weights["c"]
     pd.testing.assert_frame_equal(without_seconds(folders["a"]), without_seconds(folders["b"]))
 
@@ -445,25 +453,27 @@ def test_a_training_cut_between_two_files_ends_as_an_uninterrupted_one(
     folder, uninterrupted = TRAININGS[kind](tmp_path), whole_trainings[kind]
     cut, whole = contents(folder), contents(uninterrupted)
     assert cut.keys() == whole.keys()
-    assert all(cut[file] == whole[file] for file in ("weights.pt", "config.json", "thresholds.json"))
+    assert all(cut[file] == whole[file] for file in ("weights.safetensors", "config.json", "thresholds.json"))
     pd.testing.assert_frame_equal(without_seconds(folder), without_seconds(uninterrupted))
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "text", "list", "other network"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "torch's", "other network"])
 def test_a_checkpoint_that_cannot_be_read_is_told_as_such(damage, folder, tmp_path):
     (folder / "config.json").unlink()
-    (folder / "previous.pt").unlink()
-    path = folder / "last.pt"
-    if damage == "list":
+    (folder / "previous.safetensors").unlink()
+    path = folder / "last.safetensors"
+    if damage == "torch's":
         torch.save([1, 2], path)
     elif damage == "other network":
-        state = load_tensors(path)
-        torch.save({**state, "network": build_model("unet", 3).state_dict()}, path)
+        tensors, numbers = load_tensors(path)
+        save_tensors(path, tensors | prefix("network", build_model("unet", 3).state_dict()), numbers)
     else:
         content = path.read_bytes()
         path.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "text": b"no checkpoint"}[damage])
     before = contents(folder)
-    complaint = "checkpoint .*3d_unet_model_apo_ferritin.last.pt cannot be read .*; delete it to start the training"
+    complaint = (
+        "checkpoint .*3d_unet_model_apo_ferritin.last.safetensors cannot be read .*; delete it to start the training"
+    )
     with pytest.raises(ValueError, match=complaint) as caught:
         train_model(RUNS, "unet", "apo-ferritin", RECIPE, tmp_path)
     assert len(str(caught.value).splitlines()) == 1
@@ -479,19 +489,19 @@ def test_mixed_precision_scales_the_loss_and_takes_over_what_a_cpu_began(clip, t
     def train(name: str, epochs: int) -> dict:
         torch.manual_seed(0)
         network = build_model("unet", 2)
-        history = fit(network, datasets, replace(settings, epochs=epochs), tmp_path / name, CONFIG)
-        return {"history": history, "last": load_tensors(tmp_path / name / "last.pt")}
+        fit(network, datasets, replace(settings, epochs=epochs), tmp_path / name, CONFIG)
+        return load_tensors(tmp_path / name / "last.safetensors")
 
     plain = train("plain", 2)
     train("mixed", 1)  # on the CPU, without a scaler
     scaler = torch.amp.GradScaler
     monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler("cpu", enabled=True))
     mixed = train("mixed", 2)
-    assert plain["last"]["scaler"] == {} and mixed["last"]["scaler"]["_growth_tracker"] == 3  # steps of one epoch
+    assert plain[1]["scaler"] == {} and mixed[1]["scaler"]["_growth_tracker"] == 3  # steps of one epoch
     again = train("mixed", 3)
-    assert again["last"]["scaler"]["_growth_tracker"] == 6
-    for key, tensor in plain["last"]["network"].items():  # scaling by a power of two changes next to nothing
-        torch.testing.assert_close(mixed["last"]["network"][key], tensor, rtol=1e-4, atol=1e-5)
+    assert again[1]["scaler"]["_growth_tracker"] == 6
+    for key, tensor in select(plain[0], "network").items():  # scaling by a power of two changes next to nothing
+        torch.testing.assert_close(mixed[0][f"network.{key}"], tensor, rtol=1e-4, atol=1e-5)
 
 
 # ---- several models
@@ -527,7 +537,7 @@ def test_two_workers_train_the_models_that_one_process_trains(recipe, targets, d
     assert [folder.name for folder in one] == [name_model("vnet", target) for target in targets]
     assert [folder.relative_to(tmp_path / "two") for folder in two] == [f.relative_to(tmp_path / "one") for f in one]
     for first, second in zip(one, two, strict=True):
-        assert (first / "weights.pt").read_bytes() == (second / "weights.pt").read_bytes()
+        assert (first / "weights.safetensors").read_bytes() == (second / "weights.safetensors").read_bytes()
         assert read_config(first) == read_config(second)
         pd.testing.assert_frame_equal(without_seconds(first), without_seconds(second))
 
@@ -590,5 +600,5 @@ def test_full_scale_trains_as_the_report_does():
     }
     assert table == {"unet": ("dice", "adamw", 1e-4, 2, 400), "vnet": ("weighted_bce", "adam", 1e-5, 2, 100)}
     assert (recipe.baseline.loss, recipe.baseline.optimiser, recipe.baseline.batch_size) == ("bce", "adam", 2)
-    assert checkpoints.OPTIMISERS == {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    assert learner.OPTIMISERS == {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     assert json.dumps(recipe.threshold) == "0.5"

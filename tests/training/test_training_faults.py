@@ -29,12 +29,13 @@ from torch.utils.data import TensorDataset
 from kaggle_utils.data.phantom import write_phantom
 from kaggle_utils.data.tomograms import find_runs
 from kaggle_utils.models.folder import build_model
-from kaggle_utils.models.tensors import load_tensors, save_tensors
+from kaggle_utils.models.weights import load_tensors, save_tensors
 from kaggle_utils.preprocessing.subvolumes import load_runs
 from kaggle_utils.recipes import get_recipe
 from kaggle_utils.training import checkpoints, fitting
 from kaggle_utils.training.checkpoints import State
 from kaggle_utils.training.fitting import fit, read_history
+from kaggle_utils.training.learner import prefix
 from kaggle_utils.training.train import train_fold, train_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -116,12 +117,12 @@ def require_same(folder: Path, whole: Path) -> None:
     """Weights, scores and history to the last bit."""
     names = {path.name for path in whole.iterdir()}
     assert {path.name for path in folder.iterdir() if path.suffix != ".tmp"} == names
-    for name in names & {"weights.pt", "config.json", "thresholds.json"}:
+    for name in names & {"weights.safetensors", "config.json", "thresholds.json"}:
         assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
     found, wanted = (read_history(place).drop(columns="seconds") for place in (folder, whole))
     assert found.equals(wanted)
-    last, wanted = (load_tensors(place / "last.pt") for place in (folder, whole))
-    assert all(equal(last[key], wanted[key]) for key in ("network", "average", "optimiser", "best", "generator"))
+    (last, numbers), (wanted, others) = (load_tensors(place / "last.safetensors") for place in (folder, whole))
+    assert equal(last, wanted) and numbers["best"] == others["best"]
 
 
 def equal(one, other) -> bool:
@@ -155,7 +156,7 @@ def time_epochs(whole: Path) -> float:
 def kill_and_restart(kind, data, model: Path, kills: int, seconds: float, damage=lambda last: None) -> int:
     """Train in processes that are killed within `seconds` after their first checkpoint, until one of them comes to the
     end; return how many of the kills hit a living process."""
-    rng, hit, last = np.random.default_rng(), 0, model / "last.pt"
+    rng, hit, last = np.random.default_rng(), 0, model / "last.safetensors"
     while True:
         before, deadline = inode(last), time.monotonic() + 120
         process = start(train_in_process, kind, data, model.parent)
@@ -194,7 +195,7 @@ def test_kills_and_a_damaged_checkpoint_after_each(kind, phantom, undisturbed, t
     rng, damaged = np.random.default_rng(), []
 
     def damage(last: Path) -> None:
-        if last.exists() and last.with_name("previous.pt").exists():
+        if last.exists() and last.with_name("previous.safetensors").exists():
             content = bytearray(last.read_bytes())
             content[rng.integers(len(content))] ^= 1 << rng.integers(8)
             last.write_bytes(content[: rng.choice([len(content), rng.integers(len(content))])])
@@ -241,7 +242,9 @@ def test_a_kill_between_any_two_writes_is_harmless(kind, numbers, phantom, undis
         left = [path for path in folder.rglob("*") if path.suffix == ".tmp"]
         assert left
         if numbers == [5]:
-            assert {path.name for path in folder.glob("*/*.pt") if path not in left} == {"previous.pt"}
+            assert {path.name for path in folder.glob("*/*.safetensors") if path not in left} == {
+                "previous.safetensors"
+            }
         process = start(train_in_process, kind, phantom, folder, NEVER)
         process.join(120)
         assert process.exitcode == 0
@@ -297,7 +300,7 @@ def train_on_a_small_disk(limit, size: int, kind, data, folder: Path, result: Pa
         train(kind, data, folder)
     except OSError as error:
         told = str(error)
-        good = [bool(load_tensors(path)) for path in folder.glob("*/*.pt") if path.stem != "weights"]
+        good = [bool(load_tensors(path)) for path in folder.glob("*/*.safetensors") if path.stem != "weights"]
         assert not list(folder.glob("*/.*.tmp")), "what could not be written is in the way"
     disk.grow()
     shutil.copytree(train(kind, data, folder), result)
@@ -323,7 +326,7 @@ def test_a_full_disk_stops_a_training_that_goes_on_once_there_is_room(
     for size in sizes:
         result, bytes_ = (
             tmp_path / f"result_{len(stopped)}_{int(100 * size)}",
-            int(size * (whole / "last.pt").stat().st_size),
+            int(size * (whole / "last.safetensors").stat().st_size),
         )
         process = start(train_on_a_small_disk, limit, bytes_, kind, phantom, tmp_path / str(size), result)
         process.join(120)
@@ -341,7 +344,7 @@ def test_a_full_disk_stops_a_training_that_goes_on_once_there_is_room(
         require_same(result, whole)
     assert len(stopped) >= len(sizes) / 2
     if len(sizes) == 1 and limit is Disk:
-        assert stopped == [("last.pt", 2)]
+        assert stopped == [("last.safetensors", 2)]
     print(f"{limit.__name__} {kind}: {len(stopped)} full disks survived: {stopped}")
 
 
@@ -395,9 +398,9 @@ def half_way(one_thread, tmp_path_factory) -> Path:
         patch.setattr(State, "save", save_and_stop)
         with pytest.raises(Cut):
             fit_tiny(folder, 0.0)
-    last, previous = (load_tensors(folder / f"{name}.pt") for name in ("last", "previous"))
-    assert [len(content["history"]) for content in (last, previous)] == [3, 3]
-    assert [len(content["losses"]) for content in (last, previous)] == [4, 3] and len(last["best"]) == 2
+    last, previous = (load_tensors(folder / f"{name}.safetensors") for name in ("last", "previous"))
+    assert [len(numbers["history"]) for _, numbers in (last, previous)] == [3, 3]
+    assert [len(numbers["losses"]) for _, numbers in (last, previous)] == [4, 3] and len(last[1]["best"]) == 2
     return folder
 
 
@@ -407,16 +410,16 @@ def resume(tmp_path_factory):
     of, and the error."""
     folder = tmp_path_factory.mktemp("resume")
 
-    def get(last: bytes | None, previous: bytes | None) -> tuple[dict, list[str], ValueError | None]:
-        for name, content in (("last.pt", last), ("previous.pt", previous)):
+    def get(last: bytes | None, previous: bytes | None) -> tuple[tuple, list[str], ValueError | None]:
+        for name, content in (("last.safetensors", last), ("previous.safetensors", previous)):
             (folder / name).unlink(missing_ok=True)
             if content is not None:
                 (folder / name).write_bytes(content)
-        state, error = State(build_tiny(), TINY, "cpu"), None
+        state, error = State(build_tiny(), TINY, "cpu", STEPS), None
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
-                state.resume(folder, CONFIG, STEPS)
+                state.resume(folder, CONFIG)
             except ValueError as refused:
                 error = refused
         return copy.deepcopy(state._gather()), [str(warning.message) for warning in caught], error
@@ -429,10 +432,11 @@ def good(half_way, resume) -> dict[str, tuple[bytes, dict]]:
     """The bytes of both checkpoints and the states that they are, and the state where there is none."""
     found = {"none": (None, resume(None, None)[0])}
     for name in ("last", "previous"):
-        content = (half_way / f"{name}.pt").read_bytes()
+        content = (half_way / f"{name}.safetensors").read_bytes()
         state, told, error = resume(content, None)
         assert not told and error is None
-        assert equal({**state, "config": 0}, {**load_tensors(half_way / f"{name}.pt"), "config": 0})
+        tensors, numbers = load_tensors(half_way / f"{name}.safetensors")
+        assert equal(state[0], tensors) and {**state[1], "config": CONFIG} == numbers
         found[name] = content, state
     assert not equal(found["last"][1], found["previous"][1])
     return found
@@ -444,11 +448,16 @@ def require_right(resume, good, last: bytes, previous: bytes) -> str:
     state, told, error = resume(last, previous)
     if error is not None:
         assert equal(state, good["none"][1]) and not told
-        assert "last.pt" in str(error) and "delete it and previous.pt, which is no better, to start" in str(error)
+        assert "last.safetensors" in str(
+            error
+        ) and "delete it and previous.safetensors, which is no better, to start" in str(error)
         assert len(str(error).splitlines()) == 1
         return "error"
     assert equal(state, good["previous" if told else "last"][1])
-    assert [f"the training goes on from {one.split()[-1]}" in one and "last.pt" in one for one in told] in ([], [True])
+    assert [f"the training goes on from {one.split()[-1]}" in one and "last.safetensors" in one for one in told] in (
+        [],
+        [True],
+    )
     return "previous" if told else "last"
 
 
@@ -499,47 +508,54 @@ def test_many_damaged_checkpoints(resume, good, damage_last, damage_previous):
 def test_a_flipped_bit_in_a_tensor_is_found(resume, good):
     """In the middle of the weights, which no reader of the format stumbles over."""
     content = good["last"][0]
-    place = content.index(good["last"][1]["network"]["2.weight"].numpy().tobytes()) + 3
+    place = content.index(good["last"][1][0]["network.2.weight"].numpy().tobytes()) + 3
     assert require_right(resume, good, flip(content, [(place, 6)]), good["previous"][0]) == "previous"
 
 
-def edit(content: dict, key: str, change) -> dict:
-    return {**content, key: change(copy.deepcopy(content[key]))}
+def edit(key: str, change):
+    """A change of one of the numbers in a checkpoint."""
+    return lambda tensors, numbers: (tensors, {**numbers, key: change(copy.deepcopy(numbers[key]))})
 
 
-def other_config(text: str) -> str:
-    return json.dumps({**json.loads(text), "seed": 7, "data_checksum": 1})
+def swap(part: str, other: dict):
+    """A change of the tensors of one part of a checkpoint."""
+
+    def change(tensors, numbers):
+        return {name: t for name, t in tensors.items() if not name.startswith(f"{part}.")} | other, numbers
+
+    return change
 
 
-def without_one(items):
-    return dict(list(items.items())[:-1]) if isinstance(items, dict) else items[:-1]
+def drop(name: str):
+    return lambda tensors, numbers: ({key: t for key, t in tensors.items() if key != name}, numbers)
 
 
-def other_shapes(weights: dict) -> dict:
-    return {name: torch.zeros(3) for name in weights}
+def double(name: str):
+    return lambda tensors, numbers: (tensors | {name: tensors[name].double()}, numbers)
 
 
+OTHER = edit("config", lambda config: {**config, "seed": 7, "data_checksum": 1})
 FOREIGN = {
-    "another training": ("config", other_config, "was trained differently (seed was 7, is 0; data_checksum was 1"),
-    "no config": ("config", lambda _: "[]", "cannot be read"),
-    "another network": ("network", lambda _: build_tiny(3).state_dict(), "weights are not the"),
-    "half a network": ("network", without_one, "its weights are not the network's"),
-    "double weights": ("network", lambda w: {k: t.double() for k, t in w.items()}, "weights are not the network's"),
-    "no average": ("average", lambda _: {}, "cannot be read"),
-    "another average": ("average", other_shapes, "cannot be read"),
-    "no moments": ("optimiser", lambda _: {}, "moments are not the network's"),
-    "half the moments": ("optimiser", without_one, "moments are not the network's"),
-    "other moments": ("optimiser", lambda m: {i: other_shapes(m[i]) for i in m}, "moments are not the network's"),
-    "unnamed moments": ("optimiser", lambda m: {i: without_one(m[i]) for i in m}, "moments are not the network's"),
-    "best of another network": ("best", lambda best: [(d, other_shapes(w)) for d, w in best], "best weights are not"),
-    "best without a layer": ("best", lambda best: [(d, without_one(w)) for d, w in best], "best weights are not"),
-    "one best of two": ("best", without_one, "its best weights are not the network's"),
-    "an epoch less": ("history", lambda rows: rows[1:], "its epochs are not in order"),
-    "epochs too many": ("history", lambda rows: [{**rows[0], "epoch": e} for e in range(1, 99)], "is further than"),
-    "steps too many": ("losses", lambda losses: [*losses, 1.0, 1.0], "it is further than the training goes"),
-    "no loss": ("losses", lambda losses: [*losses[:-1], float("nan")], "a loss in it is not finite"),
-    "a text": ("losses", lambda losses: [*losses[:-1], "0.5"], "cannot be read"),
-    "a generator of another kind": ("generator", lambda state: state[:-1], "cannot be read"),
+    "another training": (OTHER, "was trained differently (seed was 7, is 0; data_checksum was 1"),
+    "no config": (edit("config", lambda _: []), "cannot be read"),
+    "another network": (swap("network", prefix("network", build_tiny(3).state_dict())), "is not of this network"),
+    "half a network": (drop("network.2.bias"), "its network.2.bias is not of this network, or not there"),
+    "double weights": (double("network.2.bias"), "its network.2.bias is not of this network"),
+    "no average": (swap("average", {}), "is not of this network"),
+    "another average": (double("average.module.2.bias"), "its average.module.2.bias is not of this network"),
+    "no moments": (swap("optimiser", {}), "is not of this network"),
+    "half the moments": (drop("optimiser.2.bias.exp_avg"), "its optimiser.2.bias.exp_avg is not of this network"),
+    "other moments": (swap("optimiser", {"optimiser.2.bias.exp_avg": torch.zeros(3)}), "is not of this network"),
+    "more moments": (lambda t, n: (t | {"optimiser.5.exp_avg": torch.zeros(1)}, n), "its optimiser.5.exp_avg is not"),
+    "best of another network": (double("best.0.2.bias"), "its best.0.2.bias is not of this network"),
+    "best without a layer": (drop("best.1.0.weight"), "its best.1.0.weight is not of this network"),
+    "one best of two": (edit("best", lambda best: best[:1]), "it has kept too few or too many weights"),
+    "an epoch less": (edit("history", lambda rows: rows[1:]), "its epochs are not in order"),
+    "epochs too many": (edit("history", lambda rows: [{**rows[0], "epoch": e} for e in range(1, 99)]), "is further"),
+    "steps too many": (edit("losses", lambda losses: [*losses, 1.0, 1.0]), "it is further than the training goes"),
+    "no loss": (edit("losses", lambda losses: [*losses[:-1], float("nan")]), "a number in it is not finite"),
+    "a text": (edit("losses", lambda losses: [*losses[:-1], "0.5"]), "cannot be read"),
+    "no generator": (drop("generator"), "its generator is not of this network, or not there"),
 }
 
 
@@ -547,10 +563,9 @@ FOREIGN = {
 def test_a_foreign_checkpoint_is_told_as_such(name, half_way, resume, good, tmp_path):
     """Whole files that are no checkpoints of this training: the one before is used and says why; of two such, the
     error is the first one's, and nothing of them stays in network or optimiser."""
-    key, change, why = FOREIGN[name]
-    content = load_tensors(half_way / "last.pt")
-    save_tensors(tmp_path / "foreign.pt", edit(content, key, change))
-    foreign = (tmp_path / "foreign.pt").read_bytes()
+    change, why = FOREIGN[name]
+    save_tensors(tmp_path / "foreign", *change(*load_tensors(half_way / "last.safetensors")))
+    foreign = (tmp_path / "foreign").read_bytes()
     assert require_right(resume, good, foreign, good["previous"][0]) == "previous"
     assert why in resume(foreign, good["previous"][0])[1][0]
     assert require_right(resume, good, foreign, foreign) == "error"
@@ -562,51 +577,45 @@ def test_a_foreign_checkpoint_is_told_as_such(name, half_way, resume, good, tmp_
         assert "; delete it to start the training again" in str(lacking)
 
 
-def test_steps_that_the_scaler_skipped_leave_no_moments_and_are_no_fault(half_way, resume, tmp_path):
-    """As in half precision, where the first gradients overflow."""
-    content = {**load_tensors(half_way / "last.pt"), "optimiser": {}, "scaler": {"scale": 2.0**15}}
-    save_tensors(tmp_path / "last.pt", content)
-    state, told, error = resume((tmp_path / "last.pt").read_bytes(), None)
-    assert error is None and not told and state["optimiser"] == {} and len(state["losses"]) == 4
-
-
 def test_files_that_are_no_checkpoints_are_told_as_such(resume, good, tmp_path):
-    for content in ([1, 2], {}, {"network": 1}, "text", torch.zeros(3), {"config": "{}"}, {"config": "[" * 100_000}):
-        save_tensors(tmp_path / "other.pt", content)
-        assert require_right(resume, good, (tmp_path / "other.pt").read_bytes(), b"") == "error"
+    for content in ({}, None), ({}, [1, 2]), ({"network": torch.zeros(1)}, {"config": {}}), (good["last"][1][0], None):
+        save_tensors(tmp_path / "other", *content)
+        assert require_right(resume, good, (tmp_path / "other").read_bytes(), b"") == "error"
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "another training", "missing"])
 def test_a_training_goes_on_from_the_checkpoint_before_a_bad_one(damage, half_way, whole, tmp_path, monkeypatch):
     """To the same weights; and the bad one never takes the place of the good one, wherever the next kill falls."""
     folder = Path(shutil.copytree(half_way, tmp_path / "model"))
-    last, good = folder / "last.pt", (folder / "previous.pt").read_bytes()
+    last, good = folder / "last.safetensors", (folder / "previous.safetensors").read_bytes()
     content = last.read_bytes()
     if damage == "another training":
-        save_tensors(last, edit(load_tensors(last), "config", other_config))
+        save_tensors(last, *OTHER(*load_tensors(last)))
     elif damage == "missing":
         last.unlink()
     else:
-        place = content.index(load_tensors(last)["network"]["2.weight"].numpy().tobytes())
+        place = content.index(load_tensors(last)[0]["network.2.weight"].numpy().tobytes())
         last.write_bytes(content[:place] if damage == "cut" else flip(content, [(place + 3, 6)]))
-    for name in ("weights.pt", "history.csv"):
+    for name in ("weights.safetensors", "history.csv"):
         (folder / name).write_bytes(b"damaged too")
-    left = folder / ".weights.pt.01234567.tmp"  # as by a kill; many of them would fill the disk
+    left = folder / ".weights.safetensors.01234567.tmp"  # as by a kill; many of them would fill the disk
     left.touch()
     seen, rename = [], os.replace
 
     def watch(*arguments):
-        seen.append((folder / "previous.pt").read_bytes() == good)
+        seen.append((folder / "previous.safetensors").read_bytes() == good)
         rename(*arguments)
 
     monkeypatch.setattr(os, "replace", watch)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         fit_tiny(folder, 0.0)
-    # weights.pt, history.csv, a checkpoint's two names, the next one's first: only then is there another good one.
+    # The weights, history.csv, a checkpoint's two names, the next one's first: only then is there another good one.
     assert seen[:6] == [True] * 6
     told = [str(warning.message) for warning in caught if "goes on" in str(warning.message)]
-    assert len(told) == (damage != "missing") and all("last.pt" in one and "previous.pt" in one for one in told)
+    assert len(told) == (damage != "missing") and all(
+        "last.safetensors" in one and "previous.safetensors" in one for one in told
+    )
     require_same(folder, whole)
     assert not left.exists()
 
@@ -614,8 +623,8 @@ def test_a_training_goes_on_from_the_checkpoint_before_a_bad_one(damage, half_wa
 def test_a_training_that_is_done_but_for_its_scores_mends_its_results(whole, tmp_path):
     folder = Path(shutil.copytree(whole, tmp_path / "model"))
     (folder / "history.csv").unlink()
-    content = (folder / "weights.pt").read_bytes()
-    (folder / "weights.pt").write_bytes(flip(content, [(len(content) // 2, 3)]))
+    content = (folder / "weights.safetensors").read_bytes()
+    (folder / "weights.safetensors").write_bytes(flip(content, [(len(content) // 2, 3)]))
     fit_tiny(folder, NEVER)
     require_same(folder, whole)
 
@@ -641,23 +650,24 @@ def test_a_loss_that_is_no_number_keeps_its_batch(tmp_path, monkeypatch):
     datasets, training = make_fit(folder)
     with pytest.raises(FloatingPointError) as caught:
         training()
-    kept = load_tensors(folder / "bad_batch.pt")
+    kept, place = load_tensors(folder / "bad_batch.safetensors")
     assert str(caught.value) == (
-        f"3d_unet_model_ribosome: the loss is nan in epoch 1, step {kept['step']}; lower the learning rate "
-        f"(its batch is in {folder / 'bad_batch.pt'})"
+        f"3d_unet_model_ribosome: the loss is nan in epoch 1, step {place['step']}; lower the learning rate "
+        f"(its batch is in {folder / 'bad_batch.safetensors'})"
     )
-    assert kept.keys() == {"volumes", "masks", "epoch", "step", "loss"} and np.isnan(kept["loss"])
+    assert kept.keys() == {"volumes", "masks"} and place.keys() == {"epoch", "step", "loss"}
+    assert np.isnan(place["loss"])
     volumes, masks = datasets["train"].tensors
     assert kept["volumes"].shape == (2, 1, 8, 8, 8) and kept["volumes"].isnan().sum() == 1
     (which,) = np.flatnonzero(kept["volumes"].isnan().flatten(1).any(1))
     assert torch.equal(kept["masks"][which], masks[2])
     assert torch.equal(kept["volumes"][which].nan_to_num(5.0), volumes[2].nan_to_num(5.0))
     # The checkpoint is that of the step before.
-    last = load_tensors(folder / "last.pt") if kept["step"] > 1 else {"losses": []}
-    assert len(last["losses"]) == kept["step"] - 1
+    last = load_tensors(folder / "last.safetensors")[1] if place["step"] > 1 else {"losses": []}
+    assert len(last["losses"]) == place["step"] - 1
 
 
 def test_a_batch_that_cannot_be_kept_does_not_hide_the_loss(tmp_path):
-    (tmp_path / "model" / "bad_batch.pt").mkdir(parents=True)
+    (tmp_path / "model" / "bad_batch.safetensors").mkdir(parents=True)
     with pytest.raises(FloatingPointError, match=r"the loss is nan in .*its batch could not be kept: IsADirectory"):
         make_fit(tmp_path / "model")[1]()
