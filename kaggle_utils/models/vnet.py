@@ -8,6 +8,56 @@ from torch import nn
 _GROUPS = 4  # of channels in a group norm; the report does not give it
 
 
+class GroupNorm(nn.GroupNorm):
+    """Torch's group norm; on CUDA one that keeps channels last and half precision, where torch's copies its input to
+    single precision and channels first."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.is_cuda:
+            return NormaliseGroups.apply(x, self.weight, self.bias, self.num_groups, self.eps)
+        return super().forward(x)
+
+
+class NormaliseGroups(torch.autograd.Function):
+    """A group norm of (n, channels, z, y, x): sums for each channel in single precision, then a scale and a shift of
+    each voxel, in the input's precision and memory format."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, groups: int, eps: float):
+        mean = _average_groups(x.sum((2, 3, 4), dtype=torch.float32), x, groups)
+        squares = torch.linalg.vector_norm(x, 2, (2, 3, 4), dtype=torch.float32).square()
+        variance = (_average_groups(squares, x, groups) - mean.square()).clamp(min=0)
+        inverse = (variance + eps).rsqrt()
+        ctx.save_for_backward(x, weight, mean, inverse)
+        ctx.groups = groups
+        scale = inverse * weight.float()
+        return torch.addcmul(_spread(bias.float() - mean * scale, x), x, _spread(scale, x))
+
+    @staticmethod
+    def backward(ctx, slope: torch.Tensor):
+        x, weight, mean, inverse = ctx.saved_tensors
+        sums = slope.sum((2, 3, 4), dtype=torch.float32)
+        products = inverse * ((slope * x).sum((2, 3, 4), dtype=torch.float32) - mean * sums)
+
+        # Less its part along the mean and its part along the normalised input, neither of which changes the output.
+        along = -inverse.square() * _average_groups(weight.float() * products, x, ctx.groups)
+        rest = -inverse * _average_groups(weight.float() * sums, x, ctx.groups) - along * mean
+        gradient = torch.addcmul(_spread(rest, x), x, _spread(along, x))
+        gradient = torch.addcmul(gradient, slope, _spread(inverse * weight.float(), x))
+        return gradient, products.sum(0).to(weight), sums.sum(0).to(weight), None, None
+
+
+def _average_groups(sums: torch.Tensor, x: torch.Tensor, groups: int) -> torch.Tensor:
+    """The mean over a group's voxels for each of its channels, (n, channels), of the sums of each channel's."""
+    by_group = sums.view(len(x), groups, -1)
+    return (by_group.sum(2, keepdim=True) * (groups / x[0].numel())).expand_as(by_group).reshape_as(sums)
+
+
+def _spread(each: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """A number for each channel, (n, channels), as one for each voxel."""
+    return each[:, :, None, None, None].to(x.dtype)
+
+
 class ResidualBlock(nn.Module):
     """Two 3x3x3 convolutions with group norm and PReLU, and the input added to their output."""
 
@@ -15,10 +65,10 @@ class ResidualBlock(nn.Module):
         super().__init__()
         groups = math.gcd(_GROUPS, outputs)
         self.conv1 = nn.Conv3d(inputs, outputs, 3, padding=1)
-        self.norm1 = nn.GroupNorm(groups, outputs)
+        self.norm1 = GroupNorm(groups, outputs)
         self.act1 = nn.PReLU(outputs)
         self.conv2 = nn.Conv3d(outputs, outputs, 3, padding=1)
-        self.norm2 = nn.GroupNorm(groups, outputs)
+        self.norm2 = GroupNorm(groups, outputs)
         self.act2 = nn.PReLU(outputs)
         # Where the channels differ the input cannot be added as it is.
         self.shortcut = nn.Identity() if inputs == outputs else nn.Conv3d(inputs, outputs, 1)

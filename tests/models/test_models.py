@@ -17,7 +17,7 @@ from kaggle_utils.models.folder import (
     save_config,
     save_weights,
 )
-from kaggle_utils.models.vnet import ResidualBlock
+from kaggle_utils.models.vnet import NormaliseGroups, ResidualBlock
 
 # ---- the report's layers, written down once more from its text; the kit's code must agree
 
@@ -203,6 +203,33 @@ def test_models_are_called_as_in_the_report():
 def test_an_unknown_architecture_is_answered_with_the_known_ones():
     with pytest.raises(ValueError, match="'resnet'; choose from baseline, unet, vnet"):
         build_model("resnet", 8)
+
+
+# ---- the group norm of the GPU, which a CPU can compute too
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_group_norm_of_the_gpu_is_torchs_and_keeps_the_memory_format(dtype):
+    """Values and gradients, of inputs far from 0; beside torch's in double precision."""
+    torch.manual_seed(0)
+    norm = nn.GroupNorm(4, 8).double()
+    nn.init.uniform_(norm.weight, 0.5, 2), nn.init.uniform_(norm.bias, -1, 1)
+    x = (3 + 2 * torch.randn(2, 8, 6, 5, 7)).to(dtype).to(memory_format=torch.channels_last_3d).requires_grad_()
+    slope = torch.randn(x.shape).to(dtype).to(memory_format=torch.channels_last_3d)
+    weight, bias = (tensor.detach().float().requires_grad_() for tensor in (norm.weight, norm.bias))
+    found = NormaliseGroups.apply(x, weight, bias, 4, norm.eps)
+    gradients = torch.autograd.grad(found, (x, weight, bias), slope)
+
+    exact = x.detach().double().requires_grad_()
+    wanted = norm(exact)
+    expected = torch.autograd.grad(wanted, (exact, norm.weight, norm.bias), slope.double())
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-3}[dtype]
+    for one, other in zip((found, *gradients), (wanted, *expected), strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=0, atol=tolerance * float(other.detach().abs().max()))
+    assert found.dtype == gradients[0].dtype == dtype
+    assert found.stride() == gradients[0].stride() == x.stride()
+    assert x.is_contiguous(memory_format=torch.channels_last_3d)
+    assert gradients[1].dtype == torch.float32
 
 
 # ---- model folders
