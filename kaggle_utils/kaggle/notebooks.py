@@ -1,7 +1,6 @@
-"""Running the notebooks in order and keeping what they show, in place of clicking.
+"""Runs the notebooks in order and keeps their outputs.
 
-Each notebook gets a kernel of its own: this very Python, with its settings in CZII_* environment variables.
-"""
+Each notebook gets a kernel of its own: this very Python, with the settings in CZII_* environment variables."""
 
 import logging
 import os
@@ -19,11 +18,9 @@ from tqdm import tqdm
 from kaggle_utils.system.environment import Environment
 from kaggle_utils.system.files import write_text
 
-# nbformat, nbclient and nbconvert are imported where they are used: a Kaggle notebook never needs them.
+# nbformat, nbclient and nbconvert are imported where they are used: `--help` must not wait for them.
 
-NOTEBOOKS = (
-    Path(__file__).resolve().parents[2] / "notebooks"
-)  # beside the package in the repository; no wheel holds them
+NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"  # in the repository; no wheel holds them
 MAX_BYTES = 1_000_000  # of a committed notebook; code hosts show larger ones slowly or not at all
 
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -35,31 +32,31 @@ _HEAD = 5  # lines of a failing cell that an error shows
 class NotebookError(RuntimeError):
     """A code cell failed, or its kernel died.
 
-    `notebook` is the file's name, `cell` counts its code cells from 1, `source` is the cell, `traceback` what it raised
-    and `copy` the executed notebook up to there.
-    """
+    `notebook` is the file's name, `cell` the number of the code cell (from 1), `source` its code, `traceback` the text
+    of its error, and `copy` the notebook as executed so far."""
 
     def __init__(self, notebook: str, cell: int, source: str, traceback: str, copy: Path) -> None:
         self.notebook, self.cell, self.source, self.traceback, self.copy = notebook, cell, source, traceback, copy
         lines = source.strip().splitlines()
         head = textwrap.indent("\n".join(lines[:_HEAD] + ["..."] * (len(lines) > _HEAD)), "    ")
         super().__init__(
-            f"{notebook}: code cell {cell} failed\n{head}\n\n{traceback.strip()}\n\nThe notebook up to there: {copy}"
+            f"{notebook}: code cell {cell} failed\n{head}\n\n{traceback.strip()}\n\nExecuted so far: {copy}"
         )
 
 
 def run_notebooks(
     env: Environment, only: Sequence[str] = (), refresh: bool = False, folder: Path | None = None
 ) -> list[Path]:
-    """Execute notebooks in order, each in a fresh kernel, under a progress bar; stop at the first failure.
+    """Execute notebooks in order, each in a new kernel, under a progress bar that counts cells. Print the time that
+    each took; stop at the first failure.
 
-    WORK/notebooks gets an executed copy and an HTML page of each, of the failing one as well.
+    An executed copy and an HTML page of each go into WORK/notebooks, also of the one that failed.
 
     Parameters
     ----------
-    env : what the notebooks shall find; their kernels get it as CZII_* variables.
+    env : data, work folder, submission, recipe and scale; the kernels get them as CZII_* variables.
     only : numbers or beginnings of names, e.g. ("03", "05"); empty for all.
-    refresh : once all have succeeded, write them back in place with their outputs, fit to be committed.
+    refresh : when all have succeeded, replace the notebooks by their executed copies, without time stamps and paths.
     folder : where the notebooks are; None for the repository's.
 
     Returns
@@ -73,10 +70,10 @@ def run_notebooks(
     FileNotFoundError
         When there are no notebooks.
     ValueError
-        For a selection that matches none, and when what `refresh` would write is too large or names a folder of this
-        machine (then nothing is written back).
+        For a selection that matches none, and when a notebook that `refresh` would write is too large or names a folder
+        of this machine; then none is written.
     ModuleNotFoundError
-        When a package is missing that only running notebooks needs.
+        When a package is missing that is needed to run notebooks.
     """
     missing = [name for name in ("ipykernel", "nbclient", "nbconvert", "nbformat") if find_spec(name) is None]
     if missing:
@@ -117,7 +114,7 @@ def find_notebooks(only: Sequence[str] = (), folder: Path | None = None) -> list
     paths = sorted(folder.glob("[0-9]*.ipynb"))
     if not paths:
         raise FileNotFoundError(
-            f"no notebooks in {folder}; they come with the repository: clone it, and run this from there"
+            f"no notebooks in {folder}: they are in the repository only; clone it, and run this command there"
         )
     unknown = [wanted for wanted in only if not any(path.name.startswith(wanted) for path in paths)]
     if unknown:
@@ -127,9 +124,9 @@ def find_notebooks(only: Sequence[str] = (), folder: Path | None = None) -> list
 
 
 def kernel_environment(env: Environment) -> dict[str, str]:
-    """Return the environment variables of a kernel: this process's, with `env` spelled out in absolute paths."""
+    """Return the environment variables of a kernel: those of this process, and `env` in absolute paths."""
     variables = {key: value for key, value in os.environ.items() if not key.startswith("CZII_")}
-    # Figures must end in the notebook, whatever this process was told to do with them.
+    # Figures must go into the notebook, whatever backend this process was told to use.
     variables.pop("MPLBACKEND", None)
     if env.data is not None:
         variables["CZII_DATA"] = str(Path(env.data).absolute())
@@ -138,13 +135,13 @@ def kernel_environment(env: Environment) -> dict[str, str]:
         "CZII_SUBMISSION": str(env.submission.absolute()),
         "CZII_RECIPE": env.recipe,
         "CZII_SCALE": env.scale,
-        # The package that runs the notebooks is the one that they import, installed or not.
+        # The notebooks must import the package that runs them, be it installed or not.
         "PYTHONPATH": os.pathsep.join(filter(None, [str(NOTEBOOKS.parent), os.environ.get("PYTHONPATH")])),
-        # tqdm.auto without ipywidgets says so, with a path of this machine, and then does the right thing.
+        # tqdm.auto warns that ipywidgets are missing, with a path of this machine, and then works as it should.
         "PYTHONWARNINGS": ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:IProgress not found"])),
     }
-    # Threads that wait shall sleep: where something else runs too, spinning ones keep the very thread off its core that
-    # they wait for (a training step on two busy cores took half the time so, and on idle ones no longer).
+    # Waiting threads sleep. If they spin on a busy machine, they take the core from the very thread that they wait for:
+    # with sleeping ones a training step on two busy cores took half the time, and on idle cores no longer.
     variables.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     return variables
 
@@ -152,9 +149,8 @@ def kernel_environment(env: Environment) -> dict[str, str]:
 def committed_text(notebook, path: Path, env: Environment) -> str:
     """Return the text of an executed notebook as it is committed: nothing in it depends on the machine.
 
-    Raises ValueError when an output names the home folder, the repository, the work or data folder or the one for
-    temporary files, and when the text has `MAX_BYTES` or more.
-    """
+    Raises ValueError when an output names the home, work, data or temporary folder or the repository's, and when the
+    text has `MAX_BYTES` or more."""
     import nbformat
 
     folders = {Path.home(), NOTEBOOKS.parent, env.work, Path(tempfile.gettempdir())} | (
@@ -169,7 +165,8 @@ def committed_text(notebook, path: Path, env: Environment) -> str:
             if found := leak.search(text):
                 line = next(line for line in text.splitlines() if found.group() in line)
                 raise ValueError(
-                    f"{path.name}: the output of code cell {number} names a folder of this machine: {line.strip()}"
+                    f"{path.name}: the output of code cell {number} names a folder of this machine; print a name or a "
+                    f"relative path instead of: {line.strip()}"
                 )
     notebook = notebook.copy()
     notebook.metadata = {
@@ -180,7 +177,7 @@ def committed_text(notebook, path: Path, env: Environment) -> str:
     text = nbformat.writes(nbformat.from_dict(notebook)) + "\n"
     if len(text.encode()) >= MAX_BYTES:
         raise ValueError(
-            f"{path.name} has {len(text.encode()):,} bytes, {MAX_BYTES:,} are too many: draw smaller figures"
+            f"{path.name} has {len(text.encode()):,} bytes, but must have less than {MAX_BYTES:,}: draw smaller figures"
         )
     return text
 
@@ -196,14 +193,14 @@ def _execute(notebook, path: Path, variables: dict[str, str], bar: tqdm, copy: P
         """A kernel of the running interpreter, whatever this machine has registered as "python3"."""
 
         kernel_spec = KernelSpec(
-            # Errors of cells come as messages; what a kernel itself logs would tear the progress bar.
+            # Errors of cells come as messages. A kernel's own log would break the progress bar.
             argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=CRITICAL"],
             display_name="Python 3",
             language="python",
         )
 
     class Client(NotebookClient):
-        """Shows the newest line of a cell that takes long, such as its training loop's own bar, behind ours."""
+        """Shows the newest line that a cell prints, such as the progress of a training, behind our bar."""
 
         def process_message(self, msg, cell, cell_index):
             if msg["msg_type"] == "stream" and sys.stderr.isatty():
@@ -217,7 +214,7 @@ def _execute(notebook, path: Path, variables: dict[str, str], bar: tqdm, copy: P
     options = {"kernel_name": "python3", "kernel_manager_class": ThisPython}
     client = Client(notebook, **options, coalesce_streams=True, record_timing=False)
     number = 0
-    # Cell by cell, and not client.execute(), which would take Ctrl-C away from us.
+    # Cell by cell: client.execute() would handle Ctrl-C itself.
     with client.setup_kernel(cwd=str(path.parent), env=variables):
         for index, cell in enumerate(notebook.cells):
             if cell.cell_type != "code":
@@ -230,17 +227,17 @@ def _execute(notebook, path: Path, variables: dict[str, str], bar: tqdm, copy: P
                 text = _ANSI.sub("", "\n".join(error.traceback)) or f"{error.ename}: {error.evalue}"
                 raise NotebookError(path.name, number, cell.source, text, copy) from None
             except DeadKernelError:
-                text = "The kernel died. Most often the system ended it because memory ran out."
+                text = "The kernel died. The most frequent cause: the system ended it because memory ran out."
                 raise NotebookError(path.name, number, cell.source, text, copy) from None
             except KeyboardInterrupt:
-                # What nbclient was waiting for ends with the kernel, and asyncio would tell of it in a traceback.
+                # nbclient was waiting for the kernel, and asyncio would print a traceback when it ends.
                 logging.getLogger("asyncio").setLevel(logging.CRITICAL)
                 raise
             bar.update()
 
 
 def _tidy(notebook) -> None:
-    """Keep of each progress bar on stderr what a terminal would show in the end, and drop colours."""
+    """Remove colours, and all of each progress bar on stderr but what a terminal would show in the end."""
     for cell in _code_cells(notebook):
         for output in cell.outputs:
             if output.output_type == "stream":
@@ -249,7 +246,7 @@ def _tidy(notebook) -> None:
 
 
 def _show(text: str) -> str:
-    """What a terminal shows in the end of text in which progress bars go back in their line, and up to other bars."""
+    """What a terminal shows in the end: progress bars return to the beginning of their line, and to lines above."""
     lines, row, column = [""], 0, 0
     for part in _MOVES.split(text):
         if part in ("\n", "\r"):
@@ -270,7 +267,7 @@ def _write_page(notebook, copy: Path, folder: Path) -> Path:
     from nbconvert import HTMLExporter
 
     quiet = logging.getLogger("kaggle_utils.nbconvert")
-    quiet.setLevel(logging.ERROR)  # it warns of every figure that has no alternative text
+    quiet.setLevel(logging.ERROR)  # it warns of each figure without an alternative text
     exporter = HTMLExporter(embed_images=True, log=quiet)
     page, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": copy.stem, "path": str(folder)}})
     write_text(copy.with_suffix(".html"), page)
@@ -282,7 +279,7 @@ def _code_cells(notebook) -> list:
 
 
 def _texts(cell) -> list[str]:
-    """Everything that a cell shows in letters: streams, tracebacks, tables, drawings in SVG."""
+    """All texts among a cell's outputs: streams, tracebacks, tables, drawings in SVG."""
     texts = []
     for output in cell.outputs:
         data = [output.get("text", ""), *output.get("traceback", [])]

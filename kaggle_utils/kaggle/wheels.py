@@ -23,7 +23,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 PYTHON = "3.12"  # of Kaggle's image
-# What the kit needs and the image lacks, with all its needs; installed from the dataset, without a network.
+# What the package needs and the image lacks, with all that these need; installed from the dataset, without a network.
 WHEELS = (
     "zarr==3.1.6",
     "numcodecs==0.16.6",
@@ -31,9 +31,9 @@ WHEELS = (
     "google-crc32c==1.9.0",
     "connected-components-3d==4.1.1",
 )
-# What Kaggle's image has of what the kit and those wheels import: {distribution: (version, module)}. It is built on
-# Colab's (github.com/Kaggle/docker-python), whose packages github.com/googlecolab/backend-info lists. Older rather than
-# newer, where in doubt: a need that is met here is then met there.
+# What the package and those wheels import and Kaggle's image has: {distribution: (version, module)}. The image is built
+# on Colab's (github.com/Kaggle/docker-python), whose packages github.com/googlecolab/backend-info lists. In doubt, this
+# table has the older version: where that is enough, a newer one is.
 IMAGE = {
     "numpy": ("2.0.2", "numpy"),
     "torch": ("2.10.0", "torch"),
@@ -47,9 +47,9 @@ IMAGE = {
     "pyyaml": ("6.0.2", "yaml"),
     "ipython": ("7.34.0", "IPython"),
 }
-# Used where they are and done without elsewhere: copick never travels to Kaggle, google.colab exists on Colab alone.
+# Used only where they are installed: copick is never shipped to Kaggle, google.colab exists on Colab alone.
 _OPTIONAL = {"copick", "google"}
-# The image's Linux, x86_64: wheels for any older C library run there too. 28 is what manylinux_2_28 says.
+# The image's Linux, x86_64: wheels for any older C library run there too. 28 as in manylinux_2_28.
 _GLIBC = range(28, 4, -1)
 _PLATFORM_ALIASES = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
 
@@ -71,13 +71,13 @@ class Wheel:
 
 
 def collect_wheels(folder: Path, python: str = PYTHON) -> None:
-    """Build the kit's own wheel into `folder` and download `WHEELS` for `python` on Linux, whatever runs here.
+    """Build the package's own wheel into `folder` and download `WHEELS` for `python` on Linux, on any machine.
 
-    Raises ChildProcessError, with what pip said, when it fails."""
+    Raises ChildProcessError, with pip's message, when pip fails."""
     if find_spec("setuptools") is None:
-        raise ModuleNotFoundError("building the kit's wheel needs setuptools: pip install 'setuptools>=77'")
+        raise ModuleNotFoundError("building the package's wheel needs setuptools: pip install 'setuptools>=77'")
     with tempfile.TemporaryDirectory() as temporary:
-        source = Path(temporary) / "source"  # built elsewhere: a build folder of old may hold modules that are gone
+        source = Path(temporary) / "source"  # a copy: an old build folder may hold modules that are gone
         shutil.copytree(
             _REPOSITORY / "kaggle_utils", source / "kaggle_utils", ignore=shutil.ignore_patterns("__pycache__")
         )
@@ -90,8 +90,8 @@ def collect_wheels(folder: Path, python: str = PYTHON) -> None:
 
 
 def find_imports(notebook: Path) -> set[str]:
-    """Return the modules, by the first part of their names, that a notebook and the modules of this package that it
-    uses import at any place, except the standard library."""
+    """Return the top-level modules that a notebook imports, itself or through the modules of this package, anywhere in
+    their code; without the standard library's."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     lines = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code").splitlines()
     sources, found = ["\n".join(line for line in lines if not line.lstrip().startswith(("%", "!")))], set()
@@ -108,8 +108,8 @@ def find_imports(notebook: Path) -> set[str]:
 
 @cache
 def _read_imports(source: str) -> frozenset[str]:
-    """Every name in `source` that may be a module, and the packages that it is in; all six notebooks ask for the same
-    ones."""
+    """Every name in `source` that may be a module, and the packages that it is in. All six notebooks import the same
+    modules, so each is read once."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -121,7 +121,7 @@ def _read_imports(source: str) -> frozenset[str]:
 
 
 def read_wheel(path: Path) -> Wheel:
-    """Return what a wheel says of itself; raises ValueError, naming it, for a file that is no wheel."""
+    """Return what a wheel's name and metadata say; raises ValueError, naming the file, for one that is not a wheel."""
     try:
         name, version, _, wheel_tags = utils.parse_wheel_filename(path.name)
         with zipfile.ZipFile(path) as archive:
@@ -131,14 +131,14 @@ def read_wheel(path: Path) -> Wheel:
         python = SpecifierSet(headers.get("Requires-Python", ""))
         needs = tuple(map(Requirement, headers.get_all("Requires-Dist", [])))
     except (ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, StopIteration) as error:
-        raise ValueError(f"{path} is no wheel ({error!r}); remove it") from error
+        raise ValueError(f"{path} is not a wheel ({error!r}); remove it") from error
     modules = frozenset(re.split(r"[/.]", entry)[0] for entry in names)
     return Wheel(path.name, name, version, wheel_tags, python, needs, modules)
 
 
 def find_wheel_faults(paths: Iterable[Path], modules: Iterable[str], python: str = PYTHON) -> list[str]:
-    """Return a line for each reason why these wheels, in Kaggle's image with `python`, would not install or would not
-    provide `modules`."""
+    """Return a line for each reason why these wheels could not be installed in Kaggle's image with `python`, or why
+    `modules` could not be imported then."""
     wheels, faults = [read_wheel(path) for path in paths], []
     platforms = [f"manylinux_2_{minor}_x86_64" for minor in _GLIBC]
     platforms += [f"{_PLATFORM_ALIASES[minor]}_x86_64" for minor in _GLIBC if minor in _PLATFORM_ALIASES]
@@ -156,9 +156,11 @@ def find_wheel_faults(paths: Iterable[Path], modules: Iterable[str], python: str
     }  # fmt: skip
     for wheel in wheels:
         if wheel.name in IMAGE:
-            faults.append(f"{wheel.file}: the image has its own {wheel.name}, which must stay; take the wheel out")
+            faults.append(f"{wheel.file} would replace the image's own {wheel.name}; take the wheel out")
         if not wheel.tags & suitable:
-            faults.append(f"{wheel.file} is not for Python {python} on Linux x86_64; choose a version that has one")
+            faults.append(
+                f"{wheel.file} is not for Python {python} on Linux x86_64; choose a version that has such a wheel"
+            )
         if not wheel.requires_python.contains(f"{python}.0"):
             faults.append(f"{wheel.file} wants Python {wheel.requires_python}, not {python}; choose another version")
         for need in wheel.needs:
