@@ -2,14 +2,14 @@
 """Everything from a clean clone, with nothing but Python 3.11 or newer:
 
     python3 run.py demo [options of `python -m kaggle_utils notebooks`]
-        runs the six notebooks, on synthetic tomograms unless there are others, and scores their submission.csv
+        runs the six notebooks, on synthetic tomograms if there are no others, and scores their submission.csv
     python3 run.py test [arguments of pytest]
         lints the code and runs its tests
 
-Both work in .venv, which they make the first time and again whenever the requirements change.
+Both run in .venv. They make it the first time, and again when the requirements have changed.
 """
 
-# Python 3.6 must be able to read this file, or it could not say what it lacks: plain annotations, no newer syntax.
+# Python 3.6 must be able to read this file, to say that it is too old: plain annotations, no newer syntax.
 import hashlib
 import importlib.util
 import os
@@ -25,8 +25,8 @@ PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
 STAMP = VENV / "stamp.txt"
 INPUTS = ("requirements.txt", "constraints.txt")
 
-# copick holds .venv at zarr 2, but Kaggle gets zarr 3: this one lies aside, and shadows the other in one run of the
-# tests that read and write tomograms.
+# copick needs zarr 2 in .venv, but Kaggle gets zarr 3. This one is in a folder of its own, which one run of the tests
+# that read and write tomograms puts first.
 ZARR3 = VENV / "zarr3"
 ZARR3_PACKAGES = (
     "zarr==3.1.6",
@@ -40,7 +40,7 @@ ZARR3_TESTS = ("tests/data/test_tomograms.py", "tests/data/test_picks.py")
 
 
 class Stop(Exception):
-    """What a person must do before this can work."""
+    """Says what a person must do before this can work."""
 
 
 def main(arguments: list) -> int:
@@ -78,7 +78,7 @@ def demo(arguments: list) -> int:
 
 
 def test(arguments: list) -> int:
-    """Lint, then test; all of it runs even if a part fails, and the first failure's status is returned.
+    """Lint, then test. Everything runs even if a part fails, and the first failure's status is returned.
 
     Arguments go to pytest, and leave out the run against zarr 3. Without any the tests share the cores, file by file.
     """
@@ -98,12 +98,12 @@ def test(arguments: list) -> int:
 
 
 def prepare() -> None:
-    """Make .venv unless the one there is finished, works and fits."""
+    """Make .venv, unless there is one that is complete, works and has these requirements."""
     wanted = fingerprint()
     if STAMP.is_file() and STAMP.read_text(encoding="utf-8") == wanted and works():
         return
     if Path(sys.prefix).resolve() == VENV:
-        raise Stop("This .venv is out of date and cannot replace itself: start run.py with the Python outside it.")
+        raise Stop("This .venv is out of date and cannot replace itself: start run.py with a Python outside it.")
     for module in ("venv", "ensurepip"):
         if importlib.util.find_spec(module) is None:
             raise Stop(
@@ -116,7 +116,7 @@ def prepare() -> None:
     steps = (
         (sys.executable, "-m", "venv", "--clear", VENV),
         (*pip, "-r", ROOT / "requirements.txt", "-c", ROOT / "constraints.txt"),
-        # The requirements brought setuptools, so that this step needs no network.
+        # setuptools came with the requirements: this step needs no network.
         (*pip, "--quiet", "--no-deps", "--no-build-isolation", "--editable", ROOT),
         (*pip, "--quiet", "--no-deps", "--target", ZARR3, *ZARR3_PACKAGES),
     )
@@ -124,26 +124,26 @@ def prepare() -> None:
         status = call(*step)
         if status:
             raise Stop(
-                f"Preparing .venv failed (exit status {status}); the reason stands above. The next run starts afresh.\n"
-                "It needs https://pypi.org and 2 GB of disk. On Linux torch brings several GB of CUDA along, unless\n"
+                f"Preparing .venv failed (exit status {status}); the reason stands above. The next run starts again.\n"
+                "It needs https://pypi.org and 2 GB of disk. On Linux torch also installs several GB of CUDA, unless\n"
                 "PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu is set."
             )
-    STAMP.write_text(wanted, encoding="utf-8")  # last: its presence says that all the rest is there
+    STAMP.write_text(wanted, encoding="utf-8")  # last: where it is, .venv is complete
 
 
 def fingerprint() -> str:
-    """Return a hash of all that .venv depends on: requirements, the package's metadata, this Python and this place."""
-    import tomllib  # unknown to the Pythons that must get as far as being refused
+    """Return a hash of all that .venv depends on: requirements, the package's metadata, this Python and this folder."""
+    import tomllib  # Pythons that are too old lack it, and must get as far as being told
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    metadata = [project["build-system"], project["project"], project["tool"]["setuptools"]]  # and no settings of tools
+    metadata = [project["build-system"], project["project"], project["tool"]["setuptools"]]  # not the tools' settings
     parts = [sys.version, sys.base_prefix, str(ROOT), *ZARR3_PACKAGES, *map(repr, metadata)]
     parts += [(ROOT / name).read_text(encoding="utf-8") for name in INPUTS]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def works() -> bool:
-    """Whether .venv's Python still starts; it does not once the Python that made it is gone."""
+    """Whether .venv's Python still starts; without the Python that made it, it does not."""
     try:
         return subprocess.run([str(PYTHON), "-c", ""], check=False).returncode == 0
     except OSError:
@@ -161,7 +161,7 @@ def call(*command, **variables) -> int:
     try:
         status = process.wait()
     except BaseException:
-        # Ctrl-C reaches the child as well, which may have kernels of its own to stop.
+        # Ctrl-C reaches the child too, which may have to stop kernels of its own.
         try:
             process.wait(timeout=15)
         except (subprocess.TimeoutExpired, KeyboardInterrupt):

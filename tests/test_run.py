@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -110,7 +111,7 @@ def test_missing_parts_of_python_are_named_with_the_remedy(run, monkeypatch, cap
 def test_a_venv_does_not_delete_itself(run, monkeypatch, capsys):
     monkeypatch.setattr(sys, "prefix", str(run.VENV))
     assert run.main(["test"]) == 1
-    assert "the Python outside" in capsys.readouterr().err and run.calls == []
+    assert "a Python outside" in capsys.readouterr().err and run.calls == []
 
 
 def test_an_old_python_is_told_so(run, monkeypatch, capsys):
@@ -228,6 +229,12 @@ def test_every_requirement_has_a_tested_version_within_its_range(run):
         # copick beside zarr 3 makes pip choose an old copick that crashes
         assert version == "3.14" or pins["zarr"].startswith("2.")
     assert f"zarr=={pins['zarr']}" in run.ZARR3_PACKAGES
+
+
+def test_the_style_before_a_commit_is_the_tests():
+    """Another version of ruff would format otherwise, and each commit would undo the last one."""
+    rev = re.search(r"ruff-pre-commit\n +rev: v(\S+)", (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    assert f"ruff=={rev[1]}" in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
 
 
 def test_wheel_is_pure_and_holds_the_package_and_nothing_else(tmp_path):
