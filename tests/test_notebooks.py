@@ -93,6 +93,23 @@ def test_all_six_go_from_tomograms_to_a_valid_submission(recipe, phantom_data, t
         check_that_the_last_survives_broken_data(env, phantom_data, tmp_path / "broken", given)
 
 
+@pytest.mark.slow
+def test_two_types_of_particle_are_enough(phantom_data, tmp_path, monkeypatch):
+    """Data of one's own rarely have all six; the baseline wants ribosomes, and nothing else does."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    shutil.copytree(phantom_data, tmp_path / "data")
+    for path in (tmp_path / "data").rglob("Picks/*.json"):
+        if path.stem not in ("apo-ferritin", "thyroglobulin"):
+            path.unlink()
+    given = {"CZII_DATA": str(tmp_path / "data"), "CZII_WORK": str(tmp_path / "work"), "CZII_SCALE": "smoke"}
+    second, third = run_notebooks(detect(given), only=("02", "03"))
+    for page in second, third:
+        executed = complaints(read(page.with_suffix(".ipynb")))
+        assert [line for line in executed if " names " not in line] == []
+    shown = "".join(text for cell in code_cells(read(third.with_suffix(".ipynb"))) for text in texts(cell))
+    assert "no baseline: no train sub-volume of TS_1_1 holds a ribosome" in shown
+
+
 def check_that_the_last_survives_broken_data(env, phantom_data: Path, data: Path, given: dict) -> None:
     """In the scoring run nobody is there to mend anything: with not one readable tomogram the last notebook still ends
     well, with a valid submission."""

@@ -125,6 +125,15 @@ def find_csv_fault(content: bytes) -> str | None:
     return None
 
 
+def choose_particle(points: pd.DataFrame, wanted: str) -> str:
+    """Return the particle `wanted` where there are points of it, else the type with the most; raises ValueError without
+    any points."""
+    counts = points["particle_type"].value_counts()
+    if not len(counts):
+        raise ValueError("there are no picks, so there is no particle to choose")
+    return wanted if wanted in counts else str(counts.index[0])
+
+
 def write_picks(
     points: pd.DataFrame, folder: str | Path, user_id: str = "curation", session_id: str = "0", prefix: bool = True
 ) -> list[Path]:

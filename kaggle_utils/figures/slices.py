@@ -101,8 +101,11 @@ def draw_subvolumes(volumes: np.ndarray, masks: np.ndarray, voxel_spacing: float
     """Draw slices of some sub-volumes with their masks' outlines; both (n, z, y, x) or (n, 1, z, y, x).
 
     The last one drawn is background, if there is any. Its middle slice is shown; of the others that with most labels.
+    Raises ValueError without any sub-volumes.
     """
     volumes, masks = (np.asarray(array) for array in (volumes, masks))
+    if not len(volumes):
+        raise ValueError("there are no sub-volumes to draw; choose a particle that the run has")
     volumes, masks = (array.reshape(-1, *array.shape[-3:]) for array in (volumes, masks))
     filled = masks.any(axis=(1, 2, 3))
     background = np.flatnonzero(~filled)[: 1 if count > 1 or not filled.any() else 0]

@@ -163,22 +163,28 @@ def build_datasets(runs: list[Run], particle: str, recipe: Recipe) -> dict[str, 
 
 
 def count_balance(runs: list[Run], particles: Iterable[str], recipe: Recipe) -> pd.DataFrame:
-    """Return how filtering balances the training share: a row for each particle.
+    """Return how filtering balances the training share: a row for each particle, also for one that the runs lack.
 
     Columns: `positive` sub-volumes, `background before` and `background after` filtering, and the percentage of
     labelled voxels before and after."""
-    total = sum(map(len, split_corners(runs, recipe)["train"]))
+    size, corners = recipe.subvolume_size, split_corners(runs, recipe)["train"]
+    total = sum(map(len, corners))
     rows = {}
     for particle in particles:
-        masks = build_datasets(runs, particle, recipe)["train"].tensors[1]
-        positive = int(masks.flatten(1).any(1).sum())
+        kept = []
+        for index, run in enumerate(runs):
+            mask = make_mask(run.points, run.volume.shape, run.voxel_spacing, particle, recipe.radius_fraction)
+            settings = (size, recipe.background_ratio, recipe.seed + index)
+            kept.append(preprocess_and_filter_subvolumes(mask, mask, corners[index], *settings)[1])
+        masks = np.concatenate(kept)
+        positive = int(masks.any(axis=(1, 2, 3)).sum())
+        labelled = int(masks.sum(dtype=np.int64))  # every cube with a label is kept, so it is the same before and after
         rows[particle] = {
             "positive": positive,
             "background before": total - positive,
             "background after": len(masks) - positive,
-            # Every cube with a label is kept, so the labelled voxels are the same before and after.
-            "labelled voxels before (%)": 100 * int(masks.sum()) / (total * recipe.subvolume_size**3),
-            "labelled voxels after (%)": 100 * float(masks.float().mean()),
+            "labelled voxels before (%)": 100 * labelled / (total * size**3),
+            "labelled voxels after (%)": 100 * labelled / max(masks.size, 1),
         }
     return pd.DataFrame.from_dict(rows, orient="index")
 

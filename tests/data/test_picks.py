@@ -254,6 +254,15 @@ def test_a_missing_truth_is_named(tmp_path):
         read_truth(tmp_path / "truth.csv")
 
 
+def test_the_particle_that_is_wanted_is_chosen_where_there_is_any_else_the_most_frequent():
+    """What a notebook shows must not depend on data having all six types."""
+    points = table(*[("TS_1", name, 1.0, 2.0, 3.0) for name in ("ribosome", "thyroglobulin", "thyroglobulin")])
+    assert picks.choose_particle(points, "ribosome") == "ribosome"
+    assert picks.choose_particle(points, "apo-ferritin") == "thyroglobulin"
+    with pytest.raises(ValueError, match="there are no picks"):
+        picks.choose_particle(points[:0], "ribosome")
+
+
 # ---- writing
 
 POINTS = table(

@@ -130,6 +130,11 @@ def test_figures_of_no_picks():
     figures.draw_annotated_masks(VOLUME, {"unet": 0 * MASK}, SPACING)
 
 
+def test_no_sub_volumes_are_told_as_such():
+    with pytest.raises(ValueError, match="there are no sub-volumes to draw"):
+        figures.draw_subvolumes(VOLUME[None][:0], MASK[None][:0], SPACING)
+
+
 def test_pictures_have_x_to_the_right_and_y_upwards_in_nanometres():
     """A picture that is flipped or half a voxel off would make good picks look wrong."""
     axes = figures.draw_slice_with_picks(VOLUME, SPACING, POINTS, z=4).axes[0]

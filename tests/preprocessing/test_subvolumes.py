@@ -340,6 +340,13 @@ def test_tables_agree_with_an_independent_count():
         assert row["labelled voxels after (%)"] == pytest.approx(100 * labelled / (after * SIZE**3), rel=1e-5)
 
 
+def test_a_particle_that_the_runs_lack_has_a_row_too(runs):
+    """Data of one's own rarely have all types; the table must show that, and not end."""
+    row = count_balance(runs, ["ribosome", "thyroglobulin"], RECIPE).loc["thyroglobulin"]
+    total = sum(map(len, split_corners(runs, RECIPE)["train"]))
+    assert row.tolist() == [0, total, 0, 0, 0]
+
+
 def test_split_table_counts_both_ways_from_three_runs_on(runs):
     """Of three runs with 18 sub-volumes each, some of which overlap and go together."""
     table = count_splits(runs, RECIPE)
