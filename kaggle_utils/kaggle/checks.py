@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from kaggle_utils.kaggle.notebooks import find_notebooks
+from kaggle_utils.particles import REPORT_PARTICLES
 from kaggle_utils.recipes import Recipe, get_recipe
 from kaggle_utils.system.environment import Environment, choose_models
 
@@ -39,7 +40,7 @@ def _find_data_faults(data: Path, numbers: Collection[str], recipe: Recipe) -> l
     report = get_recipe("report", recipe.scale)  # 02 shows its sub-volumes, and 03 trains its baseline, by any recipe
     recipes = {"01": (), "02": (report,), "03": (report, recipe), "04": (recipe,), "05": (recipe,)}
     edge = max((needed.subvolume_size for number in numbers for needed in recipes.get(number, ())), default=0)
-    faults, picks = [], 0
+    faults, found = [], set()
     try:
         runs = find_runs(data) if numbers & recipes.keys() else []
         if "06" in numbers:
@@ -49,7 +50,7 @@ def _find_data_faults(data: Path, numbers: Collection[str], recipe: Recipe) -> l
     for run in runs:
         try:
             with warnings.catch_warnings(action="ignore"):  # the notebooks show them
-                picks += len(read_run(run, data))
+                found |= set(read_run(run, data)["particle_type"])
             shape = read_shape(run, data, kind=recipe.tomogram)
             if min(shape) < edge:
                 faults.append(
@@ -58,8 +59,14 @@ def _find_data_faults(data: Path, numbers: Collection[str], recipe: Recipe) -> l
                 )
         except (OSError, ValueError) as error:
             faults.append(str(error))
-    if runs and not picks and not faults:
+    lacking = [particle.name for particle in REPORT_PARTICLES if particle.name not in found]
+    if runs and not found and not faults:
         faults.append(f"no run in {data / 'train'} has a pick of a known particle: the networks would learn nothing")
+    elif recipe.name == "report" and numbers & {"03", "04"} and lacking and not faults:
+        faults.append(
+            f"no run in {data / 'train'} has a pick of {', '.join(lacking)}, but the report recipe trains a model for "
+            "each of its five particles; use the competition recipe"
+        )
     return faults
 
 

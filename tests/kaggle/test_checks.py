@@ -71,6 +71,17 @@ def test_picks_of_nothing_known_are_no_picks(env, data):
     assert "no run in" in (message := refusal(replace(env, data=data))) and "known particle" in message
 
 
+def test_the_report_recipe_needs_each_of_its_five_particles_and_the_competition_recipe_any(env, data):
+    for path in data.glob("train/overlay/ExperimentRuns/*/Picks/*.json"):
+        if path.stem not in ("apo-ferritin", "beta-amylase"):
+            path.unlink()
+    message = refusal(replace(env, data=data), "04")
+    assert "no run in" in message and "a pick of beta-galactosidase, ribosome, thyroglobulin, virus-like" in message
+    assert message.endswith("use the competition recipe")
+    check_inputs(replace(env, data=data), ["01", "02"])
+    check_inputs(replace(env, data=data, recipe="competition"))
+
+
 def test_a_tomogram_smaller_than_a_training_cube_is_told_with_both_sizes(env):
     """The phantom's 40 voxels in z are enough for the report's cubes of 40, not for the competition's of 48."""
     demo = replace(env, scale="demo")
