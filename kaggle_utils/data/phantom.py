@@ -89,7 +89,7 @@ def _require_room(shape: tuple[int, ...]) -> None:
 def _require_memory(shape: tuple[int, ...]) -> None:
     voxels, free = math.prod(shape), find_free_memory("cpu")
     if voxels > MOST_VOXELS:
-        raise ValueError(f"shape {shape} has {voxels:.3g} voxels; choose one of {MOST_VOXELS:.3g} at most")
+        raise ValueError(f"shape {shape} has {voxels:,} voxels; choose one of {MOST_VOXELS:,} at most")
     if voxels * _BYTES > free:
         needed = f"{voxels * _BYTES / 2**30:.1f} GiB of memory, but {free / 2**30:.1f} GiB are free"
         raise ValueError(f"shape {shape} needs {needed}; choose a smaller one")

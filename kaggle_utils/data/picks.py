@@ -75,10 +75,10 @@ def read_overlay(experiment_runs: str | Path) -> pd.DataFrame:
     near it, or those that it looked for."""
     folder = Path(experiment_runs)
     if not _holds_picks(folder):
-        places = [folder / below / "ExperimentRuns" for below in ("", "overlay", "train/overlay", "test_truth/overlay")]
-        places += folder.absolute().parents[:2]
-        near = [str(place) for place in places if _holds_picks(place)]
-        advice = f"give {' or '.join(near)}" if near else f"looked also in {', '.join(map(str, places))}"
+        below = [f"{above}ExperimentRuns" for above in ("", "overlay/", "train/overlay/", "test_truth/overlay/")]
+        near = filter(_holds_picks, [*(folder / name for name in below), *folder.absolute().parents[:2]])
+        found = " or ".join(map(str, near))
+        advice = f"give {found}" if found else f"nor are any in {', '.join(below)} there, or in the two folders above"
         raise FileNotFoundError(f"no picks in {folder}, which should hold <run>/Picks/<particle>.json; {advice}")
     runs = sorted(path for path in folder.glob("[!.]*") if path.is_dir())
     return pd.concat([_read_picks_folder(run) for run in runs], ignore_index=True)

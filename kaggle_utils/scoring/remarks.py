@@ -30,8 +30,8 @@ def explain_score(submission: pd.DataFrame, truth: pd.DataFrame, score: Score) -
     if not len(submission):
         remarks = [f"the submission has no picks: all {len(truth)} true particles count as missed"]
     elif not len(known):
-        theirs, ours = (_list_runs(table) for table in (submission, truth))
-        remarks = [f"none of the {len(submission)} picks is in a run of the truth: they are in {theirs}, it has {ours}"]
+        runs = f"the picks are in {_list_runs(submission)}, the truth has {_list_runs(truth)}"
+        remarks = [f"none of the {len(submission)} picks is in a run of the truth: {runs}"]
     for particle in PARTICLES:
         row = score.particles.loc[particle.name]
         found, true = (table[table["particle_type"] == particle.name] for table in (known, truth))

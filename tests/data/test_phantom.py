@@ -191,7 +191,10 @@ def test_too_small_a_shape_is_a_clear_error_before_anything_is_written(tmp_path,
 
 @pytest.mark.parametrize(
     ("shape", "message"),
-    [((100_000, 100_000, 100_000), "1e[+]15 voxels"), ((1000, 1000, 1000), "needs 37.3 GiB of memory, but 8.0 GiB")],
+    [
+        ((100_000, 100_000, 100_000), "has 1,000,000,000,000,000 voxels"),
+        ((1000, 1000, 1000), "needs 37.3 GiB of memory, but 8.0 GiB"),
+    ],
 )
 def test_a_shape_beyond_the_memory_is_refused_before_anything_is_written(tmp_path, monkeypatch, shape, message):
     """Else the system kills the process, minutes later and without a word."""

@@ -188,7 +188,7 @@ def test_a_run_with_an_empty_picks_folder_and_an_overlay_without_runs_are_named(
     folder(tmp_path).mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match=r"TS_1: no picks in .*expected <particle>\.json"):
         read_run("TS_1", tmp_path)
-    with pytest.raises(FileNotFoundError, match="no picks in .*nowhere, .*looked also in .*nowhere/overlay/Experiment"):
+    with pytest.raises(FileNotFoundError, match="no picks in .*nowhere, .*nor are any in .* overlay/ExperimentRuns, "):
         read_overlay(tmp_path / "nowhere")
 
 

@@ -34,7 +34,7 @@ def test_picks_of_foreign_runs_are_counted_and_named():
     assert explain(mixed, truth)[0] == "100 of 244 picks are in runs of the truth"
     remarks = explain(foreign, truth)
     assert remarks == [
-        "none of the 144 picks is in a run of the truth: they are in TS_1_b, TS_2_b, it has TS_1, TS_2",
+        "none of the 144 picks is in a run of the truth: the picks are in TS_1_b, TS_2_b, the truth has TS_1, TS_2",
     ]
     many = pd.concat([truth.assign(experiment=f"run {number}") for number in range(9)])
     assert "run 0, run 1, run 2, run 3 and 5 more" in explain(many, truth)[0]
