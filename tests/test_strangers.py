@@ -233,7 +233,7 @@ def check_config(folders, drawn) -> str:
 
 
 def check_thresholds(folders, drawn) -> str:
-    """A threshold that is no number from 0 to 1 would claim everything or nothing."""
+    """A threshold that is not a number from 0 to 1 would claim everything or nothing."""
     sound, _ = folders["fold"]
     with TemporaryDirectory() as place:
         folder = copy_model(sound, place)

@@ -1,9 +1,9 @@
 """Phantom: synthetic runs in the competition's layout, so that the whole kit works before anything is downloaded.
 
 A run is made in three steps, each a function below: place spheres that do not touch, draw a particle's density into
-each, and image the density as a microscope would: in Fourier space, where contrast transfer, tilt range and noise are
-mere products. The same seed gives the same data. Arrays are (z, y, x); the beam runs along z, the specimen is tilted
-about y.
+each, and image the density as a microscope would. Imaging works in Fourier space, where contrast transfer and tilt
+range are products. The same seed gives the same data. Arrays are (z, y, x); the beam runs along z, and the specimen is
+tilted about y.
 """
 
 import json
@@ -25,11 +25,11 @@ from kaggle_utils.particles import get_particle
 from kaggle_utils.system.files import write_text
 from kaggle_utils.system.machine import find_free_memory
 
-VERSION = 1  # raise it when the same seed gives other data: phantoms of older versions are then written anew
+VERSION = 1  # raise it when the same seed gives other data; phantoms of an older version are then written again
 SPACING = (10.012444196428572, 10.012444196428572, 10.012444537618887)  # Angstrom, z y x: the competition's .zattrs
 VOXEL = SPACING[0]
 RAW_STD = 7e-6  # standard deviation of the competition's raw intensities
-RUN_PREFIX = {"train": "TS_1_", "test": "TS_101_"}  # no run of the competition is called so
+RUN_PREFIX = {"train": "TS_1_", "test": "TS_101_"}  # no run of the competition has such a name
 MARKER, UNFINISHED = "phantom.json", "phantom.partial.json"
 
 # Each particle: how many of them a volume of 64 x 160 x 160 voxels holds (others in proportion; the spheres fill 16 %),
@@ -45,11 +45,11 @@ SHAPES = {
     "apo-ferritin": (25, [(1, (0, 0, 0), (60, 60, 60)), (-1, (0, 0, 0), (40, 40, 40))]),  # 1FHA, hollow
 }
 GAP = 2.0  # voxels between two particles' spheres
-_BYTES = 40  # of memory for each voxel of a run that is made; 38 were measured
+_BYTES = 40  # of memory that making a run needs for each voxel; 38 were measured
 
 # How the types differ: the share of the noise left, the share of the missing wedge filled in, and whether the contrast
-# transfer is deconvolved. Networks made the real isonetcorrected and denoised; no filter does what a network does, so
-# what they reach (less noise, a fuller wedge) is put in directly.
+# transfer is deconvolved. Networks made the real isonetcorrected and denoised types. No filter does what a network
+# does, so its effect (less noise, a fuller wedge) is put in directly.
 PROCESSING = {
     "wbp": (1.0, 0.0, False),
     "ctfdeconvolved": (1.0, 0.0, True),
@@ -61,8 +61,8 @@ PROCESSING = {
 def place_particles(shape: tuple[int, int, int], rng: np.random.Generator) -> tuple[list[str], np.ndarray]:
     """Choose particles and their centres so that their spheres lie inside the volume, GAP apart.
 
-    Random sequential addition: a sphere is tried at random places until it touches none that is there. One of each type
-    comes first, in several attempts, as they hardly fit in small volumes; then the others, the largest first.
+    Random sequential addition: a sphere is tried at random places until it touches no other. One of each type comes
+    first, in several attempts, because they hardly fit into small volumes; then the others, the largest first.
 
     Returns
     -------
@@ -100,7 +100,7 @@ def _radius(name: str) -> float:
 
 
 def _add(wanted: list[str], names: list[str], centres: np.ndarray, shape: tuple[int, ...], rng: np.random.Generator):
-    """Return names and centres with as many of the wanted particles as find room in 300 tries each."""
+    """Return names and centres, with those of the wanted particles that find room in 300 tries each."""
     names, radii = list(names), np.array([_radius(name) for name in names])
     for name in wanted:
         radius = _radius(name)
@@ -225,7 +225,7 @@ def write_phantom(
 
     Returns `out`.
 
-    A phantom of the same settings that is there already is kept; one of other settings, or half-written, is replaced.
+    A phantom with the same settings is kept; one with other settings, or a half-written one, is replaced.
 
     Parameters
     ----------
@@ -262,7 +262,7 @@ def write_phantom(
 
 
 def is_phantom(data: str | Path) -> bool:
-    """Return whether a data folder holds a complete phantom, so that its results are never taken for real ones."""
+    """Whether a data folder holds a complete phantom, so that nobody takes its results for real ones."""
     return (Path(data) / MARKER).is_file()
 
 

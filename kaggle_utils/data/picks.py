@@ -26,11 +26,11 @@ PICK_COLUMNS = ("experiment", "particle_type", "x", "y", "z")
 # worse.
 VOXEL_OFFSET = 0.0
 
-FARTHEST = 1e7  # Angstrom; no tomogram is a millimetre long, and beyond it sums and squares lose their digits
-_LONGEST_NAME = 200  # characters; a stranger's may be as long as its file
-_MOST_BYTES = 2**28  # of a CSV of true picks; that of all the competition's runs has less than one
+FARTHEST = 1e7  # Angstrom; no tomogram is a millimetre long, and sums of squares of larger numbers lose digits
+_LONGEST_NAME = 200  # characters; a broken file may hold a name of megabytes
+_MOST_BYTES = 2**28  # of a CSV of true picks; one of all the competition's runs has less than a megabyte
 
-# The author of predictions in copick files. Not kaggle_utils: copick parts its file names at underscores.
+# The author of predictions in copick files. Not kaggle_utils: copick splits file names at underscores.
 PREDICTION_USER = "kaggle-utils"
 
 
@@ -45,8 +45,8 @@ def voxel_to_angstrom(zyx: np.ndarray, voxel_spacing: float) -> np.ndarray:
 
 
 def make_picks(run: str = "", particles: Sequence[str] = (), xyz: np.ndarray | Sequence = ()) -> pd.DataFrame:
-    """Return the picks table of one run: names (n,) and centres (n, 3), x y z in Angstrom. Without any it is empty, and
-    of the same types."""
+    """Return the picks table of one run from names (n,) and centres (n, 3), x y z in Angstrom. Without picks the table
+    is empty, and its columns have the same types."""
     columns = {"experiment": pd.Series([run] * len(particles), dtype=object)}
     columns["particle_type"] = pd.Series(particles, dtype=object)
     return pd.DataFrame({**columns, **dict(zip("xyz", np.asarray(xyz, dtype=float).reshape(-1, 3).T, strict=True))})
@@ -55,11 +55,12 @@ def make_picks(run: str = "", particles: Sequence[str] = (), xyz: np.ndarray | S
 def read_run(run: str, data: str | Path | None = None, split: str = "train") -> pd.DataFrame:
     """Return all annotated points of a run in one table, in Angstrom.
 
-    Every JSON file in DATA/<split>/overlay/ExperimentRuns/<run>/Picks is read (copick's `<user>_<session>_` before the
-    particle may be there or not). An unknown particle's file, or an empty one, is left out with a warning.
+    Every JSON file in DATA/<split>/overlay/ExperimentRuns/<run>/Picks is read, with or without copick's
+    `<user>_<session>_` before the particle. A file of an unknown particle, or without points, gives a warning and no
+    points.
 
-    Raises FileNotFoundError when the run has no overlay, and ValueError, naming run and file, for a file that is larger
-    than 64 MB or malformed, and for coordinates that are no numbers or more than a millimetre away.
+    Raises FileNotFoundError when the run has no overlay. Raises ValueError, naming run and file, for a file that is
+    larger than 64 MB or malformed, and for coordinates that are not numbers or beyond a millimetre.
     """
     data = default_data() if data is None else Path(data)
     folder = data / split / "overlay" / "ExperimentRuns"
@@ -87,8 +88,8 @@ def read_overlay(experiment_runs: str | Path) -> pd.DataFrame:
 def read_truth(path: str | Path) -> pd.DataFrame:
     """Return true picks from an overlay's ExperimentRuns folder, or from a CSV with the columns of a picks table.
 
-    Raises FileNotFoundError for a missing path, and as `read_run` does; so does a CSV that is larger than 256 MB or
-    lacks those columns."""
+    Raises FileNotFoundError for a missing path, ValueError for a CSV that is larger than 256 MB or lacks a column, and
+    as `read_overlay` does."""
     path = Path(path)
     if path.is_dir():
         return read_overlay(path)
@@ -107,7 +108,7 @@ def read_truth(path: str | Path) -> pd.DataFrame:
     # Without rows to_numeric leaves pyarrow's texts as they are, and those have no absolute values.
     coordinates = table[["x", "y", "z"]].apply(pd.to_numeric, errors="coerce").astype(float)
     if not (coordinates.abs() <= FARTHEST).all(axis=None):
-        raise ValueError(f"{path} has coordinates that are no finite numbers, or more than a millimetre away")
+        raise ValueError(f"{path} has coordinates that are not finite numbers, or beyond a millimetre")
     if table[["experiment", "particle_type"]].isna().any(axis=None):
         raise ValueError(f"{path} has rows without a run or a particle")
     return table[list(PICK_COLUMNS)].assign(**coordinates)
@@ -159,7 +160,7 @@ def write_picks(
         get_particle(name)
     for run in columns["experiment"].unique():
         if not isinstance(run, str) or not is_plain_name(run) or not run.isprintable():
-            raise ValueError(f"{run!r} cannot be a run's name: its picks would be written outside {folder}, or nowhere")
+            raise ValueError(f"{run!r} cannot be a run's name: it must be a printable text without a separator")
     written = []
     for (run, name), group in points.groupby(["experiment", "particle_type"], sort=True):
         record = {
@@ -188,8 +189,8 @@ def write_picks(
 
 
 def has_copick() -> bool:
-    """Whether copick is installed. Python would also import a folder of this name, such as notebook 06 leaves among its
-    outputs, which are where a Kaggle notebook starts: that is none."""
+    """Whether copick is installed. A folder of this name is no copick, though Python would import it: notebook 06
+    leaves one in the folder in which a Kaggle notebook starts."""
     spec = importlib.util.find_spec("copick")
     return spec is not None and spec.origin is not None
 
@@ -198,8 +199,8 @@ def open_copick_project(data: str | Path, overlay: str | Path, split: str = "tra
     """Open the competition's tree as a copick project and return its root.
 
     Tomograms come from DATA/<split>/static, read-only; `overlay` is a folder of copick picks, such as `write_picks`
-    made (its parent of ExperimentRuns). The competition's own overlay cannot serve: its files lack the prefix that
-    copick demands. Raises ImportError when copick is not installed."""
+    made (the folder that holds ExperimentRuns). The competition's own overlay does not work: its files lack the prefix
+    that copick needs. Raises ImportError when copick is not installed."""
     try:
         import copick
     except ImportError as error:
@@ -247,7 +248,7 @@ def _read_picks_folder(run_folder: Path) -> pd.DataFrame:
     repeated = points.duplicated()
     if repeated.any():
         warnings.warn(
-            f"run {run_folder.name}: {repeated.sum()} points stand in two files of {folder} and are read once",
+            f"run {run_folder.name}: {repeated.sum()} points are in two files of {folder}; they are read once",
             stacklevel=3,
         )
     return points[~repeated].reset_index(drop=True)
@@ -261,13 +262,12 @@ def _read_picks_file(path: Path, run: str) -> pd.DataFrame | None:
         if not isinstance(name, str) or len(name) > _LONGEST_NAME:
             raise TypeError(f"pickable_object_name is {reprlib.repr(name)}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        cause = error.__cause__ or error  # of `read_json`, which names the file
-        why = f"{type(cause).__name__}: {cause}"  # not its `repr`, which may hold all that is in the file
+        cause = error.__cause__ or error  # `read_json` names the file already
+        why = f"{type(cause).__name__}: {cause}"  # a `repr` may hold the whole file
         raise ValueError(f"run {run}: {path} is not a copick picks file ({why}); download it again") from error
     if not all(is_number(value, -FARTHEST, FARTHEST) for point in points for value in point):
         raise ValueError(
-            f"run {run}: {path} has coordinates that are no finite numbers, or more than a millimetre away; "
-            "download it again"
+            f"run {run}: {path} has coordinates that are not finite numbers, or beyond a millimetre; download it again"
         )
     try:
         get_particle(name)
@@ -275,5 +275,5 @@ def _read_picks_file(path: Path, run: str) -> pd.DataFrame | None:
         warnings.warn(f"run {run}: {path} is left out: {error}", stacklevel=4)
         return None
     if not points:
-        warnings.warn(f"run {run}: {path} holds no points", stacklevel=4)
+        warnings.warn(f"run {run}: {path} has no points", stacklevel=4)
     return make_picks(run, [name] * len(points), points)

@@ -1,5 +1,5 @@
-"""What can be used of a broken tomogram: at inference a damaged file should cost the damaged part, not the run. Arrays
-are (z, y, x)."""
+"""Reading what is left of a broken tomogram: at inference, a damaged file should cost its damaged part and not the run.
+Arrays are (z, y, x)."""
 
 import math
 import re
@@ -11,10 +11,10 @@ import numpy as np
 from kaggle_utils.data.levels import MOST_VOXELS, UnfitError, iterate_chunks, read_chunk, read_level
 from kaggle_utils.data.tomograms import SPACINGS, find_group, load_tomogram, read_voxel_spacing
 
-_COARSEST = 2  # the last level of the competition's; a voxel of the next would be larger than the smallest particle
+_COARSEST = 2  # the competition's last level; a voxel of the next would be larger than the smallest particle
 _MOST_AXES = 5  # OME-NGFF's t, c, z, y, x
 _SPACING_DOUBT = 0.01  # relative; the competition's folder names are off by 0.0012
-_LONGEST = 1000  # letters in the line of a problem
+_LONGEST = 1000  # letters of a problem
 
 
 @dataclass(frozen=True)
@@ -24,23 +24,23 @@ class Salvage:
     run: str
     volume: np.ndarray | None  # float32 (z, y, x), all finite; None when nothing can be used
     voxel_spacing: float  # Angstrom; nan where volume is None
-    unread: np.ndarray | None  # bool (z, y, x): voxels that nothing is known of, filled with the mean of the others
+    unread: np.ndarray | None  # bool (z, y, x): unknown voxels, filled with the mean of the others
     problems: tuple[str, ...]  # in words, one line each, naming the file; empty for a sound tomogram
 
 
 def salvage_tomogram(run: str, data: str | Path, split: str = "test", kind: str = "denoised") -> Salvage:
-    """Return what can be used of a run's tomogram. A sound one comes as `load_tomogram` reads it; broken data never
-    raise, and are told in `problems`.
+    """Return what can be used of a run's tomogram. A sound one comes as `load_tomogram` reads it. Broken data never
+    raise; `problems` says what is wrong with them.
 
-    A chunk, or a whole level, that cannot be read is taken from the next coarser level, each voxel repeated 2 x 2 x 2.
-    This needs no shift: voxel j there is the mean of voxels 2j and 2j + 1 here, and stands in the place of both, so the
-    centre stays where it was, at 2j + 1/2. What no level holds, and voxels that are not finite, are `unread`. A shape
-    of (1, z, y, x) is read as (z, y, x). Without a readable scale the folder's name gives the voxel spacing. There is
-    no volume when the finest level declares what is no tomogram or unsafe to read (`UnfitError`), when no level or no
-    spacing can be read, and when all voxels are the same.
+    A chunk, or a whole level, that cannot be read is replaced by the next coarser level, each voxel repeated 2 x 2 x 2.
+    This needs no shift: voxel j there is the mean of voxels 2j and 2j + 1 here and replaces both, so its centre stays
+    at 2j + 1/2. Voxels that no level holds, or that are not finite, are `unread`. A shape of (1, z, y, x) is read as
+    (z, y, x). Without a readable scale the folder's name gives the voxel spacing. `volume` is None when the finest
+    level is no tomogram or unsafe to read (`UnfitError`), when no level or no spacing can be read, and when all voxels
+    are the same.
 
-    The format holds no checksums: a changed chunk that can still be decoded is not found out, nor are metadata that are
-    wrong but possible, unless level 1 says otherwise; then level 0 is taken at its word, and the contradiction told."""
+    The format has no checksums. So a changed chunk that can still be decoded goes unnoticed, and so do metadata that
+    are wrong but possible. If level 1 contradicts level 0, level 0 is used, and `problems` says so."""
     try:
         tomogram, group = load_tomogram(run, data, split, kind), find_group(run, data, split, kind)
     except (OSError, ValueError) as error:
@@ -48,7 +48,7 @@ def salvage_tomogram(run: str, data: str | Path, split: str = "test", kind: str 
     else:
         return _judge(run, group, tomogram.volume, tomogram.voxel_spacing, [])
 
-    # Outside of the handler: the error's traceback would keep the first volume in memory.
+    # Outside the handler: the error's traceback would keep the first volume in memory.
     try:
         group = find_group(run, data, split, kind)
         spacing, problems = _find_spacing(group)
@@ -61,15 +61,15 @@ def salvage_tomogram(run: str, data: str | Path, split: str = "test", kind: str 
 def _gather(
     group: Path, level: int, run: str, expected: tuple[int, int, int] | None = None
 ) -> tuple[np.ndarray, list[str]]:
-    """Return a level, of the `expected` shape, NaN where nothing is known, and its problems; raises ValueError or
-    OSError when neither it nor a coarser one can be read."""
+    """Return a level of the `expected` shape, with NaN where nothing is known, and its problems. Raises ValueError or
+    OSError when neither this level nor a coarser one can be read."""
     try:
         array = read_level(group, level, run, _MOST_AXES)
         shape = array.shape[-3:]
         if shape != (expected or shape):
             raise ValueError(f"{array.name} has {shape} voxels instead of {expected}")
         if math.prod(shape) * 8**level > MOST_VOXELS and not expected:
-            raise ValueError(f"{array.name} has {shape} voxels, too many to be true")
+            raise ValueError(f"{array.name} has {shape} voxels, too many for a tomogram")
     except (OSError, ValueError) as error:
         if level == 0 and isinstance(error, UnfitError):
             raise
@@ -77,11 +77,11 @@ def _gather(
         if coarser is None:
             raise
         volume = _enlarge(coarser, tuple(slice(0, size) for size in expected or np.multiply(coarser.shape, 2)))
-        return volume, [f"{error}; level {level + 1} was taken in its place, each voxel 2 x 2 x 2 times", *problems]
+        return volume, [f"{error}; level {level + 1} is used instead, each voxel 2 x 2 x 2 times", *problems]
 
     volume, chunks, broken, reason, problems = np.empty(shape, np.float32), 0, [], "", []
     if len(array.shape) > 3:
-        problems.append(f"{array.name} has shape {array.shape}, whose first axes were left out")
+        problems.append(f"{array.name} has shape {array.shape}; the first axes are left out")
     for place, box in iterate_chunks(array):
         chunks += 1
         try:
@@ -96,14 +96,14 @@ def _gather(
         for box in broken:
             volume[box] = np.nan if coarser is None else _enlarge(coarser, box)
         done = "left out" if coarser is None else f"taken from level {level + 1}"
-        problems += [f"{len(broken)} of {chunks} chunks cannot be read and were {done}; the first: {reason}", *faults]
+        problems += [f"{len(broken)} of {chunks} chunks cannot be read and are {done}; the first: {reason}", *faults]
     return volume, problems
 
 
 def _gather_coarser(
     group: Path, level: int, run: str, shape: tuple[int, int, int] | None
 ) -> tuple[np.ndarray | None, list[str]]:
-    """`_gather` for the next level, half of `shape`; None, and why, where there is none to be used."""
+    """Return `_gather` of the next level, half of `shape`; or None, and why, when no coarser level can be used."""
     if level == _COARSEST:
         return None, []
     try:
@@ -121,34 +121,35 @@ def _enlarge(coarser: np.ndarray, box: tuple[slice, slice, slice]) -> np.ndarray
 
 
 def _find_spacing(group: Path) -> tuple[float, list[str]]:
-    """Return the voxel spacing of level 0 from the first level with a readable scale, else from the folder's name, and
-    what is wrong; raises ValueError when neither gives it."""
+    """Return the voxel spacing of level 0, from the first level with a readable scale or else from the folder's name,
+    and what is wrong. Raises ValueError when neither gives it."""
     reasons = []
     for level in range(_COARSEST + 1):
         try:
             spacing = read_voxel_spacing(group, level) / 2**level
-            return spacing, [f"{reasons[0]}; {spacing:g} A was taken from level {level}"] if level else []
-        except UnfitError:  # no name can mend the order of the axes
+            return spacing, [f"{reasons[0]}; {spacing:g} A is taken from level {level}"] if level else []
+        except UnfitError:  # the folder's name does not help with the order of the axes
             raise
         except ValueError as error:
             reasons.append(error)
     spacing = _read_name(group)
     if math.isnan(spacing):
         raise reasons[0]
-    return spacing, [f"{reasons[0]}; {spacing:g} A was taken from the name {group.parent.name}, which is rounded"]
+    return spacing, [f"{reasons[0]}; {spacing:g} A is taken from the name {group.parent.name}, which is rounded"]
 
 
 def _read_name(group: Path) -> float:
-    """The voxel spacing (Angstrom) in the name of the group's folder; NaN when it tells none that can be."""
+    """Return the voxel spacing (Angstrom) in the name of the group's folder; NaN without one, or for an impossible
+    one."""
     found = re.fullmatch(r"VoxelSpacing([0-9]+(\.[0-9]+)?)", group.parent.name)
     spacing = float(found[1]) if found else math.nan
     return spacing if SPACINGS[0] <= spacing <= SPACINGS[1] else math.nan
 
 
 def _judge(run: str, group: Path, volume: np.ndarray, spacing: float, problems: list[str]) -> Salvage:
-    """Fill what is unknown with the mean of the rest, and refuse a volume that shows nothing."""
+    """Fill unknown voxels with the mean of the rest, and refuse a volume whose voxels are all the same."""
     unread, first = None, 0
-    if problems:  # a volume that was read without any has been found finite
+    if problems:  # else `load_tomogram` has checked that all voxels are finite
         unread = ~np.isfinite(volume)
         volume[unread] = np.nan
         first = int(unread.argmin())
@@ -159,11 +160,11 @@ def _judge(run: str, group: Path, volume: np.ndarray, spacing: float, problems: 
     if unread is not None:
         volume[unread] = volume.mean(where=~unread, dtype=np.float64)
         share = f"{np.count_nonzero(unread)} of {volume.size} voxels"
-        problems = [*problems, f"{group}: {share} are unknown or not finite, and were filled with the mean of the rest"]
+        problems = [*problems, f"{group}: {share} are unknown or not finite, and get the mean of the rest"]
     named = _read_name(group)
     if abs(spacing / named - 1) > _SPACING_DOUBT:
         doubt = f"the voxels are {spacing:g} A in the metadata, but {named:g} A in the name of {group.parent}"
-        problems = [*problems, f"{doubt}; picks are placed with the former"]
+        problems = [*problems, f"{doubt}; picks are placed with those of the metadata"]
     return Salvage(run, volume, spacing, unread, _tidy(run, problems))
 
 
@@ -172,7 +173,7 @@ def _give_up(run: str, problems: list[str]) -> Salvage:
 
 
 def _tidy(run: str, problems: list[str]) -> tuple[str, ...]:
-    """One line each, none that stands in another; whoever tells them says of which run they are."""
+    """Return one line for each problem, without those that another line contains, and without the run's name."""
     lines = [" ".join(text.split()).removeprefix(f"run {run}: ") for text in problems]
     lines = [line for i, line in enumerate(lines) if not any(line in other for other in lines[i + 1 :])]
     return tuple(line if len(line) <= _LONGEST else f"{line[: _LONGEST - 3]}..." for line in lines)

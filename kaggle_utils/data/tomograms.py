@@ -18,14 +18,14 @@ from kaggle_utils.data.levels import Level, UnfitError, iterate_chunks, read_chu
 from kaggle_utils.system.environment import find_data, find_platform
 from kaggle_utils.system.files import is_number, read_json
 
-# The four that the competition offers, from the smoothest to the noisiest; test runs have the first alone.
+# The competition's four, from the smoothest to the noisiest; its test runs have only the first.
 TOMOGRAM_TYPES = ("denoised", "isonetcorrected", "ctfdeconvolved", "wbp")
-SPACINGS = 0.1, 1000.0  # Angstrom; beyond them is no tomogram, and a particle would have no voxel or billions
+SPACINGS = 0.1, 1000.0  # Angstrom; beyond these limits a particle would have no voxel, or billions
 
 _CHUNK = 256  # voxels at most along an axis; what the competition's volumes have
 _SPACING_TOLERANCE = 1e-3  # relative; the real x differs from z and y in the eighth digit only
 _ANGSTROM = {"angstrom", "angstroms", "\u00e5ngstr\u00f6m", "\u00e5", "a"}
-# What reading metadata may raise that are not what they should be.
+# What reading broken metadata may raise.
 _MALFORMED = (LookupError, TypeError, AttributeError, StopIteration, ValueError, OSError)
 _VERSION = {"zarr_format": 2} if int(zarr.__version__.split(".")[0]) >= 3 else {}  # zarr 2 knows no other
 
@@ -51,7 +51,7 @@ def default_data() -> Path:
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether `name` stays inside the folder that it is looked up in: no separator, not the folder above."""
+    """Whether a path ending in `name` stays inside its folder: `name` has no separator and is not the folder above."""
     return Path(name).name == name and name not in ("", "..")
 
 
@@ -72,7 +72,7 @@ def find_tomograms(run: str, data: str | Path | None = None, split: str = "train
 
 def list_tomograms(data: str | Path, split: str = "train") -> pd.DataFrame:
     """Return a table of all tomograms of a split: run, type, shape (z, y, x) and voxel spacing (Angstrom), from
-    metadata alone. In a broken one's row what is wrong stands for the shape, and NaN for the spacing."""
+    metadata alone. For a broken tomogram the shape is replaced by the error, and the spacing by NaN."""
     rows = []
     for run in find_runs(data, split):
         for kind in find_tomograms(run, data, split):
@@ -86,8 +86,8 @@ def list_tomograms(data: str | Path, split: str = "train") -> pd.DataFrame:
 
 
 def find_run_folder(run: str, data: str | Path | None = None, split: str = "train") -> Path:
-    """Return the folder of a run, whose name is never followed out of the data; raises FileNotFoundError for a missing
-    run."""
+    """Return the folder of a run. Raises FileNotFoundError for a missing run, and for a name that leads out of the
+    data."""
     data = default_data() if data is None else Path(data)
     folder = _experiments(data, split)
     if not is_plain_name(run) or not (folder / run).is_dir():
@@ -96,8 +96,8 @@ def find_run_folder(run: str, data: str | Path | None = None, split: str = "trai
 
 
 def find_group(run: str, data: str | Path | None = None, split: str = "train", kind: str = "denoised") -> Path:
-    """Return the folder <type>.zarr of a run's tomogram; raises FileNotFoundError for a missing run or type, ValueError
-    for a type found at two voxel spacings."""
+    """Return the folder <type>.zarr of a run's tomogram. Raises FileNotFoundError for a missing run or type, and
+    ValueError for a type that is there at two voxel spacings."""
     folder = find_run_folder(run, data, split)
     found = sorted(path for path in folder.glob("VoxelSpacing*/*.zarr") if path.name == f"{kind}.zarr")
     if not found:
@@ -115,35 +115,39 @@ def read_zarr(run: str, data: str | Path | None = None, split: str = "train", ki
     ----------
     run : name of the experiment, e.g. "TS_6_4".
     data : folder that holds `train/` and `test/`; None takes this environment's.
-    split : "train" or "test". Asked for, never guessed: the visible test runs carry names of training runs.
+    split : "train" or "test". It is never guessed: the visible test runs have the names of training runs.
     kind : tomogram type.
 
     Returns
     -------
     A zarr group with one array for each level ("0" the finest), (z, y, x), and the OME-NGFF metadata in its attributes.
-    To read the voxels of a stranger's file use `load_tomogram`: zarr itself would load any codec, also what runs code.
+    To read the voxels of a file from a stranger, use `load_tomogram`: zarr would load any codec, even one that runs
+    code.
 
-    Raises as `find_group` does, and ValueError for a folder that is no multiscale group."""
+    Raises as `find_group` does, and ValueError for a folder that is not a multiscale group."""
     path = find_group(run, data, split, kind)
     try:
         read_json(path / ".zgroup")
         levels = _read_multiscale(path)["datasets"]
-        # Of a file that bears the metadata of both formats, zarr 3 would take the others, or the consolidated ones.
+        # Where a folder has metadata of both formats, or consolidated ones, zarr 3 would prefer those.
         group = zarr.open_group(str(path), mode="r", **_VERSION, **({"use_consolidated": False} if _VERSION else {}))
     except Exception as error:
-        raise ValueError(f"run {run}: {path} is no readable OME-Zarr group ({error!r}); download it again") from error
+        fault = f"{path} is not a readable OME-Zarr group ({error!r})"
+        raise ValueError(f"run {run}: {fault}; download it again") from error
     if not levels:
         raise ValueError(f"run {run}: {path} lists no levels; download it again")
     return group
 
 
 def read_voxel_spacing(group: zarr.Group | Path, level: int = 0) -> float:
-    """Return the edge of a voxel in Angstrom from the metadata of a group, which may be given as its folder.
+    """Return the edge of a voxel in Angstrom from the metadata of a group, or of a group's folder.
 
     The folder's name is rounded (10.000 for 10.012444...): over a tomogram the difference adds up to 0.78 voxel.
-    Shifts (translations) are not looked at: picks are counted from the first voxel. Raises ValueError when the scale is
-    absent, not between 0.1 and 1000 Angstrom, differs by more than 0.1 % between the axes, is in another unit, or when
-    all levels are scaled again; and UnfitError for axes in another order than z, y, x.
+    Translations are ignored: picks are counted from the first voxel.
+
+    Raises ValueError when the scale is absent, not between 0.1 and 1000 Angstrom, in another unit, or differs by more
+    than 0.1 % between the axes, and when the metadata scale all levels once more. Raises UnfitError for axes in another
+    order than z, y, x.
     """
     where = group if isinstance(group, Path) else _location(group)
     try:
@@ -154,13 +158,15 @@ def read_voxel_spacing(group: zarr.Group | Path, level: int = 0) -> float:
         units = {str(axis["unit"]).lower() for axis in axes if axis.get("unit")}
         again = [scale for scale in _list_scales(multiscale) if set(scale[-3:]) - {1}]
     except _MALFORMED as error:
-        raise ValueError(f"{where}: no scale of level {level} in .zattrs; without it no pick can be placed") from error
+        raise ValueError(
+            f"{where}: no scale of level {level} in .zattrs, which picks need; download the tomogram again"
+        ) from error
     if sorted(names) == list("xyz") and names != "zyx":
         raise UnfitError(f"{where}: the axes are {', '.join(names)}, but must be z, y, x; write the tomogram again")
     if units - _ANGSTROM:
         raise ValueError(f"{where}: the scale is in {min(units)}, but must be in angstrom; write the tomogram again")
     if again:
-        raise ValueError(f"{where}: .zattrs scales all levels by {again[0]}; write the tomogram again without")
+        raise ValueError(f"{where}: .zattrs scales all levels once more, by {again[0]}; write the tomogram without it")
     if len(scale) != 3 or not all(SPACINGS[0] <= value <= SPACINGS[1] for value in scale):
         raise ValueError(f"{where}: the scale of level {level} must be three numbers from 0.1 to 1000, but is {scale}")
     if max(scale) / min(scale) - 1 > _SPACING_TOLERANCE:
@@ -173,7 +179,7 @@ def read_voxel_spacing(group: zarr.Group | Path, level: int = 0) -> float:
 def read_shape(
     run: str, data: str | Path | None = None, split: str = "train", kind: str = "denoised"
 ) -> tuple[int, int, int]:
-    """Return the shape (z, y, x) of a run's finest level without reading it; raises as `read_zarr` and `read_level`
+    """Return the shape (z, y, x) of a run's finest level without reading voxels. Raises as `read_zarr` and `read_level`
     do."""
     return read_level(_location(read_zarr(run, data, split, kind)), 0, run).shape
 
@@ -181,10 +187,10 @@ def read_shape(
 def load_tomogram(
     run: str, data: str | Path | None = None, split: str = "train", kind: str = "denoised", level: int = 0
 ) -> Tomogram:
-    """Read a run's tomogram into memory, once: its chunks are far larger than any crop.
+    """Read a run's tomogram into memory. Do it once: chunks are far larger than any crop.
 
-    Raises as `read_zarr`, `read_level`, `read_voxel_spacing` and `read_chunk` do, and ValueError for voxels that are
-    not finite, and for a level 0 that does not go with level 1, where there is one: one of them is not what it says."""
+    Raises as `read_zarr`, `read_level`, `read_voxel_spacing` and `read_chunk` do. Raises ValueError for voxels that are
+    not finite, and where there is a level 1 that contradicts level 0."""
     group = _location(read_zarr(run, data, split, kind))
     array = read_level(group, level, run)
     spacing = read_voxel_spacing(group, level)
@@ -193,11 +199,11 @@ def load_tomogram(
     volume = np.empty(array.shape, np.float32)
     for place, box in iterate_chunks(array):
         volume[box] = read_chunk(array, place)
-    with np.errstate(invalid="ignore"):  # of infinities of both signs
+    with np.errstate(invalid="ignore"):  # a sum of infinities of both signs
         total = volume.sum(dtype=np.float64)
     if not np.isfinite(total):
         bad = int(volume.size - np.isfinite(volume).sum())
-        raise ValueError(f"run {run}: {group} has {bad} voxels that are NaN or infinite")
+        raise ValueError(f"run {run}: {group} has {bad} voxels that are NaN or infinite; download it again")
     return Tomogram(run, volume, spacing)
 
 
@@ -205,11 +211,11 @@ def normalise(volume: np.ndarray) -> np.ndarray:
     """Return the volume, float32 (z, y, x), clipped to its 0.1 and 99.9 percentiles, with mean 0 and standard deviation
     1.
 
-    The one normalisation of the kit, over a whole tomogram and the same in training and at inference. Raw values are
-    near 1e-5 with a long dark tail: without the clipping that tail would set the scale, and half precision would lose
-    everything. A constant volume gives zeros."""
-    # Percentiles of every 7th voxel (7 divides no usual edge, so the sample spreads) are as good and spare a sort of
-    # the whole volume.
+    This is the only normalisation of the kit. It takes a whole tomogram, in training as at inference. Raw values are
+    near 1e-5 with a long dark tail: without clipping, the tail would set the scale, and half precision would lose the
+    rest. A constant volume gives zeros."""
+    # Percentiles of every 7th voxel are as good, and need no sort of the whole volume. 7 divides no usual edge, so the
+    # sample spreads.
     low, high = np.percentile(volume.reshape(-1)[::7], (0.1, 99.9))
     clipped = np.clip(volume, low, high, dtype=np.float32)
     clipped -= np.float32(clipped.mean(dtype=np.float64))
@@ -223,10 +229,10 @@ def normalise(volume: np.ndarray) -> np.ndarray:
 def write_ome_zarr(
     path: str | Path, volume: np.ndarray, voxel_spacing: float | tuple[float, float, float], levels: int = 3
 ) -> None:
-    """Write a volume (z, y, x) as the competition stores them: OME-NGFF 0.4, zarr format 2, blosc, each level half the
-    one before.
+    """Write a volume (z, y, x) as the competition stores it: OME-NGFF 0.4, zarr format 2, blosc, each level half the
+    size of the one before.
 
-    `voxel_spacing` is in Angstrom, one number or (z, y, x). What stood at `path` is replaced.
+    `voxel_spacing` is in Angstrom, one number or (z, y, x). Anything at `path` is replaced.
     """
     path = Path(path)
     shutil.rmtree(path, ignore_errors=True)
@@ -259,28 +265,28 @@ def _experiments(data: str | Path, split: str) -> Path:
 
 
 def _read_multiscale(group: Path) -> dict:
-    """What the group's attributes say of its levels and axes; unchecked."""
+    """Return what the group's attributes say of its levels and axes, unchecked."""
     return read_json(group / ".zattrs")["multiscales"][0]
 
 
 def _read_scale(multiscale: dict, level: int) -> list[float]:
-    """Return a level's scale, z y x; raises one of _MALFORMED."""
+    """Return a level's scale, z y x. Raises one of _MALFORMED."""
     entry = next(entry for entry in multiscale["datasets"] if entry["path"] in (level, str(level)))
     (scale,) = _list_scales(entry)
     return scale[-3:]
 
 
 def _list_scales(entry: dict) -> list[list[float]]:
-    """Return the scales that metadata ask for; raises one of _MALFORMED."""
+    """Return the scales in an entry of the metadata. Raises one of _MALFORMED."""
     changes = entry.get("coordinateTransformations") or ()
     scales = [change["scale"] for change in changes if change["type"] == "scale"]
     if not all(is_number(value) for scale in scales for value in scale):
-        raise TypeError(f"{scales} are no numbers")
+        raise TypeError(f"{scales} are not numbers")
     return scales
 
 
 def _check_pyramid(array: Level, group: Path, run: str) -> None:
-    """Raise ValueError unless this level 0 is as long as level 1 and of its kind, or there is none to be asked."""
+    """Raise ValueError when level 1 has another extent than this level 0, or another type of number."""
     try:
         coarse, multiscale = read_level(group, 1, run), _read_multiscale(group)
         lengths = zip(array.shape, _read_scale(multiscale, 0), coarse.shape, _read_scale(multiscale, 1), strict=True)
@@ -294,7 +300,7 @@ def _check_pyramid(array: Level, group: Path, run: str) -> None:
 
 
 def _location(group: zarr.Group) -> Path:
-    """The group's folder, under either zarr's name for it."""
+    """Return the group's folder; zarr 2 and 3 have different names for it."""
     store = group.store
     return Path(getattr(store, "path", None) or store.root)
 

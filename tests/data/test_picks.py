@@ -138,7 +138,7 @@ def test_an_unknown_particle_is_left_out_with_one_warning(tmp_path):
 
 def test_a_file_without_points_is_told_and_the_table_keeps_its_form(tmp_path):
     write_file(folder(tmp_path) / "ribosome.json", "ribosome", [])
-    with pytest.warns(UserWarning, match=r"ribosome\.json holds no points") as caught:
+    with pytest.warns(UserWarning, match=r"ribosome\.json has no points") as caught:
         points = read_run("TS_1", tmp_path)
     assert len(caught) == 1 and len(points) == 0 and tuple(points.columns) == PICK_COLUMNS
     assert points[["x", "y", "z"]].dtypes.eq(float).all()
@@ -173,7 +173,7 @@ def test_a_malformed_file_is_named(tmp_path, content):
 )
 def test_coordinates_that_are_no_numbers_or_nowhere_are_refused(tmp_path, value):
     write_file(folder(tmp_path) / "ribosome.json", "ribosome", [(1, 2, 3), (4, value, 6)])
-    with pytest.raises(ValueError, match=r"run TS_1: .*ribosome\.json has coordinates that are no finite"):
+    with pytest.raises(ValueError, match=r"run TS_1: .*ribosome\.json has coordinates that are not finite"):
         read_run("TS_1", tmp_path)
 
 
@@ -222,11 +222,11 @@ def test_truth_is_read_from_a_folder_or_a_csv_alike(tmp_path):
         ("experiment,particle_type,x,y,z\n".encode("utf-16-be"), "the file is in UTF-16; save it as UTF-8"),
         (b"experiment;particle_type;x;y;z\n", "line 1: the fields are separated by semicolons; .* commas"),
         (b"experiment,x,y\nTS_1,1,2\n", "the columns particle_type, z"),
-        (b"experiment,particle_type,x,y,z\nTS_1,ribosome,1,2,far\n", "no finite numbers"),
-        (b"experiment,particle_type,x,y,z\nTS_1,ribosome,1,2,\n", "no finite numbers"),
-        (b"experiment,particle_type,x,y,z\nTS_1,ribosome,1,2,inf\n", "no finite numbers"),
-        (b"experiment,particle_type,x,y,z\nTS_1,ribosome,1,2,1e8\n", "more than a millimetre away"),
-        (b"experiment,particle_type,x,y,z\nTS_1,ribosome,1,2,True\n", "no finite numbers"),
+        (b"experiment,particle_type,x,y,z\nTS_1,ribosome,1,2,far\n", "not finite numbers"),
+        (b"experiment,particle_type,x,y,z\nTS_1,ribosome,1,2,\n", "not finite numbers"),
+        (b"experiment,particle_type,x,y,z\nTS_1,ribosome,1,2,inf\n", "not finite numbers"),
+        (b"experiment,particle_type,x,y,z\nTS_1,ribosome,1,2,1e8\n", "beyond a millimetre"),
+        (b"experiment,particle_type,x,y,z\nTS_1,ribosome,1,2,True\n", "not finite numbers"),
         (b"experiment,particle_type,x,y,z\nTS_1,,1,2,3\n", "without a run or a particle"),
         (b"experiment,particle_type,x,y,z\n,ribosome,1,2,3\n", "without a run or a particle"),
     ],

@@ -368,7 +368,7 @@ def test_corrupt_metadata_of_a_group_are_named(tmp_path, group, name, content):
         (group / name).unlink()
     else:
         (group / name).write_text(content)
-    with pytest.raises(ValueError, match=r"TS_1: .*denoised\.zarr is no readable OME-Zarr group"):
+    with pytest.raises(ValueError, match=r"TS_1: .*denoised\.zarr is not a readable OME-Zarr group"):
         load_tomogram("TS_1", tmp_path)
 
 
