@@ -1,6 +1,7 @@
 """From an annotated mask, or probabilities, to particle centres. Arrays are (z, y, x); picks are x, y, z in Angstrom.
 
-A candidates table is a picks table with a further column `confidence`, 0 to 1."""
+Probabilities are decoded on the device that they are on, for a full-size map goes to the host in a quarter of a second,
+and what is done to it there takes a second. A candidates table is a picks table with a further column `confidence`, 0 to 1."""
 
 from collections.abc import Sequence
 from math import ceil, pi
@@ -8,6 +9,7 @@ from math import ceil, pi
 import cc3d
 import numpy as np
 import pandas as pd
+import torch
 from scipy.spatial import cKDTree
 
 from kaggle_utils.data.picks import PICK_COLUMNS, make_picks, voxel_to_angstrom
@@ -21,6 +23,7 @@ CLAIMED = 0.5
 # Voxels of a map that are looked at: in a tomogram of the competition ten times what trained spheres fill. A network
 # that has hardly learnt is above `least` everywhere, and would cost gigabytes.
 _MOST = 2**21
+_READ = 2**22  # voxels of a map that are looked at in one go
 
 # Components smaller than this share of a sphere are noise; larger than so many spheres, they may be several particles.
 MIN_SIZE_FRACTION = 0.15
@@ -33,8 +36,8 @@ _APART = 0.5  # of a particle's radius: candidates as close as that would match 
 _WIDE = 1.25
 _STEPS = 8
 
-# Voxels that find_peaks compares at once: so many that numpy's calls cost little, so few that they stay in the cache.
-_COMPARED = 2**17
+# Voxels that are compared at once: so many that calls cost little, on a CPU so few that they stay in the cache.
+_COMPARED = {"cpu": 2**17, "cuda": 2**23}
 
 
 def pick_particles(
@@ -98,7 +101,8 @@ def find_candidates(
 
     Parameters
     ----------
-    probabilities : a map for each of `particles`, float32 (z, y, x), 0 to 1 and without NaN: a softmax's outputs.
+    probabilities : a map for each of `particles`, float32 (z, y, x), 0 to 1 and without NaN: a softmax's outputs, as
+        arrays or as tensors on any device.
     voxel_spacing : Angstrom.
     run : name for the table's `experiment`.
     decoder : one of `DECODERS`. "peaks" starts from the maxima of the map, smoothed over a trained sphere, and moves
@@ -129,14 +133,17 @@ def find_candidates(
         raise ValueError(f"run {run}: least is {least}, but must be above 0, or all voxels are candidates")
     radii = [get_particle(name).radius / voxel_spacing for name in particles]
     tables = [make_picks().assign(confidence=np.empty(0))]
+    smooth = None
     for name, radius, volume in zip(particles, radii, probabilities, strict=True):
-        volume = np.ascontiguousarray(volume)
+        volume = _to_tensor(volume)
+        smooth = torch.zeros(volume.shape, device=volume.device) if smooth is None else smooth
         ball = max(2.0, radius * radius_fraction)
         if decoder == "peaks":
-            _, centre = _seek_centres(volume, _find_highest(volume, least), ball, radius * _APART)
+            _, centre = _seek_centres(volume, _find_highest(volume, least), ball, radius * _APART, smooth)
         else:
-            centre = _find_components(volume, max(CLAIMED, least), ball, radius * _APART)
-        confidence, _ = _weigh_balls(volume, centre, ball)
+            centre = _find_components(volume, max(CLAIMED, least), ball, radius * _APART, smooth)
+        confidence = _weigh_balls(volume, centre, ball)[0].cpu().numpy()
+        centre = centre.cpu().numpy()
         order = np.argsort(-confidence, kind="stable")
         order = order[_find_leaders(centre[order], radius * _APART) == np.arange(len(order))]
         table = make_picks(run, [name] * len(order), voxel_to_angstrom(centre[order], voxel_spacing))
@@ -195,94 +202,138 @@ def find_peaks(heatmap: np.ndarray, threshold: float, radius: float) -> tuple[np
     -------
     Indices, int (n, 3), z y x, and values (n,). Of equally high voxels the first in reading order counts as the higher
     one, so a plateau that is nowhere wider than `radius` gives one peak at most."""
+    heatmap = _to_tensor(heatmap)
+    index = _find_peaks(heatmap, torch.nonzero(heatmap.reshape(-1) >= float(threshold))[:, 0], radius)
+    value = heatmap.reshape(-1)[index]
+    order = torch.argsort(value, descending=True, stable=True)
+    return _unravel(index[order], heatmap.shape).T.cpu().numpy(), value[order].cpu().numpy()
+
+
+def _to_tensor(volume: np.ndarray | torch.Tensor) -> torch.Tensor:
+    """A volume as a tensor where it is, in one piece."""
+    if isinstance(volume, torch.Tensor):
+        return volume.contiguous()
+    return torch.from_numpy(np.require(volume, requirements=["C", "W"]))  # torch warns of what cannot be written to
+
+
+def _find_peaks(heatmap: torch.Tensor, index: torch.Tensor, radius: float) -> torch.Tensor:
+    """Return those of the flat indices `index`, in rising order, that no voxel within `radius` is higher than."""
     flat = heatmap.reshape(-1)
-    index = np.flatnonzero(flat >= float(threshold))
-    ball = _list_ball(radius)[:, 1:]  # from the nearest on: direct neighbours leave few for the rest of it
+    ball = _list_ball(radius)[:, 1:].to(flat.device)  # from the nearest on: direct neighbours leave few for the rest
     start = 0
     while start < ball.shape[1] and len(index):
-        steps = ball[:, start : start + max(1, _COMPARED // len(index))]
+        steps = ball[:, start : start + max(1, _COMPARED[flat.device.type] // len(index))]
         start += steps.shape[1]
-        rival = 0
-        for place, step, size in zip(np.unravel_index(index, heatmap.shape), steps, heatmap.shape, strict=True):
-            # Clipped to the volume, a voxel of the ball becomes another one of the ball, or its centre.
-            rival = rival * size + np.clip(place[:, None] + step, 0, size - 1)
+        # Clipped to the volume, a voxel of the ball becomes another one of the ball, or its centre.
+        rival = _move(_unravel(index, heatmap.shape)[:, :, None], steps[:, None], heatmap.shape)
         value, other = flat[index, None], flat[rival]
-        index = index[~((other > value) | ((other == value) & (rival < index[:, None]))).any(axis=1)]
-    index = index[np.argsort(-flat[index], kind="stable")]
-    return np.stack(np.unravel_index(index, heatmap.shape), axis=1), flat[index]
-
-
-def _find_highest(volume: np.ndarray, least: float) -> np.ndarray:
-    """Return the flat indices of the voxels with at least `least`, in rising order, but of no more than `_MOST`."""
-    index = np.flatnonzero(volume >= least)
-    if len(index) > _MOST:
-        index = np.sort(index[np.argpartition(volume.reshape(-1)[index], -_MOST)[-_MOST:]])
+        index = index[~((other > value) | ((other == value) & (rival < index[:, None]))).any(dim=1)]
     return index
 
 
-def _find_components(volume: np.ndarray, least: float, ball: float, apart: float) -> np.ndarray:
-    """Return the centres (n, 3) of a map's components, or of the parts of large ones; `ball` and `apart` are radii."""
+def _unravel(index: torch.Tensor, shape: tuple[int, int, int]) -> torch.Tensor:
+    """Flat indices (n,) as places (3, n)."""
+    return torch.stack(torch.unravel_index(index, shape))
+
+
+def _move(place: torch.Tensor, step: torch.Tensor, shape: tuple[int, int, int]) -> torch.Tensor:
+    """Return the flat indices of the voxels at `place` + `step`, (3, ...) both, clipped to the volume."""
+    moved = 0
+    for at, by, size in zip(place, step, shape, strict=True):
+        moved = moved * size + (at + by).clamp_(0, size - 1)
+    return moved
+
+
+def _find_highest(volume: torch.Tensor, least: float) -> torch.Tensor:
+    """Return the flat indices of the voxels with at least `least`, in rising order, but of no more than `_MOST`."""
+    lines = volume.reshape(-1, volume.shape[2])
+    index = torch.empty(0, dtype=torch.int64, device=volume.device)
+    # Most lines have none. Beside a map there shall be nothing of its size, so the others come in parts.
+    for some in torch.nonzero(lines.amax(dim=1) >= float(least))[:, 0].split(max(1, _READ // lines.shape[1])):
+        line, place = torch.nonzero(lines[some] >= float(least), as_tuple=True)
+        index = torch.cat([index, some[line] * lines.shape[1] + place])
+        if len(index) > _MOST:
+            highest, order = torch.topk(volume.reshape(-1)[index], _MOST, sorted=False)
+            index, least = index[order], highest.min()
+    return index.sort().values
+
+
+def _find_components(
+    volume: torch.Tensor, least: float, ball: float, apart: float, smooth: torch.Tensor
+) -> torch.Tensor:
+    """Return the centres (n, 3) of a map's components, or of the parts of large ones; `ball` and `apart` are radii,
+    `smooth` is for `_seek_centres`."""
     sphere = 4 / 3 * pi * ball**3
-    claimed = volume >= least
+    claimed = (volume >= least).cpu().numpy()
     components, count = cc3d.connected_components(claimed, connectivity=26, return_N=True)
     index = np.flatnonzero(claimed)
     place = np.stack(np.unravel_index(index, volume.shape), axis=1)
     part = components.reshape(-1)[index].astype(np.int64)
     large = np.bincount(part)[part] > _CROWDED * sphere
-    start, centre = _seek_centres(volume, index[large], ball, apart)
+    voxels = torch.from_numpy(index).to(volume.device)
+    start, centre = (found.cpu().numpy() for found in _seek_centres(volume, voxels[large], ball, apart, smooth))
     far = 2 * sum(volume.shape)  # all components at once, told apart by a fourth coordinate in steps beyond reach
     seeds = np.column_stack([centre, far * components[tuple(start.T)].astype(np.int64)])
     large &= np.isin(far * part, seeds[:, 3])  # a component may lack any, if one of another overtops its own
     part[large] = count + 1 + cKDTree(seeds).query(np.column_stack([place, far * part])[large])[1]
     kept = np.flatnonzero(np.bincount(part) >= max(1, MIN_SIZE_FRACTION * sphere))
-    probability = volume.reshape(-1)[index]
+    probability = volume.reshape(-1)[voxels].cpu().numpy()
     total = np.bincount(part, probability)[kept]
-    return np.stack([np.bincount(part, probability * axis)[kept] / total for axis in place.T], axis=1)
+    means = np.stack([np.bincount(part, probability * axis)[kept] / total for axis in place.T], axis=1)
+    return torch.from_numpy(means).to(volume.device)
 
 
-def _seek_centres(volume: np.ndarray, index: np.ndarray, ball: float, apart: float) -> tuple[np.ndarray, np.ndarray]:
+def _seek_centres(
+    volume: torch.Tensor, index: torch.Tensor, ball: float, apart: float, smooth: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the peaks (n, 3) among the voxels `index` of a map smoothed over a ball, and the centres (n, 3) near them.
+    `smooth` has the map's shape; it is zero before and after.
 
     A saturated blob has no highest voxel, and find_peaks loses one of two that touch; smoothed, each rises to its
     middle. As mean shift goes on from there, every few voxels of the ball will do."""
     stride = max(1, int(ball / 2))
-    place = np.stack(np.unravel_index(index, volume.shape))
-    smooth = np.zeros(volume.shape, np.float32)
-    for step in stride * _list_ball(ball / stride).T:
-        other = np.ravel_multi_index(tuple(place + step[:, None]), volume.shape, mode="clip")
-        smooth.reshape(-1)[index] += volume.reshape(-1)[other]
-    start, _ = find_peaks(smooth, np.finfo(np.float32).tiny, apart)
-    centre = start.astype(float)
-    moving = np.arange(len(centre))
+    flat, high = volume.reshape(-1), smooth.view(-1)
+    steps = stride * _list_ball(ball / stride).to(flat.device)
+    for some in index.split(_COMPARED[flat.device.type]):
+        place, total = _unravel(some, volume.shape), high.new_zeros(len(some))
+        for step in steps.T:
+            total += flat[_move(place, step, volume.shape)]
+        high[some] = total
+    peak = _find_peaks(smooth, index, apart)
+    peak = peak[torch.argsort(high[peak], descending=True, stable=True)]
+    high[index] = 0
+    start = _unravel(peak, volume.shape).T
+    centre = start.double()
+    moving = torch.arange(len(centre), device=centre.device)
     for _ in range(_STEPS):
         before = centre[moving]
-        _, centre[moving] = _weigh_balls(volume, before, _WIDE * ball)
-        moving = moving[np.abs(centre[moving] - before).max(axis=1) >= 0.01]
+        after = _weigh_balls(volume, before, _WIDE * ball)[1]
+        centre[moving] = after
+        moving = moving[((after - before).abs() >= 0.01).any(dim=1)]
     return start, centre
 
 
-def _weigh_balls(volume: np.ndarray, centres: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:
+def _weigh_balls(volume: torch.Tensor, centres: torch.Tensor, radius: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the means (n,) and mean positions (n, 3) of `volume` in the balls around `centres` (n, 3), in voxels.
 
     A voxel of the volume has the weight radius + 0.5 - distance, cut to 0 to 1: nothing jumps when a centre moves."""
-    steps = np.arange(-ceil(radius + 0.5), ceil(radius + 0.5) + 1)
-    sizes = np.array(volume.shape)[:, None]
-    means, positions = np.empty(len(centres)), np.empty((len(centres), 3))
-    many = max(1, _COMPARED // len(steps) ** 3)
-    for first in range(0, len(centres), many):
-        some = slice(first, first + many)
-        voxels = np.rint(centres[some]).astype(np.int64)[:, :, None] + steps  # (n, 3, steps)
-        away = voxels - centres[some, :, None]
-        z, y, x = np.where((voxels < 0) | (voxels >= sizes), np.inf, away**2).swapaxes(0, 1)
+    reach = ceil(radius + 0.5)
+    steps = torch.arange(-reach, reach + 1, device=volume.device)
+    sizes = torch.tensor(volume.shape, device=volume.device)[:, None]
+    means, positions = [centres.new_empty(0)], [centres.new_empty(0, 3)]
+    for some in centres.split(max(1, _COMPARED[volume.device.type] // len(steps) ** 3)):
+        voxels = some.round().long()[:, :, None] + steps  # (n, 3, steps)
+        away = voxels - some[:, :, None]
+        z, y, x = away.square().masked_fill_((voxels < 0) | (voxels >= sizes), torch.inf).unbind(1)
         squared = z[:, :, None, None] + y[:, None, :, None] + x[:, None, None, :]
-        weight = np.clip(radius + 0.5 - np.sqrt(squared), 0, 1)
-        z, y, x = np.clip(voxels, 0, sizes - 1).swapaxes(0, 1)
+        weight = (radius + 0.5 - squared.sqrt_()).clamp_(0, 1)
+        z, y, x = torch.minimum(voxels.clamp(min=0), sizes - 1).unbind(1)
         mass = weight * volume[z[:, :, None, None], y[:, None, :, None], x[:, None, None, :]]
-        total = mass.sum(axis=(1, 2, 3))
-        means[some] = total / weight.sum(axis=(1, 2, 3))
-        moves = [np.einsum(f"nzyx,n{axis}->n", mass, away[:, number]) for number, axis in enumerate("zyx")]
-        positions[some] = centres[some] + np.stack(moves, axis=1) / total[:, None]
-    return means, positions
+        total = mass.sum(dim=(1, 2, 3))
+        means.append(total / weight.sum(dim=(1, 2, 3)))
+        moves = [torch.einsum(f"nzyx,n{axis}->n", mass, away[:, number]) for number, axis in enumerate("zyx")]
+        positions.append(some + torch.stack(moves, dim=1) / total[:, None])
+    return torch.cat(means), torch.cat(positions)
 
 
 def _find_leaders(points: np.ndarray, radius: float) -> np.ndarray:
@@ -295,9 +346,9 @@ def _find_leaders(points: np.ndarray, radius: float) -> np.ndarray:
     return leaders
 
 
-def _list_ball(radius: float) -> np.ndarray:
+def _list_ball(radius: float) -> torch.Tensor:
     """Return the steps (3, n) to the voxels whose centres are at most `radius` voxels away, the nearest first."""
     reach = int(radius)
     steps = np.indices((2 * reach + 1,) * 3).reshape(3, -1) - reach
     squared = (steps**2).sum(axis=0)
-    return steps[:, np.argsort(squared, kind="stable")[: np.count_nonzero(squared <= radius**2)]]
+    return torch.from_numpy(steps[:, np.argsort(squared, kind="stable")[: np.count_nonzero(squared <= radius**2)]])
