@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
+import torch
 from tqdm.auto import tqdm
 
 from kaggle_utils.inference.ensemble import find_models
 from kaggle_utils.inference.merging import COMMITTEES, MERGES, Merger, make_committee
-from kaggle_utils.inference.picking import DECODERS
-from kaggle_utils.inference.predictor import Predictor
+from kaggle_utils.inference.picking import DECODERS, match_ranks
+from kaggle_utils.inference.predictor import Predictor, load_volume
 from kaggle_utils.models.folder import TrainedModel, load_model, save_config
 from kaggle_utils.preprocessing.subvolumes import Run
 from kaggle_utils.scoring.metrics import score_submission
@@ -112,8 +113,9 @@ def predict_held_out(
 ) -> dict[Variant, pd.DataFrame]:
     """Return the candidates of every variant on the runs that models left out, each run by those that did.
 
-    Each network goes through its run once, whatever the number of variants. Raises ValueError when no model left one of
-    `runs` out, and for a run that not every architecture left out."""
+    Each network goes through its run once, whatever the number of variants, and what networks say together is merged
+    once for all its decoders, on their device: which holds each network's logits, 4 bytes a voxel and channel, and one
+    sum. Raises ValueError when no model left one of `runs` out, and for a run that not every architecture left out."""
     chosen = [(run, [model for model in models if model.config["held_out"] == run.name]) for run in runs]
     chosen = [(run, members) for run, members in chosen if members]
     if not chosen:
@@ -126,16 +128,47 @@ def predict_held_out(
     variants = _list_variants(kinds)
     tables: dict[Variant, list[pd.DataFrame]] = {variant: [] for variant in variants}
     for run, members in tqdm(chosen, desc="runs left out", unit="tomogram"):
-        # On the host: a full-size run's logits are 2 GB a network, and each variant needs as much again while it lasts.
-        logits = [Predictor(model, device, views).predict_logits(run.volume, run.name).cpu() for model in members]
-        for variant in variants:
-            own = [i for i, m in enumerate(members) if m.config["architecture"] in COMMITTEES[variant.ensemble]]
-            committee = make_committee(str(variant), [members[i] for i in own], variant.merge, variant.decoder)
-            merger = Merger(committee, run.voxel_spacing, run.name)
-            for i in own:
-                merger.add(logits[i])
-            tables[variant].append(merger.finish()[0])
+        predictors = [Predictor(model, device, views) for model in members]
+        volume = load_volume(run.volume, predictors)
+        outputs = [predictor.predict_logits(volume, run.name) for predictor in predictors]
+        del volume
+        for variant, table in _decode(run, members, outputs, variants).items():
+            tables[variant].append(table)
     return {variant: pd.concat(parts, ignore_index=True) for variant, parts in tables.items()}
+
+
+def _decode(
+    run: Run, members: Sequence[TrainedModel], outputs: Sequence[torch.Tensor], variants: Sequence[Variant]
+) -> dict[Variant, pd.DataFrame]:
+    """Return the candidates of every variant, given the logits (channels, z, y, x) of each of the `members`."""
+    networks = {
+        variant: tuple(i for i, m in enumerate(members) if m.config["architecture"] in COMMITTEES[variant.ensemble])
+        for variant in variants
+    }
+    # Whose outputs are merged how, and by which decoders that is read. Ranks are those of each network alone.
+    wanted: dict[tuple[tuple[int, ...], str], dict[str, pd.DataFrame]] = {}
+    for variant, own in networks.items():
+        ranked = variant.merge == "ranks"
+        for some in zip(own) if ranked else [own]:
+            wanted.setdefault((some, "logits" if ranked else variant.merge), {})[variant.decoder] = pd.DataFrame()
+    for (own, merge), tables in wanted.items():
+        committee = make_committee(f"{merge} of {own}", [members[i] for i in own], merge, next(iter(tables)))
+        merger = Merger(committee, run.voxel_spacing, run.name)
+        for i in own:
+            merger.add_logits(outputs[i])
+        if merge == "vote":
+            tables["peaks"], *_ = merger.finish()
+            continue
+        maps = merger.merge()
+        for decoder in tables:
+            tables[decoder] = merger.decode(maps, decoder)
+        del maps  # before the next sum
+    return {
+        variant: match_ranks([wanted[(i,), "logits"]["peaks"] for i in own])
+        if variant.merge == "ranks"
+        else wanted[own, variant.merge][variant.decoder]
+        for variant, own in networks.items()
+    }
 
 
 def _list_variants(architectures: set[str]) -> list[Variant]:

@@ -14,7 +14,7 @@ from reprlib import repr as shorten
 
 import numpy as np
 
-from kaggle_utils.inference.predictor import Predictor
+from kaggle_utils.inference.predictor import Predictor, load_volume
 from kaggle_utils.models.config import read_config
 from kaggle_utils.models.folder import TrainedModel, load_model, name_model
 from kaggle_utils.particles import REPORT_PARTICLES
@@ -156,7 +156,7 @@ def combine_masks(
     -------
     Annotated mask, uint8 (z, y, x): particle i is i + 1.
     """
-    claims = _Claims(probabilities[0].shape, thresholds, frequencies, recalls, weights)
+    claims = Claims(probabilities[0].shape, thresholds, frequencies, recalls, weights)
     for index, probability in enumerate(probabilities):
         claims.add(index, probability)
     return claims.winner
@@ -179,28 +179,35 @@ def annotate(
     particle's mean and what it claims), however many models there are. All of them on one slab after the other would
     save nothing, for each voxel goes through each network once anyway, and would have every network keep its planes
     between slabs. Raises as `Predictor.predict`."""
-    claims = _Claims(volume.shape, ensemble.thresholds, ensemble.frequencies, ensemble.recalls, weights)
-    remaining = iter(predictors)
+    claims = Claims(volume.shape, ensemble.thresholds, ensemble.frequencies, ensemble.recalls, weights)
+    remaining, loaded = iter(predictors), load_volume(volume, predictors)
     for index, group in enumerate(ensemble.members):
-        claims.add(index, _average(p.predict(volume, run, report) for p in islice(remaining, len(group))))
+        claims.add(index, _average(p.predict(loaded, run, report) for p in islice(remaining, len(group))))
     return ensemble.number(claims.winner), claims.confidence
 
 
 def combine(ensemble: Ensemble, outputs: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Return annotated mask and confidence, as `annotate` does, of the probabilities (z, y, x) that each of the
     ensemble's models gives."""
-    claims = _Claims(outputs[0].shape, ensemble.thresholds, ensemble.frequencies, ensemble.recalls, RuleWeights())
+    claims = Claims(outputs[0].shape, ensemble.thresholds, ensemble.frequencies, ensemble.recalls)
     remaining = iter(outputs)
     for index, group in enumerate(ensemble.members):
         claims.add(index, _average(islice(remaining, len(group))))
     return ensemble.number(claims.winner), claims.confidence
 
 
-class _Claims:
+class Claims:
     """Who has each voxel so far, by the report's rule: `winner` uint8, 0 for nobody, and `confidence` float32, the
     winner's probability."""
 
-    def __init__(self, shape, thresholds, frequencies, recalls, weights: RuleWeights):
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        thresholds: np.ndarray,
+        frequencies: np.ndarray,
+        recalls: np.ndarray,
+        weights: RuleWeights = RuleWeights(),  # noqa: B008 (frozen)
+    ):
         self.winner, self.confidence = np.zeros(shape, np.uint8), np.zeros(shape, np.float32)
         self._thresholds, self._weight = thresholds, weights.probability
         self._standing = weights.frequency * np.asarray(frequencies) + weights.recall * np.asarray(recalls)

@@ -10,9 +10,10 @@ import pandas as pd
 import torch
 
 from kaggle_utils.data.picks import voxel_to_angstrom
-from kaggle_utils.inference.ensemble import Ensemble, annotate, combine_masks
+from kaggle_utils.inference.device import DeviceVolume, is_out_of_memory, make_sum
+from kaggle_utils.inference.ensemble import Claims, Ensemble, annotate
 from kaggle_utils.inference.picking import DECODERS, find_candidates, match_ranks, pick_particles
-from kaggle_utils.inference.predictor import Predictor, to_probabilities
+from kaggle_utils.inference.predictor import Predictor, load_volume, soften, to_probabilities
 from kaggle_utils.models.folder import TrainedModel, agree
 from kaggle_utils.particles import REPORT_PARTICLES
 from kaggle_utils.scoring.thresholds import apply_thresholds
@@ -75,51 +76,96 @@ class Merger:
     """What the networks of a committee have said of one run so far.
 
     "logits" and "probabilities" are averaged over the networks; "ranks" averages, over each network's own candidates,
-    how high they rank; "vote" is the report's rule (section 4.4) on what at least one network claims."""
+    how high they rank; "vote" is the report's rule (section 4.4) on what at least one network claims. `masks` says
+    whether the annotated mask is wanted, too.
 
-    def __init__(self, committee: Committee, voxel_spacing: float, run: str):
-        self._committee, self._spacing, self._run = committee, voxel_spacing, run
+    There is one sum of a volume's size, float32, to which parts are added as the networks speak. Beside it one
+    network's logits are held for "ranks", and for "probabilities" and "vote" of several views, whose mean comes first.
+    """
+
+    def __init__(self, committee: Committee, voxel_spacing: float, run: str, masks: bool = False):
+        self._committee, self._spacing, self._run, self._masks = committee, voxel_spacing, run, masks
         self._fraction = agree(committee.models, "radius_fraction")  # now, not after all networks
         self._sum: torch.Tensor | None = None
         self._count = 0
         self._tables: list[pd.DataFrame] = []
 
-    def add(self, logits: torch.Tensor) -> None:
-        """Take one network's logits, float32 (channels, z, y, x)."""
+    def add(
+        self, predictor: Predictor, volume: DeviceVolume, report: Callable[[int], object] = lambda voxels: None
+    ) -> None:
+        """Have one network speak; raises as `Predictor.run`."""
         merge = self._committee.merge
-        output = logits if merge == "logits" else to_probabilities(logits)
+        if merge == "logits" or (merge != "ranks" and predictor.views == 1):
+            for box, part in predictor.run(volume, self._run, report):
+                self._take(box, part, volume.shape)
+            self._count += predictor.views
+            return
+        logits = predictor.predict_logits(volume, self._run, report)
+        if merge != "ranks" or self._masks:
+            self.add_logits(logits)
         if merge == "ranks":
-            self._tables.append(self._decode(output.cpu().numpy()))
-        self._count += 1
-        if self._sum is None:
-            self._sum = output.clone() if output is logits else output
-        elif merge == "vote":
-            torch.maximum(self._sum, output, out=self._sum)
-        else:
-            self._sum += output
+            self._tables.append(self.decode(soften(logits), "peaks"))
 
-    def finish(self) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
-        """Return the candidates table, the annotated mask of the report's particles, uint8, and the probability of each
-        voxel's particle, float32 (0 in the background), both (z, y, x)."""
-        committee, merge = self._committee, self._committee.merge
-        total = self._sum if merge == "vote" else self._sum.div_(self._count)
-        probabilities = (to_probabilities(total) if merge == "logits" else total).cpu().numpy()
-        del total
-        self._sum = None
-        maps = [probabilities[committee.particles.index(particle.name)] for particle in REPORT_PARTICLES]
-        annotated = combine_masks(maps, np.full(len(maps), _CLAIM), committee.frequencies, committee.recalls)
-        confidence = np.zeros(annotated.shape, np.float32)
-        for label, probability in enumerate(maps, start=1):
-            np.copyto(confidence, probability, where=annotated == label)
+    def add_logits(self, logits: torch.Tensor) -> None:
+        """Take one network's logits, float32 (channels, z, y, x), which stay as they are."""
+        for z in range(logits.shape[1]):
+            self._take((slice(z, z + 1),), logits[:, z : z + 1], logits.shape[1:])
+        self._count += 1
+
+    @torch.inference_mode()
+    def _take(self, box: tuple[slice, ...], part: torch.Tensor, shape: tuple[int, int, int]) -> None:
+        merge = self._committee.merge
+        part = part if merge == "logits" else to_probabilities(part.float())
+        if self._sum is None:
+            self._sum = make_sum(len(part), shape, part.device)
+        total = self._sum[(slice(None), *box)]
+        part = part.to(total.device)
         if merge == "vote":
-            candidates = pick_particles(annotated, confidence, self._spacing, self._run, radius_fraction=self._fraction)
-            return candidates.drop(columns="voxels"), annotated, confidence
-        candidates = match_ranks(self._tables) if merge == "ranks" else self._decode(probabilities)
+            torch.maximum(total, part, out=total)
+        else:
+            total += part
+
+    @torch.inference_mode()
+    def merge(self) -> torch.Tensor:
+        """Return the probabilities, float32 (particles, z, y, x), in the place of the sum, which is lost."""
+        total, self._sum = self._sum, None
+        if self._committee.merge == "logits":
+            return soften(total, self._count)
+        return total if self._committee.merge == "vote" else total.div_(self._count)
+
+    def finish(self) -> tuple[pd.DataFrame, np.ndarray | None, np.ndarray | None]:
+        """Return the candidates table and, if wanted, the annotated mask of the report's particles, uint8, and the
+        probability of each voxel's particle, float32 (0 in the background), both (z, y, x)."""
+        merge, annotated, confidence = self._committee.merge, None, None
+        maps = None if self._sum is None else self.merge()
+        if self._masks or merge == "vote":
+            annotated, confidence = self._annotate(maps)
+        if merge == "ranks":
+            candidates = match_ranks(self._tables)
+        elif merge == "vote":
+            sizes = {"radius_fraction": self._fraction}
+            picks = pick_particles(annotated, confidence, self._spacing, self._run, **sizes)
+            candidates = picks.drop(columns="voxels")
+        else:
+            candidates = self.decode(maps, self._committee.decoder)
         return candidates, annotated, confidence
 
-    def _decode(self, probabilities: np.ndarray) -> pd.DataFrame:
-        particles, decoder = self._committee.particles, self._committee.decoder
-        return find_candidates(probabilities, particles, self._spacing, self._run, decoder, self._fraction)
+    def decode(self, maps: torch.Tensor, decoder: str) -> pd.DataFrame:
+        """Return the candidates table of a map for each particle."""
+        arguments = self._committee.particles, self._spacing, self._run, decoder, self._fraction
+        try:
+            return find_candidates(maps, *arguments)
+        except RuntimeError as error:
+            if maps.device.type == "cpu" or not is_out_of_memory(error):
+                raise
+        return find_candidates(maps.cpu(), *arguments)
+
+    def _annotate(self, maps: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        committee, thresholds = self._committee, np.full(len(REPORT_PARTICLES), _CLAIM)
+        claims = Claims(maps.shape[1:], thresholds, committee.frequencies, committee.recalls)
+        for index, particle in enumerate(REPORT_PARTICLES):
+            claims.add(index, maps[committee.particles.index(particle.name)].cpu().numpy())
+        return claims.winner, claims.confidence
 
 
 def find_by_committee(
@@ -129,16 +175,17 @@ def find_by_committee(
     predictors: Sequence[Predictor],
     run: str,
     report: Callable[[int], object] = lambda voxels: None,
-) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+    masks: bool = False,
+) -> tuple[pd.DataFrame, np.ndarray | None, np.ndarray | None]:
     """Return the picks of a normalised volume, float32 (z, y, x), and what else `Merger.finish` does.
 
     A candidate is a pick when it reaches its particle's threshold; the committee's offset is taken off. `predictors`
-    are those of the committee's models; they run one after the other, and memory holds one network's logits and the sum
-    so far, each 4 bytes a voxel and channel. `report` is told as by `Predictor.predict`, which also says what is
-    raised."""
-    merger = Merger(committee, voxel_spacing, run)
+    are those of the committee's models; they run one after the other over a volume that is uploaded once, and what is
+    beside it in memory says `Merger`. `report` is told as by `Predictor.run`, which also says what is raised."""
+    merger, loaded = Merger(committee, voxel_spacing, run, masks), load_volume(volume, predictors)
     for predictor in predictors:
-        merger.add(predictor.predict_logits(volume, run, report))
+        merger.add(predictor, loaded, report)
+    del loaded
     candidates, annotated, confidence = merger.finish()
     picks = apply_thresholds(candidates, committee.thresholds)
     return picks.assign(**(picks[["x", "y", "z"]] - committee.offset)), annotated, confidence
@@ -151,13 +198,15 @@ def find_particles(
     predictors: Sequence[Predictor],
     run: str,
     report: Callable[[int], object] = lambda voxels: None,
-) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
-    """Return what `find_by_committee` does, for either kind of ensemble.
+    masks: bool = False,
+) -> tuple[pd.DataFrame, np.ndarray | None, np.ndarray | None]:
+    """Return what `find_by_committee` does, for either kind of ensemble; one of specialists always has its mask.
 
     A pick that a correction has moved outside is moved back to the volume's face. Raises FloatingPointError, naming the
     run, for picks that are no places, and as `annotate` and `find_by_committee` do."""
     if isinstance(ensemble, Committee):
-        picks, annotated, confidence = find_by_committee(volume, voxel_spacing, ensemble, predictors, run, report)
+        found = find_by_committee(volume, voxel_spacing, ensemble, predictors, run, report, masks)
+        picks, annotated, confidence = found
     else:
         sizes = agree(ensemble.models, "min_size_fraction"), agree(ensemble.models, "radius_fraction")
         annotated, confidence = annotate(volume, ensemble, predictors, run, report=report)

@@ -1,7 +1,7 @@
 """From an annotated mask, or probabilities, to particle centres. Arrays are (z, y, x); picks are x, y, z in Angstrom.
 
-Probabilities are decoded on the device that they are on, for a full-size map goes to the host in a quarter of a second,
-and what is done to it there takes a second. A candidates table is a picks table with a further column `confidence`, 0 to 1."""
+A candidates table is a picks table with a further column `confidence`, 0 to 1. Probabilities are decoded on the device
+that they are on: a full-size map takes a quarter of a second to the host, and a second there."""
 
 from collections.abc import Sequence
 from math import ceil, pi
@@ -88,8 +88,9 @@ def pick_particles(
     return table.assign(voxels=sizes[kept], confidence=means[3])
 
 
+@torch.inference_mode()
 def find_candidates(
-    probabilities: Sequence[np.ndarray],
+    probabilities: Sequence[np.ndarray] | torch.Tensor,
     particles: Sequence[str],
     voxel_spacing: float,
     run: str,
@@ -126,7 +127,7 @@ def find_candidates(
         raise ValueError(f"run {run}: unknown decoder {decoder!r}; choose from {', '.join(DECODERS)}")
     if len(probabilities) != len(particles):
         raise ValueError(f"run {run}: {len(probabilities)} maps for {len(particles)} particles; give one for each")
-    shapes = {np.shape(volume) for volume in probabilities}
+    shapes = {tuple(volume.shape) for volume in probabilities}
     if len(shapes) > 1 or any(len(shape) != 3 for shape in shapes):
         raise ValueError(f"run {run}: maps of shape {', '.join(map(str, shapes))}; all must have the same (z, y, x)")
     if not least > 0:

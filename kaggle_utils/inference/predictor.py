@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from kaggle_utils.inference.device import DeviceVolume, is_out_of_memory, make_sum
 from kaggle_utils.inference.streaming import Kept, NotStreamable, StreamedNetwork, count_numbers
 from kaggle_utils.models.folder import TrainedModel
 from kaggle_utils.models.weights import explain
@@ -26,9 +27,8 @@ VIEWS = [(k, x, z) for turns in ((0, 2), (1, 3)) for z in (False, True) for k, x
 
 _MOST_VOXELS = {"cpu": 3 * 2**19, "cuda": 2**24}  # of a slab; more are hardly faster and fragment the heap
 _SHARE = 0.5  # of the free memory, for one slab
-# How the many places that can run out of memory say so, where they raise a plain RuntimeError.
-_OUT_OF_MEMORY = ("allocate memory", "not enough memory", "out of memory", "alloc_failed", "bad_alloc")
 _WINDOW_VOXELS = 2**22  # of all windows at once
+_SOFTENED = 2**20  # voxels that a softmax gets at once
 
 
 def turn_network(network: nn.Module, turns: int = 0, mirror_x: bool = False, mirror_z: bool = False) -> nn.Module:
@@ -67,8 +67,9 @@ class Predictor:
         self, model: TrainedModel, device: str = "cpu", views: int = 1, compiled: bool = False, sharers: int = 1
     ):
         check_fit(model, views)
-        keep_freed_memory()
         self.model, self.device = model, torch.device(device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.views = self._most_views = views
         self._compiled, self._sharers = compiled and bool(model.config["window"]), sharers
         self._channels = 1 if len(model.particles) == 1 else len(model.particles) + 1
@@ -78,91 +79,118 @@ class Predictor:
 
     def use(self, precision: torch.dtype) -> None:
         """Compute in another precision from now on."""
-        self._type = precision
-        self._networks = [
+        self._type, self._networks = precision, self._turn_networks(precision)
+
+    def _turn_networks(self, precision: torch.dtype) -> list[Callable[[torch.Tensor], torch.Tensor]]:
+        networks = [
             turn_network(self.model.network, *view).to(self.device, precision, memory_format=torch.channels_last_3d)
             for view in VIEWS[: self._most_views]
         ]
-        if self._compiled:
-            self._networks = [_Compiled(network, self.model.name) for network in self._networks]
+        return [_Compiled(network, self.model.name) for network in networks] if self._compiled else networks
 
     @torch.inference_mode()
     def predict(
-        self, volume: np.ndarray, run: str = "", report: Callable[[int], object] = lambda voxels: None
+        self, volume: np.ndarray | DeviceVolume, run: str = "", report: Callable[[int], object] = lambda voxels: None
     ) -> np.ndarray:
         """Return the probabilities, float32 (z, y, x), of a normalised volume, float32 (z, y, x); of a model with
-        several particles one for each, (particles, z, y, x). Raises as `predict_logits`."""
-        logits = self.predict_logits(volume, run, report)
-        return to_probabilities(logits)[0 if len(logits) == 1 else slice(None)].cpu().numpy()
+        several particles one for each, (particles, z, y, x). Raises as `run`."""
+        probabilities = soften(self.predict_logits(volume, run, report))
+        return probabilities[0 if self._channels == 1 else slice(None)].cpu().numpy()
 
     @torch.inference_mode()
     def predict_logits(
-        self, volume: np.ndarray, run: str = "", report: Callable[[int], object] = lambda voxels: None
+        self, volume: np.ndarray | DeviceVolume, run: str = "", report: Callable[[int], object] = lambda voxels: None
     ) -> torch.Tensor:
-        """Return the logits, float32 (channels, z, y, x) on the device, of a normalised volume, float32 (z, y, x).
+        """Return the mean of all views' logits, float32 (channels, z, y, x), on the device, or where it has too little
+        memory for them on the host; the rest is as in `run`."""
+        logits = make_sum(self._channels, volume.shape, self.device)
+        for box, part in self.run(volume, run, report):
+            logits[(slice(None), *box)] += part.to(logits.device)
+        return logits.div_(self.views)
 
-        Beside the volume, the device holds the logits (4 bytes a voxel and channel), the activations of one slab or of
-        some windows, and twice the planes that the network keeps between slabs: of a cross-section of 184 x 630 voxels,
-        the report's U-Net keeps 0.5 GB in single precision. A slab lies across the longest axis and has as many planes
-        as half of the free memory allows, at most 1.5 million voxels on a CPU and 16 million on a GPU; windows come
-        some four million voxels at a time. When memory runs out all the same, both are halved from there on, with one
-        warning. What overflows in half precision is computed again in single, with a warning.
+    @torch.inference_mode()
+    def run(
+        self, volume: np.ndarray | DeviceVolume, run: str = "", report: Callable[[int], object] = lambda voxels: None
+    ) -> Iterator[tuple[Box, torch.Tensor]]:
+        """Yield, for one view after the other, the parts of a normalised volume, float32 (z, y, x), and their logits
+        (channels, z, y, x), in the network's precision, on the device. They are for one look: a later part may
+        overwrite an earlier one.
+
+        Beside the volume, the device holds the activations of one slab or of some windows, and twice the planes that
+        the network keeps between slabs: of a cross-section of 184 x 630 voxels, the report's U-Net keeps 0.5 GB in
+        single precision. A slab lies across the longest axis and has as many planes as half of the free memory allows,
+        at most 1.5 million voxels on a CPU and 16 million on a GPU; windows come some four million voxels at a time.
+        When memory runs out all the same, both are halved from there on, with one warning. What overflows in half
+        precision is computed again in single, and so is the rest of this volume, with a warning.
 
         `report` is told how many voxels of a view have just been done. Raises FloatingPointError, naming model and run,
         for outputs that are not finite, and MemoryError when not even the smallest slab or window fits."""
-        logits = self._sum_views(volume, report)
-        if self._type == torch.float16 and not torch.isfinite(logits).all():
-            warnings.warn(f"model {self.model.name} overflows half precision; going on in single", stacklevel=2)
-            self.use(torch.float32)
-            logits = self._sum_views(volume, report)
-        if not torch.isfinite(logits).all():
-            raise FloatingPointError(
-                f"model {self.model.name} gives outputs that are not finite in run {run}; train it again"
-            )
-        return logits
+        volume = load_volume(volume, [self])
+        networks, precision = self._networks, self._type
+        for view in range(self.views):
+            done = 0
+            while done < math.prod(volume.shape):
+                compute = self._run_windows if self.model.config["window"] else self._stream
+                for box, part in compute(networks[view], volume, precision, done):
+                    if not torch.isfinite(part).all():
+                        break
+                    done += part[0].numel()
+                    yield box, part
+                    report(part[0].numel())
+                else:
+                    continue
+                if precision == torch.float32:
+                    raise FloatingPointError(
+                        f"model {self.model.name} gives outputs that are not finite in run {run}; train it again"
+                    )
+                warnings.warn(f"model {self.model.name} overflows half precision; going on in single", stacklevel=2)
+                precision = torch.float32
+                networks = self._turn_networks(precision)
 
-    def _sum_views(self, volume: np.ndarray, report: Callable[[int], object]) -> torch.Tensor:
-        logits = torch.zeros(self._channels, *volume.shape, device=self.device)
-        for network in self._networks[: self.views]:
-            for box, part in (self._run_windows if self.model.config["window"] else self._stream)(network, volume):
-                logits[(slice(None), *box)] += part
-                report(part[0].numel())
-        return logits.div_(self.views)
-
-    def _stream(self, network: nn.Module, volume: np.ndarray) -> Iterator[tuple[Box, torch.Tensor]]:
-        """Yield the slabs of a volume and their logits (channels, z, y, x)."""
-        axis = max(range(3), key=lambda a: (volume.shape[a], a))
+    def _stream(
+        self, network: nn.Module, volume: DeviceVolume, precision: torch.dtype, given: int
+    ) -> Iterator[tuple[Box, torch.Tensor]]:
+        """Yield the slabs of a volume and their logits (channels, z, y, x), after `given` voxels."""
+        shape, inputs = volume.shape, volume.get(precision)
+        axis = max(range(3), key=lambda a: (shape[a], a))
         divisor = self.model.network.divisor
-        edges = [_round_up(size, divisor) for size in volume.shape]
-        planes = self._plan_planes(volume.shape, axis)
+        edges = [_round_up(size, divisor) for size in shape]
+        planes = self._plan_planes(shape, axis, precision.itemsize)
         stream, kept, fed, done = StreamedNetwork(network, axis), {}, 0, 0
+        given //= math.prod(shape) // shape[axis]
 
         def push(planes: int) -> tuple[int, torch.Tensor | None, Kept]:
             # The last slab is as thin as can be, for with it all layers compute what they have been waiting for.
             stop = min(fed + planes, max(fed + divisor, edges[axis] - divisor))
-            sides = [slice(fed, stop) if a == axis else slice(0, edge) for a, edge in enumerate(edges)]
-            slab = _pad(volume[tuple(sides)], [side.stop - side.start for side in sides])
-            return stop, *stream.advance(self._to_device(slab[None]), kept, last=stop == edges[axis])
+            slab = inputs[tuple(slice(fed, stop) if a == axis else slice(0, edge) for a, edge in enumerate(edges))]
+            slab = slab[None, None].to(memory_format=torch.channels_last_3d)
+            return stop, *stream.advance(slab, kept, last=stop == edges[axis])
 
         while fed < edges[axis]:
             fed, logits, kept = self._attempt(push, planes, divisor)
-            if logits is not None and done < volume.shape[axis]:
-                stop = min(done + logits.shape[axis + 2], volume.shape[axis])
-                box = tuple(slice(done, stop) if a == axis else slice(0, size) for a, size in enumerate(volume.shape))
-                yield box, logits[0][(slice(None), *(slice(0, side.stop - side.start) for side in box))]
-                done = stop
+            if logits is not None:
+                start, stop = max(done, given), min(done + logits.shape[axis + 2], shape[axis])
+                if start < stop:
+                    box = tuple(slice(start, stop) if a == axis else slice(0, size) for a, size in enumerate(shape))
+                    inside = [slice(start - done, stop - done) if a == axis else side for a, side in enumerate(box)]
+                    yield box, logits[0][(slice(None), *inside)]
+                done += logits.shape[axis + 2]
 
-    def _run_windows(self, network: nn.Module, volume: np.ndarray) -> Iterator[tuple[Box, torch.Tensor]]:
-        """Yield the cores of a volume's windows and their logits (channels, z, y, x)."""
+    def _run_windows(
+        self, network: nn.Module, volume: DeviceVolume, precision: torch.dtype, given: int
+    ) -> Iterator[tuple[Box, torch.Tensor]]:
+        """Yield the cores of a volume's windows and their logits (channels, z, y, x), after `given` voxels."""
         window, halo, divisor = self.model.config["window"], self.model.config["halo"], self.model.network.divisor
-        edges = [min(window, _round_up(size, divisor)) for size in volume.shape]
+        edges, inputs = [min(window, _round_up(size, divisor)) for size in volume.shape], volume.get(precision)
         places = list(product(*(_place_windows(size, window, halo) for size in volume.shape)))
-        done = 0
+        cores = np.cumsum([math.prod(core.stop - core.start for _, core in place) for place in places])
+        done = int(np.searchsorted(cores, given, side="right"))
 
         def run(count: int) -> torch.Tensor:
             starts = [[start for start, _ in place] for place in places[done : done + count]]
             boxes = [tuple(map(slice, low, np.add(low, edges))) for low in starts]
-            return network(self._to_device(np.stack([_pad(volume[box], edges) for box in boxes])))
+            windows = torch.stack([inputs[box] for box in boxes])[:, None]
+            return network(windows.to(memory_format=torch.channels_last_3d))
 
         while done < len(places):
             most = min(len(places) - done, max(1, _WINDOW_VOXELS // math.prod(edges)))
@@ -182,7 +210,7 @@ class Predictor:
             try:
                 return compute(size)
             except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 if size == step:
                     raise MemoryError(f"{self.device} has too little memory for model {self.model.name}") from error
@@ -192,12 +220,12 @@ class Predictor:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _plan_planes(self, shape: tuple[int, int, int], axis: int) -> int:
-        """How many planes a slab may have."""
+    def _plan_planes(self, shape: tuple[int, int, int], axis: int, itemsize: int) -> int:
+        """How many planes a slab may have, of numbers of so many bytes."""
         if shape not in self._needs:
             self._needs[shape] = self._count_needs(shape, axis)
         least, per_plane = self._needs[shape]
-        budget = _SHARE * find_free_memory(str(self.device)) / self._sharers / self._type.itemsize
+        budget = _SHARE * find_free_memory(str(self.device)) / self._sharers / itemsize
         plane = math.prod(shape) // shape[axis]
         return int(max(1, min((budget - least) / per_plane, _MOST_VOXELS[self.device.type] / plane)))
 
@@ -219,16 +247,29 @@ class Predictor:
         kept = 2 * sum(map(count_numbers, keeping.values()))
         return kept + counts[1] - per_plane * 8 * divisor, per_plane
 
-    def _to_device(self, volumes: np.ndarray) -> torch.Tensor:
-        """Volumes (n, z, y, x) as the network takes them."""
-        inputs = torch.from_numpy(np.ascontiguousarray(volumes))[:, None]
-        return inputs.to(self.device, self._type, memory_format=torch.channels_last_3d)
+
+def load_volume(volume: np.ndarray | DeviceVolume, predictors: Sequence[Predictor]) -> DeviceVolume:
+    """Return a volume for all of some predictors, which are on one device; one that is there already stays as it is."""
+    if isinstance(volume, DeviceVolume):
+        return volume
+    divisor = math.lcm(*(predictor.model.network.divisor for predictor in predictors))
+    return DeviceVolume(volume, predictors[0].device, divisor)
 
 
 def to_probabilities(logits: torch.Tensor) -> torch.Tensor:
     """Return the particles' probabilities (particles, z, y, x) of logits (channels, z, y, x): of one channel by the
     logistic function, of several, of which the first is the background, by softmax."""
     return torch.sigmoid(logits) if len(logits) == 1 else torch.softmax(logits, dim=0)[1:]
+
+
+@torch.inference_mode()
+def soften(logits: torch.Tensor, count: int = 1) -> torch.Tensor:
+    """Do what `to_probabilities` does for the sum of `count` logits, part by part in their own place, which is lost."""
+    particles = logits[len(logits) > 1 :]
+    planes = max(1, _SOFTENED // logits[0, 0].numel())
+    for part, target in zip(logits.split(planes, dim=1), particles.split(planes, dim=1), strict=True):
+        target.copy_(to_probabilities(part.div_(count)))
+    return particles
 
 
 class _Compiled:
@@ -241,7 +282,7 @@ class _Compiled:
         try:
             return self._run(inputs)
         except Exception as error:  # a compiler can be missing or fail in countless ways
-            if self._run is self._network or _is_out_of_memory(error):
+            if self._run is self._network or is_out_of_memory(error):
                 raise
             warnings.warn(f"model {self._name} runs uncompiled: {explain(error)}", stacklevel=2)
             self._run = self._network
@@ -285,15 +326,3 @@ def _place_windows(size: int, window: int, halo: int) -> list[tuple[int, slice]]
 
 def _round_up(size: int, divisor: int) -> int:
     return -(-size // divisor) * divisor
-
-
-def _pad(volume: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """Repeat the last voxels of each axis up to `shape`."""
-    missing = [wanted - size for wanted, size in zip(shape, volume.shape, strict=True)]
-    return np.pad(volume, [(0, count) for count in missing], mode="edge") if any(missing) else volume
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
-        words in str(error).lower() for words in _OUT_OF_MEMORY
-    )

@@ -25,6 +25,13 @@ class NotStreamable(ValueError):
     """The network has a layer that looks at more than a neighbourhood, or one that is not known here."""
 
 
+class _Tracer(fx.Tracer):
+    """Takes every module without modules inside for a layer, whoever wrote it."""
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return not list(module.children())
+
+
 @dataclass(frozen=True)
 class _Step:
     """One layer or function: what it reads, and which of that no later step reads."""
@@ -46,7 +53,7 @@ class StreamedNetwork:
         self._dim = axis + 2
         modules = dict(network.named_modules())
         try:
-            nodes = list(fx.symbolic_trace(network).graph.nodes)
+            nodes = list(_Tracer().trace(network).nodes)
         except Exception as error:  # whatever the network's code does with a value that is none
             raise NotStreamable(f"its layers cannot be listed ({error})") from error
         last_reader = {source.name: node.name for node in nodes for source in node.all_input_nodes}

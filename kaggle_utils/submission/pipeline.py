@@ -88,7 +88,8 @@ def predict_run(
     predictors = [Predictor(model, device, ensemble.views) for model in ensemble.models]
     total = ensemble.views * len(predictors) * volume.size
     with tqdm(total=total, desc=run, unit="voxel", unit_scale=True, leave=False) as bar:
-        picks, annotated, confidence = find_particles(volume, spacing, ensemble, predictors, run, bar.update)
+        found = find_particles(volume, spacing, ensemble, predictors, run, bar.update, masks=True)
+    picks, annotated, confidence = found
     return Prediction(run, volume, annotated, confidence, picks, spacing)
 
 

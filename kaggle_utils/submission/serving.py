@@ -47,6 +47,8 @@ def serve(
         multiprocessing.set_start_method("fork", force=True)
     try:
         torch.set_num_threads(threads)
+        if device.startswith("cuda"):
+            torch.cuda.set_device(device)  # or whatever names no device would fill the first one's memory, too
         connection.send(("here", None))
         ensemble = pickle.loads(connection.recv_bytes())
         kind = agree(ensemble.models, "tomogram")

@@ -3,8 +3,10 @@ models."""
 
 import json
 import shutil
+import weakref
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -137,24 +139,27 @@ def test_an_ensemble_with_a_fold_missing_is_refused(trained, tmp_path):
         load_ensemble("mixed", folder)
 
 
-def test_one_variant_after_the_other_is_merged(trained, phantom_data, monkeypatch):
-    """Nine sums of a full-size run are 20 GB; one is 2."""
-    alive, most = [], []
+def test_variants_share_their_maps_and_one_sum_after_the_other_is_held(trained, phantom_data, monkeypatch):
+    """Nine sums of a full-size run are 20 GB; one is 2. Each of five is merged once, and each map decoded once by each
+    decoder that needs it."""
+    alive, most, decoded = weakref.WeakSet(), [], []
 
     class Counted(Merger):
-        def __init__(self, *arguments):
-            super().__init__(*arguments)
-            alive.append(self)
-
-        def finish(self):
+        def merge(self):
+            maps = super().merge()
             most.append(len(alive))
-            alive.remove(self)
-            return super().finish()
+            alive.add(maps)
+            return maps
+
+        def decode(self, maps, decoder):
+            decoded.append(decoder)
+            return super().decode(maps, decoder)
 
     monkeypatch.setattr(folds, "Merger", Counted)
     runs = load_runs(phantom_data, find_runs(phantom_data), SMOKE)
-    predict_held_out(runs[:1], [load_model(path) for path in sorted(trained.iterdir())])
-    assert set(most) == {1} and len(most) == 9
+    tables = predict_held_out(runs[:1], [load_model(path) for path in sorted(trained.iterdir())])
+    assert most == [0] * 5 and len(tables) == 9
+    assert sorted(decoded) == ["components"] * 3 + ["peaks"] * 4  # ranks are of tables, and a vote has its own
 
 
 def test_runs_that_cannot_be_left_out_are_refused_before_any_training(phantom_data, tmp_path, monkeypatch):
@@ -207,18 +212,35 @@ PLACES = {"ribosome": (9, 9, 9), "apo-ferritin": (22, 22, 22)}
 OUTPUTS = [make_logits(0, PLACES), make_logits(1, {"ribosome": (9, 9, 9), "thyroglobulin": (9, 22, 9)})]
 
 
-def merge(kind: str, outputs=OUTPUTS):
+def merge(kind: str, outputs=OUTPUTS, views: int = 1):
     committee = make_committee("both", [make_model(str(i)) for i in range(len(outputs))], kind, "peaks")
-    merger = Merger(committee, SPACING, "TS_1_1")
+    merger = Merger(committee, SPACING, "TS_1_1", masks=True)
     for output in outputs:
-        merger.add(output)
+        merger.add(Said(output, views), Mock(shape=(32, 32, 32)))
     return merger.finish()
 
 
+class Said:
+    """A predictor that only passes on what it is given: each view says the same, in halves."""
+
+    def __init__(self, output: torch.Tensor, views: int):
+        self.output, self.views = output, views
+
+    def run(self, volume, run, report):
+        for _ in range(self.views):
+            for half in slice(0, 13), slice(13, 32):
+                yield (slice(None), half, slice(None)), self.output[:, :, half]
+
+    @torch.inference_mode()
+    def predict_logits(self, volume, run, report):
+        return self.output.clone()
+
+
+@pytest.mark.parametrize("views", [1, 3])
 @pytest.mark.parametrize("kind", ["logits", "probabilities"])
-def test_means_are_those_of_numpy(kind):
+def test_means_are_those_of_numpy(kind, views):
     before = [output.clone() for output in OUTPUTS]
-    table, annotated, confidence = merge(kind)
+    table, annotated, confidence = merge(kind, views=views)
     assert all(torch.equal(a, b) for a, b in zip(before, OUTPUTS, strict=True))  # others read them, too
     arrays = [output.numpy().astype(float) for output in OUTPUTS]
     expected = softmax(np.mean(arrays, 0), 0) if kind == "logits" else np.mean([softmax(a, 0) for a in arrays], 0)
@@ -228,6 +250,20 @@ def test_means_are_those_of_numpy(kind):
     claimed = five.max(0) >= 0.5
     np.testing.assert_array_equal(annotated, np.where(claimed, five.argmax(0) + 1, 0))
     np.testing.assert_allclose(confidence, np.where(claimed, five.max(0), 0), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["logits", "probabilities", "vote"])
+def test_logits_that_are_kept_are_merged_like_those_that_come_in_parts(kind):
+    """And stay as they are, for others read them, too. The annotated mask is made for who asks, and for a vote."""
+    committee = make_committee("both", [make_model("a"), make_model("b")], kind, "peaks")
+    merger, before = Merger(committee, SPACING, "TS_1_1"), [output.clone() for output in OUTPUTS]
+    for output in OUTPUTS:
+        merger.add_logits(output)
+    table, annotated, _ = merger.finish()
+    pd.testing.assert_frame_equal(table, merge(kind)[0])
+    assert all(torch.equal(a, b) for a, b in zip(before, OUTPUTS, strict=True)) and (annotated is None) == (
+        kind != "vote"
+    )
 
 
 @pytest.mark.parametrize("kind", MERGES)
