@@ -38,7 +38,8 @@ class State:
         self._best: list[tuple[float, dict]] = []  # validation Dice and weights, the best first
         self.history: list[dict] = []  # a row for each finished epoch
         self.losses: list[float] = []  # of the steps of the next epoch that are done
-        self.seconds = 0.0  # which they took
+        self.failed = 0  # steps whose loss is not finite, in a row, the last one of them
+        self.seconds = 0.0  # which the steps of the next epoch took
         self.generator = torch.Generator()  # as they left it
         self._good_last = False  # whether the folder's last checkpoint is one to go on from
 
@@ -137,6 +138,7 @@ class State:
             "scaler": self.learner.scale,
             "history": self.history,
             "losses": self.losses,
+            "failed": self.failed,
             "seconds": self.seconds,
         }
         return {name: tensor for part in (tensors, *best) for name, tensor in part.items()}, numbers
@@ -148,7 +150,7 @@ class State:
             raise ValueError("its epochs are not in order")
         if len(history) > self._settings.epochs or len(losses) > self._steps * (len(history) < self._settings.epochs):
             raise ValueError("it is further than the training goes")
-        if not all(map(math.isfinite, [*losses, *(row["train_loss"] for row in history), numbers["seconds"], *best])):
+        if not all(map(math.isfinite, [numbers["seconds"], *best])):
             raise ValueError("a number in it is not finite")
         if len(best) != min(sum("validation_dice" in row for row in history), self._settings.best):
             raise ValueError("it has kept too few or too many weights")
@@ -162,7 +164,8 @@ class State:
         self.learner.restore(tensors, numbers["scaler"], done)
         self.generator.set_state(tensors["generator"])
         self._best = [(dice, select(tensors, f"best.{place}")) for place, dice in enumerate(best)]
-        self.history, self.losses, self.seconds = history, losses, numbers["seconds"]
+        self.history, self.losses = history, [float(loss) for loss in losses]
+        self.failed, self.seconds = int(numbers["failed"]), numbers["seconds"]
 
 
 class OtherSettings(ValueError):

@@ -1,9 +1,11 @@
 """One fit loop for every network: progress, history, checkpoints, resume, mixed precision."""
 
 import math
+import sys
 import time
+import warnings
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +23,13 @@ from kaggle_utils.scoring.metrics import confusion_matrix, voxel_scores
 from kaggle_utils.system.files import replacing
 from kaggle_utils.system.machine import keep_freed_memory
 from kaggle_utils.training.checkpoints import State, telling
+from kaggle_utils.training.learner import forward
 from kaggle_utils.training.losses import LOSSES
 
 _SAVE_EVERY = 120.0  # seconds of training that a kill may cost, at most
+_READ_EVERY = 20  # steps on a GPU
+_MOST_FAILED = 10  # steps in a row whose loss is not finite
+_BAD_BATCH = "bad_batch.safetensors"
 _MIXING = 0.4  # the beta distribution's parameter in mixup (Zhang et al. 2018)
 
 
@@ -63,64 +69,129 @@ def fit(
     Raises
     ------
     ValueError when `folder` holds checkpoints of other settings or data, or ones that cannot be read (it warns when it
-    can go on from the one before the last); FloatingPointError, naming the model, when the loss is not finite: the
-    batch is then in `bad_batch.safetensors`; OSError, naming the file, when one cannot be written (full disk)."""
+    can go on from the one before the last); FloatingPointError, naming the model, when the losses of ten steps in a row
+    are not finite (of fewer it warns, once); the first such batch is then in `bad_batch.safetensors`, and nothing of it
+    in the weights; OSError, naming the file, when one cannot be written, as on a full disk."""
     keep_freed_memory()
-    folder = Path(folder)
-    network.to(device, memory_format=torch.channels_last_3d)
-    train = datasets["train"]
-    steps = -(-len(train) // settings.batch_size)
-    state = State(network, settings, device, steps)
-    state.resume(folder, config)
-    if state.history:  # what lies there may be damaged, or of a later epoch than the checkpoint
-        _write_results(folder, state)
-    with tqdm(total=settings.epochs * steps, initial=state.done, desc=folder.name, position=position) as bar:
-        for epoch in range(len(state.history) + 1, settings.epochs + 1):
-            if _stopped_improving(state.history, settings.patience):
-                break
-            started = time.perf_counter() - state.seconds
-            _train_epoch(state, train, settings, folder, config, device, started, bar)
-            row = {"epoch": epoch, "train_loss": float(np.mean(state.losses))}
-            if epoch % settings.validate_every == 0 or epoch == settings.epochs:
-                row.update(_validate(state.learner.judged, datasets["validation"], settings, threshold, device))
-                state.keep_best(row["validation_dice"])
-            state.history.append({**row, "seconds": time.perf_counter() - started})
-            state.losses, state.seconds = [], 0.0
-            _write_results(folder, state)
-            # Last, for it says that the epoch is done: what a kill leaves unwritten is written when it is done again.
-            state.save(folder, config)
-            bar.set_postfix(_postfix(row["train_loss"], state.history))
-    return pd.DataFrame(state.history)
+    with _own_stream(device):
+        network.to(device, memory_format=torch.channels_last_3d)
+        return _Training(network, datasets, settings, Path(folder), config, threshold, device).run(position)
 
 
-def _train_epoch(state, train, settings, folder: Path, config: dict, device: str, started: float, bar: tqdm) -> None:
-    """Take the steps of the next epoch that are not done yet, and save the state now and then."""
-    state.learner.network.train()
-    loss_function, epoch, saved = LOSSES[settings.loss], len(state.history) + 1, time.monotonic()
-    resumed_at = state.generator.get_state()
-    # Seeded anew for each epoch: a resumed training draws what the uninterrupted one would have drawn.
-    state.generator.manual_seed(config["seed"] * 1_000_003 + epoch)
-    batches = _draw_batches(train, settings.batch_size, state.generator, device, len(state.losses))
-    if state.losses:
-        state.generator.set_state(resumed_at)
-    for volumes, masks in batches:
-        network = state.learner.network
-        loss = _mixed_loss(network, volumes, masks, loss_function, settings.mixup, state.generator, device)
-        if not math.isfinite(value := loss.item()):
-            place = {"epoch": epoch, "step": len(state.losses) + 1, "loss": value}
-            kept = _keep_batch(folder / "bad_batch.safetensors", {"volumes": volumes, "masks": masks}, place)
-            raise FloatingPointError(
-                f"{folder.name}: the loss is {value} in epoch {epoch}, step {place['step']}; "
-                f"lower the learning rate ({kept})"
+class _Training:
+    """What `fit` was given, and how far it is."""
+
+    def __init__(self, network, datasets, settings: ModelRecipe, folder: Path, config: dict, threshold, device: str):
+        self._train, self._validation = datasets["train"], datasets["validation"]
+        self._settings, self._folder, self._config, self._device = settings, folder, config, device
+        self._threshold = threshold
+        self._steps = -(-len(self._train) // settings.batch_size)  # of an epoch
+        self._state = State(network, settings, device, self._steps)
+        self._unread: list[torch.Tensor] = []  # losses, on the device
+        # To read a loss is to wait for its step.
+        self._read_every = _READ_EVERY if torch.device(device).type == "cuda" else 1
+        self._told = False
+
+    def run(self, position: int) -> pd.DataFrame:
+        state, epochs = self._state, self._settings.epochs
+        state.resume(self._folder, self._config)
+        if state.history:  # what lies there may be damaged, or of a later epoch than the checkpoint
+            _write_results(self._folder, state)
+        bar = {"desc": self._folder.name, "position": position, "mininterval": _choose_interval()}
+        with tqdm(total=epochs * self._steps, initial=state.done, **bar) as self._bar:
+            while len(state.history) < epochs and not _stopped_improving(state.history, self._settings.patience):
+                started = time.perf_counter() - state.seconds
+                self._take_steps(started)
+                self._end_epoch(started)
+        return pd.DataFrame(state.history)
+
+    def _take_steps(self, started: float) -> None:
+        """Take the steps of the next epoch that are not done yet, and save the state now and then."""
+        state, saved = self._state, time.monotonic()
+        state.learner.network.train()
+        resumed_at = state.generator.get_state()
+        batches = self._draw_batches(state.generator, len(state.losses))
+        if state.losses:
+            state.generator.set_state(resumed_at)
+        for volumes, masks in batches:
+            share = _draw_share(self._settings.mixup, state.generator)
+            self._unread.append(state.learner.step(volumes, masks, share))
+            if len(self._unread) < self._read_every:
+                continue
+            self._read_losses()
+            if time.monotonic() - saved >= _SAVE_EVERY:
+                state.seconds = time.perf_counter() - started
+                state.save(self._folder, self._config)
+                saved = time.monotonic()
+        self._read_losses()
+
+    def _read_losses(self) -> None:
+        """Wait for the steps that were taken, and look at their losses; raises FloatingPointError when too many in a
+        row are not finite."""
+        state, epoch = self._state, len(self._state.history) + 1
+        values = torch.stack(self._unread).tolist() if self._unread else []
+        self._unread.clear()
+        for value in values:
+            state.losses.append(value)
+            state.failed = 0 if math.isfinite(value) else state.failed + 1
+            place = {"epoch": epoch, "step": len(state.losses), "loss": value}
+            if state.failed == 1:
+                self._keep_batch(place)
+            if state.failed == _MOST_FAILED:
+                raise FloatingPointError(
+                    f"{self._folder.name}: the loss is {value} in {_MOST_FAILED} steps in a row, the last of them step "
+                    f"{place['step']} of epoch {epoch}; lower the learning rate, or look at the first one's batch, in "
+                    f"{self._folder / _BAD_BATCH}"
+                )
+        self._bar.update(len(values))
+        if finite := [value for value in values if math.isfinite(value)]:
+            self._bar.set_postfix(_postfix(finite[-1], state.history), refresh=False)
+
+    def _end_epoch(self, started: float) -> None:
+        """Validate, and keep what there is."""
+        state, settings, epoch = self._state, self._settings, len(self._state.history) + 1
+        finite = [loss for loss in state.losses if math.isfinite(loss)]
+        row = {"epoch": epoch, "train_loss": float(np.mean(finite)) if finite else math.nan}
+        if epoch % settings.validate_every == 0 or epoch == settings.epochs:
+            row.update(_validate(state.learner.judged, self._validation, settings, self._threshold, self._device))
+            state.keep_best(row["validation_dice"])
+        state.history.append({**row, "seconds": time.perf_counter() - started})
+        state.losses, state.seconds = [], 0.0
+        _write_results(self._folder, state)
+        # Last, for it says that the epoch is done: what a kill leaves unwritten is written when it is done again.
+        state.save(self._folder, self._config)
+        self._bar.set_postfix(_postfix(row["train_loss"], state.history))
+
+    def _draw_batches(self, generator: torch.Generator, done: int) -> Iterator:
+        """The batches of the next epoch after the first `done`, in an order, or with crops, that depend on the seed and
+        the epoch alone: a resumed training draws what the uninterrupted one would have drawn."""
+        data, size = self._train, self._settings.batch_size
+        generator.manual_seed(self._config["seed"] * 1_000_003 + len(self._state.history) + 1)
+        if isinstance(data, Crops):
+            seeds = torch.randint(2**62, (len(data),), generator=generator).tolist()
+            return data.batches(seeds[done * size :], size)
+        on_gpu = torch.device(self._device).type == "cuda"
+        batches = iter(DataLoader(data, size, shuffle=True, generator=generator, pin_memory=on_gpu))
+        for _ in range(done):
+            next(batches)
+        return batches
+
+    def _keep_batch(self, place: dict) -> None:
+        """Write the batch of a step whose loss is not finite, drawn once more, if that is possible; warn once."""
+        path = self._folder / _BAD_BATCH
+        try:
+            volumes, masks = next(self._draw_batches(torch.Generator(), place["step"] - 1))
+            save_tensors(path, {"volumes": volumes, "masks": masks}, place)
+            kept = f"its batch is in {path}"
+        except Exception as error:  # the loss is what must be told
+            kept = f"its batch could not be kept: {explain(error)}"
+        if not self._told:
+            warnings.warn(
+                f"{self._folder.name}: the loss is {place['loss']} in epoch {place['epoch']}, step {place['step']}; "
+                f"the step is left out, and so are later ones of the kind ({kept})",
+                stacklevel=2,
             )
-        state.learner.step(loss)
-        state.losses.append(value)
-        if time.monotonic() - saved >= _SAVE_EVERY:
-            state.seconds = time.perf_counter() - started
-            state.save(folder, config)
-            saved = time.monotonic()
-        bar.update()
-        bar.set_postfix(_postfix(value, state.history), refresh=False)
+        self._told = True
 
 
 def _write_results(folder: Path, state: State) -> None:
@@ -129,15 +200,6 @@ def _write_results(folder: Path, state: State) -> None:
             save_weights(folder, weights)
     with telling(folder / "history.csv"), replacing(folder / "history.csv") as temporary:
         pd.DataFrame(state.history).to_csv(temporary, index=False)
-
-
-def _keep_batch(path: Path, batch: dict[str, torch.Tensor], place: dict) -> str:
-    """Write what broke a training, if that is possible, and return a word on it for the error."""
-    try:
-        save_tensors(path, batch, place)
-    except Exception as error:  # the loss is what must be told
-        return f"its batch could not be kept: {explain(error)}"
-    return f"its batch is in {path}"
 
 
 def evaluate(network: nn.Module, dataset: TensorDataset, threshold: float = 0.5, device: str = "cpu") -> list[dict]:
@@ -170,54 +232,38 @@ def _count(logits: torch.Tensor, masks: torch.Tensor, threshold: float) -> np.nd
     return np.stack([confusion_matrix(labels == c, claimed == c) for c in range(1, logits.shape[1])])
 
 
-def _draw_batches(
-    data: TensorDataset | Crops, size: int, generator: torch.Generator, device: str, done: int
-) -> Iterator:
-    """The batches of an epoch after the first `done`, in an order, or with crops, that depend on the generator
-    alone."""
-    on_gpu = torch.device(device).type == "cuda"
-    if isinstance(data, Crops):
-        seeds = torch.randint(2**62, (len(data),), generator=generator).tolist()
-        batches = data.batches(seeds[done * size :], size)
-        return _draw_ahead(batches) if on_gpu else batches  # a CPU has no idle moment to draw in
-    batches = iter(DataLoader(data, size, shuffle=True, generator=generator, pin_memory=on_gpu))
-    for _ in range(done):
-        next(batches)
-    return batches
-
-
-def _draw_ahead(batches: Iterator) -> Iterator:
-    """Yield batches, of which a thread draws the next one while a GPU computes on the last."""
-    with ThreadPoolExecutor(1) as drawer:
-        drawn = drawer.submit(next, batches, None)
-        while (batch := drawn.result()) is not None:
-            drawn = drawer.submit(next, batches, None)
-            yield batch
-
-
-def _mixed_loss(network, volumes, masks, loss_function, mixup: float, generator, device: str) -> torch.Tensor:
-    """The loss of a batch; of a share `mixup` of batches, that of each volume mixed with another one of the batch, to
-    which both masks contribute (Zhang et al. 2018)."""
-    masks = masks.to(device, non_blocking=True)
+def _draw_share(mixup: float, generator: torch.Generator) -> float | None:
+    """Of a share `mixup` of batches, the share of each volume in a mixture of two."""
     if not mixup or torch.rand(1, generator=generator) >= mixup:
-        return loss_function(_forward(network, volumes, device), masks)
+        return None
     seed = int(torch.randint(2**62, (1,), generator=generator))
-    share = np.random.default_rng(seed).beta(_MIXING, _MIXING)
-    logits = _forward(network, share * volumes + (1 - share) * volumes.flip(0), device)
-    return share * loss_function(logits, masks) + (1 - share) * loss_function(logits, masks.flip(0))
+    return np.random.default_rng(seed).beta(_MIXING, _MIXING)
+
+
+@contextmanager
+def _own_stream(device: str) -> Iterator[None]:
+    """On CUDA a stream that is not the default one, in which graphs can be recorded, and that the device's."""
+    if torch.device(device).type != "cuda":
+        yield
+        return
+    with torch.cuda.device(device):
+        outer, own = torch.cuda.current_stream(), torch.cuda.Stream()
+        own.wait_stream(outer)
+        with torch.cuda.stream(own):
+            yield
+        outer.wait_stream(own)
+
+
+def _choose_interval() -> float:
+    """Seconds between two updates of a progress bar: many where nobody watches, for each is a line in a log."""
+    return 0.1 if sys.stderr.isatty() or "ipykernel" in sys.modules else 10.0
 
 
 @torch.inference_mode()
 def _predict(network: nn.Module, dataset: TensorDataset, batch_size: int, device: str):
     network.eval()
     for volumes, masks in DataLoader(dataset, batch_size):
-        yield _forward(network, volumes, device), masks
-
-
-def _forward(network: nn.Module, volumes: torch.Tensor, device: str) -> torch.Tensor:
-    volumes = volumes.to(device, memory_format=torch.channels_last_3d, non_blocking=True)
-    with torch.autocast("cuda", dtype=torch.float16, enabled=volumes.is_cuda):
-        return network(volumes).float()
+        yield forward(network, volumes.to(device, non_blocking=True)), masks
 
 
 def _postfix(loss: float, history: list[dict]) -> dict[str, str]:

@@ -1,55 +1,126 @@
-"""What learns: a network, its optimiser with its rate and its loss scale, and the moving average of its weights."""
+"""What learns: a network, its optimiser with its rate and its loss scale, and the moving average of its weights.
 
+A step is so many small kernels that a GPU would wait for the host to start them. So nothing in a step waits for the
+device, and on CUDA the whole of it is recorded once, as a graph, and then run as one."""
+
+import copy
 import math
-from collections.abc import Mapping
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from kaggle_utils.models.weights import explain
 from kaggle_utils.recipes import ModelRecipe
+from kaggle_utils.training.losses import LOSSES
 
 OPTIMISERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what both optimisers keep of each parameter
+_WARM_UP = (
+    3  # steps on batches of a shape before one is recorded: libraries choose kernels and take memory in the first
+)
 
 
 class Learner:
     """A network in training, which takes `steps` steps in all."""
 
     def __init__(self, network: nn.Module, settings: ModelRecipe, device: str, steps: int):
-        self.network, self._settings, self._steps = network, settings, steps
-        on_gpu = torch.device(device).type == "cuda"
-        self._optimiser = OPTIMISERS[settings.optimiser](network.parameters(), lr=settings.learning_rate, fused=True)
+        self.network, self._settings, self._device, self._steps = network, settings, torch.device(device), steps
+        on_gpu = self._device.type == "cuda"
+        # What a graph reads must stay where it is: there the rate is a tensor, which the schedule fills.
+        rate = torch.full((), settings.learning_rate, device=device) if on_gpu else settings.learning_rate
+        optimiser = OPTIMISERS[settings.optimiser]
+        self._optimiser = optimiser(network.parameters(), lr=rate, fused=True, capturable=on_gpu)
         self._schedule = LambdaLR(self._optimiser, self._find_rate)
-        self._scaler = torch.amp.GradScaler("cuda", enabled=on_gpu)
-        self._average = None
-        if settings.average:
-            average = get_ema_multi_avg_fn(settings.average)
-            self._average = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
+        # Its scale keeps small gradients in half precision; and with it the optimiser leaves out, on the device, a step
+        # whose gradients are not finite.
+        self._half = choose_precision(self._device) == torch.float16
+        self._scaler = self._make_scaler()
+        self._average = copy.deepcopy(network).requires_grad_(False) if settings.average else None
+        self._done = 0
+        self._graphs: dict[tuple, Graph] | None = {} if on_gpu else None  # none where there can be none
+        self._seen: Counter = Counter()
 
     @property
     def judged(self) -> nn.Module:
         """The network that is validated and kept: the moving average where there is one."""
-        return self._average.module if self._average else self.network
+        return self._average or self.network
 
     @property
     def rate(self) -> float:
         """The learning rate of the next step."""
         return float(self._optimiser.param_groups[0]["lr"])
 
-    def step(self, loss: torch.Tensor) -> None:
-        """Change the weights by the gradient of a loss."""
+    def step(self, volumes: torch.Tensor, masks: torch.Tensor, share: float | None = None) -> torch.Tensor:
+        """Change the weights by the gradient of a batch's loss, and return the loss, a tensor on the device that nobody
+        has waited for. When it is not finite, neither weights nor buffers change.
+
+        With a `share` each volume is mixed with another one of the batch, 1 - share of it, to which both masks
+        contribute (Zhang et al. 2018)."""
+        batch = [volumes, masks] if share is None else [volumes, masks, torch.tensor(share)]
+        loss = self._run(batch)
+        self._schedule.step()
+        self._done += 1
+        return loss
+
+    def _run(self, batch: list[torch.Tensor]) -> torch.Tensor:
+        kind = tuple(tensor.shape for tensor in batch)
+        self._seen[kind] += 1
+        if self._graphs is not None and kind not in self._graphs and self._seen[kind] > _WARM_UP:
+            try:
+                on_device = [tensor.to(self._device) for tensor in batch]
+                self._graphs[kind] = Graph(self._compute, on_device, self._graphs.values())
+            except RuntimeError as error:
+                warnings.warn(f"steps run without a CUDA graph, and so more slowly: {explain(error)}", stacklevel=4)
+                scale, self._scaler, self._graphs = self._scaler.state_dict(), self._make_scaler(), None
+                self._scaler.load_state_dict(scale)  # the old one may be half way through a step
+        if self._graphs and kind in self._graphs:
+            return self._graphs[kind](batch)
+        return self._compute(*(tensor.to(self._device, non_blocking=True) for tensor in batch))
+
+    def _compute(self, volumes: torch.Tensor, masks: torch.Tensor, share: torch.Tensor | None = None) -> torch.Tensor:
+        buffers = list(self.network.buffers())
+        before = [buffer.clone() for buffer in buffers]
+        loss = self._find_loss(volumes, masks, share)
         self._optimiser.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()
+        self._scaler.unscale_(self._optimiser)
         if self._settings.clip is not None:
-            self._scaler.unscale_(self._optimiser)
             nn.utils.clip_grad_norm_(self.network.parameters(), self._settings.clip)
         self._scaler.step(self._optimiser)
-        self._scaler.update()
+        self._scaler.update(None if self._half else 1.0)
+        loss = loss.detach()
+        finite = loss.isfinite()
+        for buffer, old in zip(buffers, before, strict=True):  # batch norm's statistics have seen what is not finite
+            torch.where(finite, buffer, old, out=buffer)
         if self._average:
-            self._average.update_parameters(self.network)
-        self._schedule.step()
+            self._update_average()
+        return loss
+
+    def _find_loss(self, volumes: torch.Tensor, masks: torch.Tensor, share: torch.Tensor | None) -> torch.Tensor:
+        loss_function = LOSSES[self._settings.loss]
+        if share is None:
+            return loss_function(forward(self.network, volumes), masks)
+        logits = forward(self.network, torch.lerp(volumes.flip(0), volumes, share))
+        return torch.lerp(loss_function(logits, masks.flip(0)), loss_function(logits, masks), share)
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        """Weights and batch norm's statistics are averaged, from the first step's on; its counters are copied."""
+        pairs = list(zip(self._average.state_dict().values(), self.network.state_dict().values(), strict=True))
+        floats = [pair for pair in pairs if pair[0].is_floating_point() and self._done]
+        if floats:
+            get_ema_multi_avg_fn(self._settings.average)(*map(list, zip(*floats, strict=True)), None)
+        for average, current in pairs:
+            if not (average.is_floating_point() and self._done):
+                average.copy_(current)
+
+    def _make_scaler(self) -> torch.amp.GradScaler:
+        return torch.amp.GradScaler(self._device.type, **({} if self._half else {"init_scale": 1.0}))
 
     def _find_rate(self, done: int) -> float:
         """The share of the recipe's rate after so many steps: it warms up, then falls as half a cosine (Loshchilov and
@@ -59,6 +130,11 @@ class Learner:
             return 1.0
         falling = (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up))) / 2
         return min((progress + 1e-3) / warm_up, falling if progress > warm_up else 1.0)
+
+    @property
+    def scale(self) -> dict:
+        """The state of the loss scaler, in numbers; empty where it does not change."""
+        return self._scaler.state_dict() if self._half else {}
 
     def gather(self) -> dict[str, torch.Tensor]:
         """All tensors that a step changes, by the names that they have in a checkpoint."""
@@ -78,8 +154,8 @@ class Learner:
                 found[f"optimiser.{name}.{moment}"] = (() if moment == "step" else parameter.shape), torch.float32
         return found
 
-    def restore(self, tensors: Mapping[str, torch.Tensor], scaler: dict, done: int) -> None:
-        """Take up what `gather`, and for the scaler `scale`, gave after so many steps; the tensors are of that form."""
+    def restore(self, tensors: Mapping[str, torch.Tensor], scale: dict, done: int) -> None:
+        """Take up what `gather` and `scale` gave after so many steps; the tensors are of that form."""
         self.network.load_state_dict(select(tensors, "network"))
         if self._average:
             self._average.load_state_dict(select(tensors, "average"))
@@ -91,14 +167,47 @@ class Learner:
             state[index] = {"step": moments["step"], **laid_out}
         groups = self._optimiser.state_dict()["param_groups"]
         self._optimiser.load_state_dict({"state": state, "param_groups": groups})
-        if scaler:  # empty when the training began on a CPU
-            self._scaler.load_state_dict(scaler)
+        if scale and self._half:  # a training may begin on one device and go on on another
+            self._scaler.load_state_dict(scale)
         self._schedule = LambdaLR(self._optimiser, self._find_rate, last_epoch=done - 1)
+        self._done = done
 
-    @property
-    def scale(self) -> dict:
-        """The state of the loss scaler, in numbers; empty where there is none."""
-        return self._scaler.state_dict()
+
+class Graph:
+    """A computation that CUDA has recorded, to be run on other tensors of the same shapes; recording computes nothing.
+
+    Recorded and run in the current stream, which must not be the default one. `others` of the same computation, which
+    never run at the same time, share their memory with it."""
+
+    def __init__(self, compute: Callable[..., torch.Tensor], batch: list[torch.Tensor], others: Iterable["Graph"]):
+        self._batch = [tensor.clone() for tensor in batch]
+        self._graph = torch.cuda.CUDAGraph()
+        pool = next((other._graph.pool() for other in others), None)
+        # Other threads may use the device meanwhile.
+        stream = torch.cuda.current_stream()
+        with torch.cuda.graph(self._graph, pool, stream, capture_error_mode="thread_local"):
+            self._result = compute(*self._batch)
+
+    def __call__(self, batch: list[torch.Tensor]) -> torch.Tensor:
+        for place, tensor in zip(self._batch, batch, strict=True):
+            place.copy_(tensor, non_blocking=True)
+        self._graph.replay()
+        return self._result.clone()
+
+
+def choose_precision(device: torch.device) -> torch.dtype:
+    """Return the type that a device's forward pass should have: on a GPU half precision, with the exponents of single
+    precision from compute capability 8.0 on."""
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+
+
+def forward(network: nn.Module, volumes: torch.Tensor) -> torch.Tensor:
+    """Return a network's logits, in single precision, for volumes (n, 1, z, y, x) on its device."""
+    volumes = volumes.to(memory_format=torch.channels_last_3d)
+    with torch.autocast(volumes.device.type, choose_precision(volumes.device), enabled=volumes.is_cuda):
+        return network(volumes).float()
 
 
 def prefix(part: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -6,6 +6,7 @@ channel."""
 import torch
 from torch.nn import functional
 
+_VOXELS = (0, 2, 3, 4)  # the axes that a channel's voxels lie along
 _SMOOTH = 1.0  # keeps the Dice loss of an empty mask defined, and near 0 when nothing is claimed
 _POSITIVE_WEIGHT = 5.0  # report, section 5.2
 _PARTICLE_WEIGHT = 20.0  # of a particle's voxel against one of background, in the cross-entropy
@@ -27,33 +28,52 @@ def bce_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
 
 def weighted_bce_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     """Binary cross-entropy in which a particle's voxels count five times (report, section 5.2)."""
-    weight = torch.tensor(_POSITIVE_WEIGHT, device=logits.device)
+    weight = torch.full((), _POSITIVE_WEIGHT, device=logits.device)  # on the device: no copy to it
     return functional.binary_cross_entropy_with_logits(logits.float(), masks.float(), pos_weight=weight)
 
 
 def cross_entropy_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     """Cross-entropy over all channels, in which a particle's voxel counts more than one of background."""
-    weights = torch.full((logits.shape[1],), _PARTICLE_WEIGHT, device=logits.device)
-    weights[0] = 1.0
-    return functional.cross_entropy(logits.float(), masks[:, 0].long(), weights)
+    return _cross_entropy(*_compare(logits, masks))
 
 
 def tversky_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     """1 - Tversky index (Salehi et al. 2017) of all voxels of a batch together, averaged over the particles in it; 0
     when there are none."""
-    channels = range(1, logits.shape[1])
-    probabilities = torch.softmax(logits.float(), dim=1).movedim(1, 0).flatten(1)[1:]
-    truth = torch.stack([masks.flatten() == channel for channel in channels]).float()
-    hits, claimed, true = (probabilities * truth).sum(1), probabilities.sum(1), truth.sum(1)
-    errors = _FALSE_WEIGHT * (claimed - hits) + (1 - _FALSE_WEIGHT) * (true - hits)
-    present = true > 0
-    return (1 - (hits + _SMOOTH) / (hits + errors + _SMOOTH))[present].sum() / present.sum().clamp(min=1)
+    return _tversky(*_compare(logits, masks))
 
 
 def cross_entropy_tversky_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     """The sum of both. Tversky alone, like any Dice, drives all outputs to 0 or 1, which ranks picks badly;
     cross-entropy alone drowns the particles in background."""
-    return cross_entropy_loss(logits, masks) + tversky_loss(logits, masks)
+    compared = _compare(logits, masks)
+    return _cross_entropy(*compared) + _tversky(*compared)
+
+
+def _compare(logits: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logarithms of all probabilities, and 1 where a voxel is the channel's, else 0; both are as the logits.
+
+    From here on sums over all voxels tell all: no step has a shape that depends on what is in a mask, for which the
+    host would have to wait for the device."""
+    channels = torch.arange(logits.shape[1], device=logits.device, dtype=masks.dtype)
+    return functional.log_softmax(logits.float(), dim=1), (masks == channels[:, None, None, None]).float()
+
+
+def _cross_entropy(logs: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    # Each channel's voxels, and the logarithms of what they are claimed to be with.
+    voxels, claims = truth.sum(_VOXELS), (logs * truth).sum(_VOXELS)
+    background, particles = voxels[0], voxels[1:].sum()
+    weighted = claims[0] + _PARTICLE_WEIGHT * claims[1:].sum()
+    return -weighted / (background + _PARTICLE_WEIGHT * particles)
+
+
+def _tversky(logs: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    probabilities = logs.exp()
+    hits, claimed, true = ((probabilities * truth).sum(_VOXELS), probabilities.sum(_VOXELS), truth.sum(_VOXELS))
+    errors = _FALSE_WEIGHT * (claimed - hits) + (1 - _FALSE_WEIGHT) * (true - hits)
+    losses = (1 - (hits + _SMOOTH) / (hits + errors + _SMOOTH))[1:]
+    present = (true[1:] > 0).float()
+    return (losses * present).sum() / present.sum().clamp(min=1)
 
 
 LOSSES = {

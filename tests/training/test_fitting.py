@@ -1,29 +1,38 @@
 """What the competition recipe adds to the fit loop: techniques do what their formulas say, and a resume keeps them."""
 
-import math
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from test_crops import NAMES, make_run
 from torch.utils.data import TensorDataset
 
 from kaggle_utils.models.folder import build_model
 from kaggle_utils.models.weights import load_tensors
+from kaggle_utils.particles import PARTICLES
 from kaggle_utils.preprocessing.crops import Crops
+from kaggle_utils.preprocessing.subvolumes import Run
 from kaggle_utils.recipes import get_recipe
 from kaggle_utils.training import fitting
 from kaggle_utils.training.checkpoints import State
 from kaggle_utils.training.fitting import fit
 from kaggle_utils.training.learner import Learner
-from kaggle_utils.training.losses import cross_entropy_tversky_loss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 RECIPE = replace(get_recipe("competition", "smoke"), subvolume_size=16, crops=4)
 SETTINGS = replace(RECIPE.unet, epochs=2, batch_size=2, average=0.0, best=1, warm_up=None, clip=None)
 CONFIG = {"seed": 0}
+NAMES = [particle.name for particle in PARTICLES]
+
+
+def make_run() -> Run:
+    """Noise with three particles of each type somewhere in it."""
+    rng = np.random.default_rng(0)
+    rows = [("TS_1_1", name, *rng.uniform(20, 220, 3)) for name in 3 * NAMES]
+    points = pd.DataFrame(rows, columns=["experiment", "particle_type", "x", "y", "z"])
+    return Run("TS_1_1", rng.standard_normal((24, 40, 48)).astype(np.float32), 10.0, points)
 
 
 def make_network():
@@ -46,26 +55,6 @@ def load(folder):
     return load_tensors(folder / "weights.safetensors")[0]
 
 
-def test_the_rate_warms_up_and_falls_as_half_a_cosine():
-    learner = Learner(make_network(), replace(SETTINGS, warm_up=0.1, learning_rate=2.0), "cpu", steps=1000)
-    rates = [learner.rate]
-    for _ in range(1000):
-        learner.step(next(learner.network.parameters()).sum())
-        rates.append(learner.rate)
-    assert 0 < rates[0] < 0.05 and rates[50] == pytest.approx(1.0, rel=0.05) and rates[100] == pytest.approx(2.0)
-    assert rates[550] == pytest.approx(1.0) and rates[999] < 1e-3 and max(rates) == 2.0
-    constant = Learner(make_network(), SETTINGS, "cpu", steps=10)
-    constant.step(next(constant.network.parameters()).sum())
-    assert constant.rate == SETTINGS.learning_rate
-
-
-def test_gradients_are_clipped_to_their_norm():
-    learner = Learner(make_network(), replace(SETTINGS, clip=1e-3), "cpu", steps=1)
-    learner.step(1e4 * sum(weights.square().sum() for weights in learner.network.parameters()))
-    norms = [weights.grad.norm() for weights in learner.network.parameters() if weights.grad is not None]
-    assert math.sqrt(sum(float(norm) ** 2 for norm in norms)) == pytest.approx(1e-3, rel=1e-3)
-
-
 def test_the_moving_average_is_the_formulas(tmp_path):
     """decay * average + (1 - decay) * weights after each step, from the first step's weights on; it is what is
     validated and kept, while the network itself goes on as without."""
@@ -73,9 +62,10 @@ def test_the_moving_average_is_the_formulas(tmp_path):
     after_steps = []
     original = Learner.step
 
-    def step(learner, loss):
-        original(learner, loss)
+    def step(learner, *batch):
+        loss = original(learner, *batch)
         after_steps.append({name: tensor.clone() for name, tensor in learner.network.state_dict().items()})
+        return loss
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Learner, "step", step)
@@ -109,29 +99,6 @@ def test_the_best_weights_are_averaged(dice, chosen, tmp_path, monkeypatch):
     for name, tensor in load(tmp_path).items():
         if tensor.is_floating_point():
             torch.testing.assert_close(tensor, torch.stack([seen[i][name] for i in chosen]).mean(0))
-
-
-def test_mixup_mixes_volumes_and_both_losses(monkeypatch):
-    """On a linear network, for which the mixed output is the mixture of outputs."""
-    network = torch.nn.Conv3d(1, 7, 1)
-    volumes = torch.randn(2, 1, 4, 4, 4)
-    masks = torch.randint(0, 7, (2, 1, 4, 4, 4))
-    shares = []
-
-    def loss(logits, masks):
-        shares.append(logits)
-        return cross_entropy_tversky_loss(logits, masks)
-
-    generator = torch.Generator().manual_seed(0)
-    mixed = fitting._mixed_loss(network, volumes, masks, loss, 1.0, generator, "cpu")
-    outputs = network(volumes)
-    share = float(((shares[0] - outputs.flip(0)) / (outputs - outputs.flip(0))).detach().median())
-    assert 0 <= share <= 1
-    torch.testing.assert_close(shares[0], share * outputs + (1 - share) * outputs.flip(0), rtol=1e-3, atol=1e-4)
-    expected = [cross_entropy_tversky_loss(shares[0], m) for m in (masks, masks.flip(0))]
-    torch.testing.assert_close(mixed, share * expected[0] + (1 - share) * expected[1], rtol=1e-3, atol=1e-4)
-    plain = fitting._mixed_loss(network, volumes, masks, cross_entropy_tversky_loss, 0.0, generator, "cpu")
-    torch.testing.assert_close(plain, cross_entropy_tversky_loss(outputs, masks))
 
 
 def test_a_resumed_training_ends_with_the_same_weights(tmp_path, monkeypatch):
@@ -169,23 +136,3 @@ def test_validation_is_the_mean_dice_of_the_particles_that_are_there():
     data = TensorDataset(torch.zeros(1, 1, 4, 4, 4), torch.from_numpy(masks))
     result = fitting._validate(network, data, SETTINGS, 0.5, "cpu")
     assert result["validation_dice"] == pytest.approx(0.5)
-
-
-def test_batches_drawn_ahead_are_the_same_in_the_same_order():
-    seen = []
-
-    def draw():
-        for number in range(4):
-            seen.append(number)
-            yield number, number
-
-    ahead = fitting._draw_ahead(draw())
-    assert next(ahead) == (0, 0)
-    assert list(ahead) == [(1, 1), (2, 2), (3, 3)] and seen == [0, 1, 2, 3]
-
-    def fail():
-        yield 1, 1
-        raise MemoryError("drawing")
-
-    with pytest.raises(MemoryError, match="drawing"):
-        list(fitting._draw_ahead(fail()))

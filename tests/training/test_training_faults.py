@@ -542,7 +542,7 @@ FOREIGN = {
     "half a network": (drop("network.2.bias"), "its network.2.bias is not of this network, or not there"),
     "double weights": (double("network.2.bias"), "its network.2.bias is not of this network"),
     "no average": (swap("average", {}), "is not of this network"),
-    "another average": (double("average.module.2.bias"), "its average.module.2.bias is not of this network"),
+    "another average": (double("average.2.bias"), "its average.2.bias is not of this network"),
     "no moments": (swap("optimiser", {}), "is not of this network"),
     "half the moments": (drop("optimiser.2.bias.exp_avg"), "its optimiser.2.bias.exp_avg is not of this network"),
     "other moments": (swap("optimiser", {"optimiser.2.bias.exp_avg": torch.zeros(3)}), "is not of this network"),
@@ -553,8 +553,8 @@ FOREIGN = {
     "an epoch less": (edit("history", lambda rows: rows[1:]), "its epochs are not in order"),
     "epochs too many": (edit("history", lambda rows: [{**rows[0], "epoch": e} for e in range(1, 99)]), "is further"),
     "steps too many": (edit("losses", lambda losses: [*losses, 1.0, 1.0]), "it is further than the training goes"),
-    "no loss": (edit("losses", lambda losses: [*losses[:-1], float("nan")]), "a number in it is not finite"),
-    "a text": (edit("losses", lambda losses: [*losses[:-1], "0.5"]), "cannot be read"),
+    "no time": (edit("seconds", lambda _: float("nan")), "a number in it is not finite"),
+    "a text": (edit("losses", lambda losses: [*losses[:-1], "half"]), "cannot be read"),
     "no generator": (drop("generator"), "its generator is not of this network, or not there"),
 }
 
@@ -632,29 +632,41 @@ def test_a_training_that_is_done_but_for_its_scores_mends_its_results(whole, tmp
 # ---- a loss that is no number
 
 
-def make_fit(folder: Path):
-    """A fit whose third volume of eight has a voxel that is no number."""
+def make_fit(folder: Path, epochs: int = 1):
+    """A fit of four steps whose third volume of eight has a voxel that is no number."""
     rng = np.random.default_rng(0)
     masks = torch.from_numpy((rng.random((8, 1, 8, 8, 8)) > 0.8).astype(np.uint8))
     volumes = torch.from_numpy(rng.standard_normal(masks.shape).astype(np.float32))
     validation = TensorDataset(volumes[:2].clone(), masks[:2])
     volumes[2, 0, 1, 2, 3] = np.nan
     torch.manual_seed(0)
-    datasets = {"train": TensorDataset(volumes, masks), "validation": validation}
-    return datasets, partial(fit, build_model("unet", 2), datasets, REPORT.unet, folder, {"seed": 0})
+    datasets, settings = (
+        {"train": TensorDataset(volumes, masks), "validation": validation},
+        replace(TINY, epochs=epochs),
+    )
+    return datasets, partial(fit, build_model("unet", 2), datasets, settings, folder, {"seed": 0})
 
 
-def test_a_loss_that_is_no_number_keeps_its_batch(tmp_path, monkeypatch):
+@pytest.mark.parametrize("read_every", [1, 3])
+def test_a_loss_that_is_no_number_keeps_its_batch(read_every, tmp_path, monkeypatch):
+    """Also when it is read later, as on a GPU: the batch is drawn once more."""
     monkeypatch.setattr(fitting, "_SAVE_EVERY", 0.0)
+    original = fitting._Training.__init__
+
+    def start(training, *arguments):
+        original(training, *arguments)
+        training._read_every = read_every
+
+    monkeypatch.setattr(fitting._Training, "__init__", start)
     folder = tmp_path / "3d_unet_model_ribosome"
     datasets, training = make_fit(folder)
-    with pytest.raises(FloatingPointError) as caught:
-        training()
+    with pytest.warns(UserWarning) as told:
+        history = training()
     kept, place = load_tensors(folder / "bad_batch.safetensors")
-    assert str(caught.value) == (
-        f"3d_unet_model_ribosome: the loss is nan in epoch 1, step {place['step']}; lower the learning rate "
-        f"(its batch is in {folder / 'bad_batch.safetensors'})"
-    )
+    assert [str(warning.message) for warning in told] == [
+        f"3d_unet_model_ribosome: the loss is nan in epoch 1, step {place['step']}; the step is left out, and so are "
+        f"later ones of the kind (its batch is in {folder / 'bad_batch.safetensors'})"
+    ]
     assert kept.keys() == {"volumes", "masks"} and place.keys() == {"epoch", "step", "loss"}
     assert np.isnan(place["loss"])
     volumes, masks = datasets["train"].tensors
@@ -662,12 +674,19 @@ def test_a_loss_that_is_no_number_keeps_its_batch(tmp_path, monkeypatch):
     (which,) = np.flatnonzero(kept["volumes"].isnan().flatten(1).any(1))
     assert torch.equal(kept["masks"][which], masks[2])
     assert torch.equal(kept["volumes"][which].nan_to_num(5.0), volumes[2].nan_to_num(5.0))
-    # The checkpoint is that of the step before.
-    last = load_tensors(folder / "last.safetensors")[1] if place["step"] > 1 else {"losses": []}
-    assert len(last["losses"]) == place["step"] - 1
+    # Nothing of it is in the weights, their average or batch norm's statistics.
+    tensors, _ = load_tensors(folder / "last.safetensors")
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+    assert np.isfinite(history).all(axis=None)
 
 
 def test_a_batch_that_cannot_be_kept_does_not_hide_the_loss(tmp_path):
     (tmp_path / "model" / "bad_batch.safetensors").mkdir(parents=True)
-    with pytest.raises(FloatingPointError, match=r"the loss is nan in .*its batch could not be kept: IsADirectory"):
+    with pytest.warns(UserWarning, match=r"the loss is nan in .*its batch could not be kept: IsADirectory"):
         make_fit(tmp_path / "model")[1]()
+
+
+def test_a_training_is_told_of_its_first_bad_step_only(tmp_path):
+    with pytest.warns(UserWarning) as told:
+        make_fit(tmp_path / "model", epochs=3)[1]()
+    assert len(told) == 1
