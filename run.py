@@ -4,7 +4,7 @@
     python3 run.py demo [options of `python -m kaggle_utils notebooks`]
         runs the six notebooks, on synthetic tomograms if there are no others, and scores their submission.csv
     python3 run.py test [arguments of pytest]
-        lints the code and runs its tests
+        lints the code, checks its types and runs its tests
 
 Both run in .venv. They make it the first time, and again when the requirements have changed.
 """
@@ -78,7 +78,7 @@ def demo(arguments: list) -> int:
 
 
 def test(arguments: list) -> int:
-    """Lint, then test. Everything runs even if a part fails, and the first failure's status is returned.
+    """Lint, check types, then test. Everything runs even if a part fails, and the first failure's status is returned.
 
     Arguments go to pytest, and leave out the run against zarr 3. Without any the tests share the cores, file by file.
     """
@@ -86,6 +86,7 @@ def test(arguments: list) -> int:
     statuses = [
         call(PYTHON, "-m", "ruff", "check", "."),
         call(PYTHON, "-m", "ruff", "format", "--check", "."),
+        call(PYTHON, "-m", "mypy"),
     ]
     if not arguments:
         print("\nAgainst zarr 3:", flush=True)

@@ -10,6 +10,7 @@ import sys
 import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from kaggle_utils.recipes import RECIPE_NAMES, SCALES
 
@@ -194,7 +195,7 @@ def publish(
 
 def _parser() -> argparse.ArgumentParser:
     # Options that are not given are not passed on, so that each default has one home.
-    settings = {"argument_default": argparse.SUPPRESS}
+    settings: dict[str, Any] = {"argument_default": argparse.SUPPRESS}
     parser = argparse.ArgumentParser("kaggle_utils", description="From a tomogram to submission.csv.", epilog=_STATUS)
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(required=True, metavar="command")

@@ -5,6 +5,7 @@ The `report` recipe at `full` scale is the project report to the letter. The rep
 which the scales differ stands in `_SCALES`."""
 
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ _REPORT = Recipe(
 )
 
 # The report's results: its section 4.1 and its tables 1 and 2, as (accuracy, precision, recall, F1) in percent.
-PUBLISHED = {
+PUBLISHED: dict[str, dict[str, tuple[float | None, float, float, float]]] = {
     "baseline": {"ribosome": (None, 58.94, 21.31, 31.31)},
     "unet": {
         "ribosome": (98.22, 58.51, 35.63, 44.29),
@@ -146,7 +147,7 @@ PUBLISHED = {
 
 # What changes with the scale, and nothing else does. Each entry: sub-volume edge, then (width, learning rate, epochs,
 # validate every) of a network.
-_SCALES = {
+_SCALES: dict[str, Any] = {
     "full": None,
     "demo": {"subvolume_size": 40, "baseline": (8, 3e-3, 4, 1), "unet": (8, 5e-3, 6, 1), "vnet": (8, 5e-3, 6, 2)},
     "smoke": {"subvolume_size": 16, "baseline": (2, 1e-2, 1, 1), "unet": (2, 1e-2, 2, 1), "vnet": (2, 1e-2, 2, 1)},
@@ -184,7 +185,7 @@ _COMPETITION = CompetitionRecipe(
 
 # The same for the competition recipe: sub-volume edge, decay of the moving average, crops of an epoch, folds, views,
 # then (width, learning rate, epochs). In short trainings the best weights differ too much to be averaged.
-_COMPETITION_SCALES = {
+_COMPETITION_SCALES: dict[str, dict[str, Any]] = {
     "demo": {
         "subvolume_size": 48,
         "average": 0.98,

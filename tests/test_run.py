@@ -148,13 +148,13 @@ def test_test_lints_and_tests_against_both_zarrs_and_the_first_failure_counts(ru
     assert run.main(["test"]) == 0
     commands = [" ".join(command[2:]) for command, _ in run.calls]
     tests = [f"pytest {' '.join(arguments)}" for arguments in (run.ZARR3_TESTS, run.SHARED)]
-    assert commands == ["ruff check .", "ruff format --check .", *tests]
-    assert run.calls[2][1] == {"PYTHONPATH": os.pathsep.join([str(run.ZARR3), "mine"])}
-    for failing, status in {"check": 1, "--check": 5, run.ZARR3_TESTS[0]: 2}.items():
+    assert commands == ["ruff check .", "ruff format --check .", "mypy", *tests]
+    assert run.calls[3][1] == {"PYTHONPATH": os.pathsep.join([str(run.ZARR3), "mine"])}
+    for failing, status in {"check": 1, "--check": 5, "mypy": 3, run.ZARR3_TESTS[0]: 2}.items():
         run.calls.clear()
         run.status = lambda command, failing=failing, status=status: status if failing in command else 0
         assert run.main(["test"]) == status
-        assert len(run.calls) == 4  # the rest is run all the same
+        assert len(run.calls) == 5  # the rest is run all the same
     run.status = lambda command: 4 if command[-1] == run.SHARED[-1] else 0
     assert run.main(["test"]) == 4
 
@@ -163,7 +163,7 @@ def test_arguments_go_to_pytest(run):
     run.prepare()
     run.calls.clear()
     run.main(["test", "-k", "wheel", "-x"])
-    assert [command[2:] for command, _ in run.calls][2:] == [["pytest", "-k", "wheel", "-x"]]
+    assert [command[2:] for command, _ in run.calls][3:] == [["pytest", "-k", "wheel", "-x"]]
 
 
 def test_call_returns_what_became_of_the_command(run):

@@ -9,6 +9,7 @@ from itertools import product
 from operator import index
 from pathlib import Path
 from reprlib import repr as shorten
+from typing import Any, Literal
 
 import numpy as np
 from numcodecs import LZ4, Blosc, Zstd
@@ -35,7 +36,7 @@ class Level:
     shape: tuple[int, ...]
     chunks: tuple[int, ...]  # voxels of a chunk along each axis
     dtype: np.dtype
-    order: str
+    order: Literal["C", "F"]
     codec: str  # one of _CODECS, or "" for none
     separator: str
 
@@ -80,7 +81,7 @@ def read_level(group: Path, level: int, run: str, most_axes: int = 3) -> Level:
     return Level(name, metadata.parent, shape, chunks, np.dtype(dtype), order, codec, separator)
 
 
-def iterate_chunks(level: Level) -> Iterator[tuple[tuple[int, int, int], tuple[slice, slice, slice]]]:
+def iterate_chunks(level: Level) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:
     """Yield for each chunk its place in the grid of chunks and the voxels that it holds, both z y x."""
     axes = list(zip(level.shape[-3:], level.chunks[-3:], strict=True))
     for place in product(*(range(-(-size // chunk)) for size, chunk in axes)):
@@ -88,7 +89,7 @@ def iterate_chunks(level: Level) -> Iterator[tuple[tuple[int, int, int], tuple[s
         yield place, tuple(slice(s, min(s + n, size)) for s, (size, n) in zip(starts, axes, strict=True))
 
 
-def read_chunk(level: Level, place: tuple[int, int, int]) -> np.ndarray:
+def read_chunk(level: Level, place: tuple[int, ...]) -> np.ndarray:
     """Return a chunk, float32 (z, y, x), cut at the volume's edge.
 
     Raises FileNotFoundError for a missing chunk (zarr would read zeros) and ValueError for one that cannot be read or
@@ -116,7 +117,7 @@ def read_chunk(level: Level, place: tuple[int, int, int]) -> np.ndarray:
         return block[tuple(map(slice, ends))].astype(np.float32, copy=False)
 
 
-def _count(size: object) -> int:
+def _count(size: Any) -> int:
     if isinstance(size, bool):  # Python takes it for 0 or 1
         raise TypeError(f"{size} is not a number")
     return index(size)

@@ -36,7 +36,7 @@ MARKER, UNFINISHED = "phantom.json", "phantom.partial.json"
 # and its ellipsoids: density, centre (x, y, z) and semi-axes in Angstrom. Density is 1 for protein and 0 for ice; a
 # negative one digs a hole. The centre of mass is the origin, where the pick is. Sizes roughly follow the structures in
 # the Protein Data Bank that are named behind.
-SHAPES = {
+SHAPES: dict[str, tuple[int, list[tuple[float, tuple[float, float, float], tuple[float, float, float]]]]] = {
     "ribosome": (6, [(1.5, (-37, 0, 0), (95, 100, 100)), (1.5, (95, 0, 0), (50, 100, 75))]),  # 4UG0, two subunits, RNA
     "virus-like-particle": (5, [(1, (0, 0, 0), (135, 135, 135)), (-1, (0, 0, 0), (105, 105, 105))]),  # 1DWN, capsid
     "thyroglobulin": (7, [(1, (46, 14, 0), (82, 48, 46)), (1, (-46, -14, 0), (82, 48, 46))]),  # 6SCJ, elongated dimer
@@ -58,7 +58,7 @@ PROCESSING = {
 }
 
 
-def place_particles(shape: tuple[int, int, int], rng: np.random.Generator) -> tuple[list[str], np.ndarray]:
+def place_particles(shape: tuple[int, ...], rng: np.random.Generator) -> tuple[list[str], np.ndarray]:
     """Choose particles and their centres so that their spheres lie inside the volume, GAP apart.
 
     Random sequential addition: a sphere is tried at random places until it touches no other. One of each type comes
@@ -99,7 +99,9 @@ def _radius(name: str) -> float:
     return get_particle(name).radius / VOXEL
 
 
-def _add(wanted: list[str], names: list[str], centres: np.ndarray, shape: tuple[int, ...], rng: np.random.Generator):
+def _add(
+    wanted: list[str], names: list[str], centres: np.ndarray, shape: tuple[int, ...], rng: np.random.Generator
+) -> tuple[list[str], np.ndarray]:
     """Return names and centres, with those of the wanted particles that find room in 300 tries each."""
     names, radii = list(names), np.array([_radius(name) for name in names])
     for name in wanted:
@@ -116,14 +118,15 @@ def particle_density(name: str, points: np.ndarray) -> np.ndarray:
     """Return a particle's density at points (..., 3), x y z in Angstrom from its centre; its edges are a voxel soft."""
     density = np.zeros(points.shape[:-1], dtype=np.float32)
     for value, centre, axes in SHAPES[name][1]:
-        distance = np.linalg.norm((points - np.float32(centre)) / np.float32(axes), axis=-1)  # 1 on the surface
+        scaled = (points - np.array(centre, np.float32)) / np.array(axes, np.float32)
+        distance = np.linalg.norm(scaled, axis=-1)  # 1 on the surface
         inside = np.clip((1 - distance) * min(axes) / VOXEL + 0.5, 0, 1)
         density = np.maximum(density, value * inside) if value > 0 else density * (1 - inside)
     return density
 
 
 def draw_particles(
-    shape: tuple[int, int, int], names: list[str], centres: np.ndarray, rng: np.random.Generator
+    shape: tuple[int, ...], names: list[str], centres: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
     """Return the specimen, float32 (z, y, x): particles in random orientations at centres (n, 3), z y x in voxels."""
     volume = np.zeros(shape, dtype=np.float32)
@@ -205,7 +208,7 @@ def image_specimen(
 
 
 def write_run(
-    out: Path, split: str, run: str, shape: tuple[int, int, int], rng: np.random.Generator, kinds: tuple[str, ...]
+    out: Path, split: str, run: str, shape: tuple[int, ...], rng: np.random.Generator, kinds: tuple[str, ...]
 ) -> None:
     """Write one run's tomograms and picks below OUT/<split>; a test run's picks go to OUT/test_truth instead."""
     names, centres = place_particles(shape, rng)

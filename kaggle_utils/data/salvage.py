@@ -58,9 +58,7 @@ def salvage_tomogram(run: str, data: str | Path, split: str = "test", kind: str 
     return _judge(run, group, volume, spacing, [trouble, *problems, *faults])
 
 
-def _gather(
-    group: Path, level: int, run: str, expected: tuple[int, int, int] | None = None
-) -> tuple[np.ndarray, list[str]]:
+def _gather(group: Path, level: int, run: str, expected: tuple[int, ...] | None = None) -> tuple[np.ndarray, list[str]]:
     """Return a level of the `expected` shape, with NaN where nothing is known, and its problems. Raises ValueError or
     OSError when neither this level nor a coarser one can be read."""
     try:
@@ -101,7 +99,7 @@ def _gather(
 
 
 def _gather_coarser(
-    group: Path, level: int, run: str, shape: tuple[int, int, int] | None
+    group: Path, level: int, run: str, shape: tuple[int, ...] | None
 ) -> tuple[np.ndarray | None, list[str]]:
     """Return `_gather` of the next level, half of `shape`; or None, and why, when no coarser level can be used."""
     if level == _COARSEST:
@@ -112,7 +110,7 @@ def _gather_coarser(
         return None, [str(error)]
 
 
-def _enlarge(coarser: np.ndarray, box: tuple[slice, slice, slice]) -> np.ndarray:
+def _enlarge(coarser: np.ndarray, box: tuple[slice, ...]) -> np.ndarray:
     """Return `box` of the next finer level, whose voxels 2j and 2j + 1 are voxel j of `coarser`."""
     part = coarser[tuple(slice(side.start // 2, -(-side.stop // 2)) for side in box)]
     for axis in range(3):
@@ -123,7 +121,7 @@ def _enlarge(coarser: np.ndarray, box: tuple[slice, slice, slice]) -> np.ndarray
 def _find_spacing(group: Path) -> tuple[float, list[str]]:
     """Return the voxel spacing of level 0, from the first level with a readable scale or else from the folder's name,
     and what is wrong. Raises ValueError when neither gives it."""
-    reasons = []
+    reasons: list[ValueError] = []
     for level in range(_COARSEST + 1):
         try:
             spacing = read_voxel_spacing(group, level) / 2**level

@@ -178,7 +178,7 @@ def read_voxel_spacing(group: zarr.Group | Path, level: int = 0) -> float:
 
 def read_shape(
     run: str, data: str | Path | None = None, split: str = "train", kind: str = "denoised"
-) -> tuple[int, int, int]:
+) -> tuple[int, ...]:
     """Return the shape (z, y, x) of a run's finest level without reading voxels. Raises as `read_zarr` and `read_level`
     do."""
     return read_level(_location(read_zarr(run, data, split, kind)), 0, run).shape

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -62,7 +63,7 @@ def read_scores(folder: str | Path, architecture: str, split: str) -> dict[str, 
         names = PUBLISHED[architecture]
         return {name: read_config(Path(folder) / name_model(architecture, name))["scores"][split] for name in names}
     scores = [read_config(path.parent)["scores"]["validation"] for path in folds]
-    totals = {name: sum(np.array(fold[name]["confusion"]) for fold in scores) for name in scores[0]}
+    totals = {name: np.sum([fold[name]["confusion"] for fold in scores], axis=0) for name in scores[0]}
     return {name: {**voxel_scores(total), "confusion": total.tolist()} for name, total in totals.items()}
 
 
@@ -91,7 +92,7 @@ def predict_example(
         corners = [place_subvolumes(run.volume.shape, recipe.subvolume_size) for run in held_out]
     else:
         held_out, corners = runs, split_corners(list(runs), recipe)["test"]
-    best = None
+    best: Any = None
     for run, places in zip(held_out, corners, strict=True):
         mask = make_mask(run.points, run.volume.shape, run.voxel_spacing, particle, recipe.radius_fraction)
         boxes = [tuple(slice(start, start + recipe.subvolume_size) for start in corner) for corner in places]

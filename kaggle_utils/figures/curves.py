@@ -26,7 +26,7 @@ def draw_losses(history: pd.DataFrame, title: str) -> Figure:
     `history` has the columns epoch, train_loss, validation_loss, validation_dice; epochs not validated hold NaN.
     """
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.2), sharex=True)
-    _draw_history(*panels, history)
+    _draw_history(panels[0], panels[1], history)
     for axes in panels:
         axes.set_xlabel("epoch")
         axes.legend()

@@ -107,7 +107,7 @@ def draw_subvolumes(volumes: np.ndarray, masks: np.ndarray, voxel_spacing: float
     if not len(volumes):
         raise ValueError("there are no sub-volumes to draw; choose a particle that the run has")
     volumes, masks = (array.reshape(-1, *array.shape[-3:]) for array in (volumes, masks))
-    filled = masks.any(axis=(1, 2, 3))
+    filled = np.any(masks, axis=(1, 2, 3))
     background = np.flatnonzero(~filled)[: 1 if count > 1 or not filled.any() else 0]
     positive = np.flatnonzero(filled)
     steps = np.linspace(0, len(positive) - 1, min(count - len(background), len(positive)))

@@ -27,7 +27,8 @@ class DeviceVolume:
 
     def __init__(self, volume: np.ndarray, device: str | torch.device, divisor: int):
         self.shape, self.device, self.divisor = volume.shape, torch.device(device), divisor
-        self._volume, self._uploaded = volume, {}
+        self._volume = volume
+        self._uploaded: dict[torch.dtype, torch.Tensor] = {}
 
     def get(self, precision: torch.dtype) -> torch.Tensor:
         """Return the padded volume; raises MemoryError when the device has too little for it."""

@@ -87,7 +87,7 @@ def find_models(folders: Iterable[str | Path]) -> list[Path]:
     """Return model folders, each once; for those among `folders` that only hold such, the ones inside (but no baseline,
     which is there to be compared with). Of those, one whose training has not ended, or that cannot be read, is left out
     with a warning. Raises FileNotFoundError for a folder that is neither."""
-    found = {}
+    found: dict[Path, Path] = {}
     for folder in map(Path, folders):
         inside = [config.parent for config in sorted(folder.glob("*/config.json"))]
         inside = [model for model in inside if read_config(model).get("architecture") != "baseline"]

@@ -4,6 +4,7 @@ Arrays are (z, y, x) in voxels."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -86,7 +87,7 @@ class Merger:
     def __init__(self, committee: Committee, voxel_spacing: float, run: str, masks: bool = False):
         self._committee, self._spacing, self._run, self._masks = committee, voxel_spacing, run, masks
         self._fraction = agree(committee.models, "radius_fraction")  # now, not after all networks
-        self._sum: torch.Tensor | None = None
+        self._sum: Any = None  # a tensor, once there is one
         self._count = 0
         self._tables: list[pd.DataFrame] = []
 
@@ -136,7 +137,9 @@ class Merger:
     def finish(self) -> tuple[pd.DataFrame, np.ndarray | None, np.ndarray | None]:
         """Return the candidates table and, if wanted, the annotated mask of the report's particles, uint8, and the
         probability of each voxel's particle, float32 (0 in the background), both (z, y, x)."""
-        merge, annotated, confidence = self._committee.merge, None, None
+        merge = self._committee.merge
+        annotated: Any = None
+        confidence: Any = None
         maps = None if self._sum is None else self.merge()
         if self._masks or merge == "vote":
             annotated, confidence = self._annotate(maps)

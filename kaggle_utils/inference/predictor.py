@@ -19,7 +19,7 @@ from kaggle_utils.models.folder import TrainedModel
 from kaggle_utils.models.weights import explain
 from kaggle_utils.system.machine import find_free_memory, keep_freed_memory
 
-Box = tuple[slice, slice, slice]
+Box = tuple[slice, ...]
 
 # Test-time views in the order of their worth: (quarter turns about z, whether x is mirrored, whether z is). The first
 # eight leave the missing wedge where it was, for a tilt axis along x or y; the others turn it by 90 degrees.
@@ -156,7 +156,8 @@ class Predictor:
         divisor = self.model.network.divisor
         edges = [_round_up(size, divisor) for size in shape]
         planes = self._plan_planes(shape, axis, precision.itemsize)
-        stream, kept, fed, done = StreamedNetwork(network, axis), {}, 0, 0
+        kept: Kept = {}
+        stream, fed, done = StreamedNetwork(network, axis), 0, 0
         given //= math.prod(shape) // shape[axis]
 
         def push(planes: int) -> tuple[int, torch.Tensor | None, Kept]:

@@ -111,7 +111,7 @@ class StreamedNetwork:
             planes = self._join(kept, [planes])
             count = 0 if planes is None else planes.shape[self._dim] // stride * stride
             keeping = [self._rest(planes, count)]
-            return (operation(planes.narrow(self._dim, 0, count)) if count else None), keeping
+            return (operation(planes.narrow(self._dim, 0, count)) if planes is not None and count else None), keeping
         return (None if planes is None else operation(planes)), []
 
     def _convolve(self, layer: nn.Conv3d, inputs: list, kept: list | None, last: bool) -> tuple:
@@ -124,7 +124,7 @@ class StreamedNetwork:
         if not kept and parts[0] is not None:
             kept = [_zeros(parts[0], self._dim, reach)]
         if last:
-            parts.append(_zeros(next(part for part in [*parts, *kept] if part is not None), self._dim, reach))
+            parts.append(_zeros(next(part for part in [*parts, *(kept or ())] if part is not None), self._dim, reach))
         planes = self._join(kept, parts)
         count = 0 if planes is None else max(0, planes.shape[self._dim] - 2 * reach)
         keeping = [] if planes is None else [self._rest(planes, count)]

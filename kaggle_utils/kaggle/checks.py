@@ -1,7 +1,7 @@
 """What would stop a notebook, found before the first one starts: a cell may fail hours of training later."""
 
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from kaggle_utils.kaggle.notebooks import find_notebooks
@@ -33,7 +33,7 @@ def check_inputs(env: Environment, only: Sequence[str] = ()) -> None:
         raise ValueError("\n".join(["the notebooks were not started:", *faults[:_SHOWN], *more]))
 
 
-def _find_data_faults(data: Path, numbers: Collection[str], recipe: Recipe) -> list[str]:
+def _find_data_faults(data: Path, numbers: set[str], recipe: Recipe) -> list[str]:
     from kaggle_utils.data.picks import read_run
     from kaggle_utils.data.tomograms import find_runs, read_shape
 
@@ -70,7 +70,7 @@ def _find_data_faults(data: Path, numbers: Collection[str], recipe: Recipe) -> l
     return faults
 
 
-def _find_missing_models(env: Environment, numbers: Collection[str]) -> list[str]:
+def _find_missing_models(env: Environment, numbers: set[str]) -> list[str]:
     """What 05 and 06 would miss of the notebooks before them that are not among `numbers`."""
     if not numbers & {"05", "06"} or {"03", "04", "05"} <= numbers:
         return []

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -211,7 +212,7 @@ def _execute(notebook, path: Path, variables: dict[str, str], bar: tqdm, copy: P
     for cell in _code_cells(notebook):
         cell.outputs, cell.execution_count = [], None
         cell.metadata.pop("execution", None)  # time stamps
-    options = {"kernel_name": "python3", "kernel_manager_class": ThisPython}
+    options: dict[str, Any] = {"kernel_name": "python3", "kernel_manager_class": ThisPython}
     client = Client(notebook, **options, coalesce_streams=True, record_timing=False)
     number = 0
     # Cell by cell: client.execute() would handle Ctrl-C itself.
@@ -280,7 +281,7 @@ def _code_cells(notebook) -> list:
 
 def _texts(cell) -> list[str]:
     """All texts among a cell's outputs: streams, tracebacks, tables, drawings in SVG."""
-    texts = []
+    texts: list[str] = []
     for output in cell.outputs:
         data = [output.get("text", ""), *output.get("traceback", [])]
         data += [value for kind, value in output.get("data", {}).items() if kind not in ("image/png", "image/jpeg")]

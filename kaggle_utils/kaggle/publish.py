@@ -182,7 +182,8 @@ def copy_models(models: Iterable[str | Path], dataset: Path, recipe: str) -> Non
     from kaggle_utils.models.folder import load_model, name_model
     from kaggle_utils.particles import REPORT_PARTICLES
 
-    groups, works = {}, {}
+    groups: dict[str, set[str]] = {}
+    works: dict[str, Path] = {}
     for folder in find_models(models):
         config, folder = load_model(folder).config, folder.resolve()
         group = f"{config.get('recipe')}-{config.get('scale')}"

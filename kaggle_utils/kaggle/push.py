@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from kaggle_utils.kaggle.notebooks import find_notebooks
 from kaggle_utils.kaggle.publish import NAME, find_kernels
@@ -108,7 +109,8 @@ def _kaggle(*arguments: str, may_fail: bool = False) -> tuple[int, str]:
     environ = {**os.environ, "PYTHONUNBUFFERED": "1"}
     said = ""
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environ) as process:
-        while piece := process.stdout.read1():  # not by lines: a progress bar has none
+        output: Any = process.stdout
+        while piece := output.read1():  # not by lines: a progress bar has none
             print(piece.decode(errors="replace"), end="", flush=True)
             said += piece.decode(errors="replace")
     print("" if said.endswith("\n") or not said else "\n", end="", flush=True)

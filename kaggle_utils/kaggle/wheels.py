@@ -94,7 +94,8 @@ def find_imports(notebook: Path) -> set[str]:
     their code; without the standard library's."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     lines = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code").splitlines()
-    sources, found = ["\n".join(line for line in lines if not line.lstrip().startswith(("%", "!")))], set()
+    sources = ["\n".join(line for line in lines if not line.lstrip().startswith(("%", "!")))]
+    found: set[str] = set()
     while sources:
         new = _read_imports(sources.pop())
         for name in new - found:
@@ -110,7 +111,7 @@ def find_imports(notebook: Path) -> set[str]:
 def _read_imports(source: str) -> frozenset[str]:
     """Every name in `source` that may be a module, and the packages that it is in. All six notebooks import the same
     modules, so each is read once."""
-    found = set()
+    found: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}

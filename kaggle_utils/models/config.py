@@ -71,7 +71,7 @@ def _read(path: Path) -> Settings:
         content = read_json(path, partial(Settings, path))
     except ValueError as error:
         raise ValueError(f"{error}; {_AGAIN}") from error
-    if not isinstance(content, dict):
+    if not isinstance(content, Settings):
         raise ValueError(f"{path} holds no JSON object; {_AGAIN}")
     return content
 
@@ -105,8 +105,10 @@ def _is_stem(value: object, config: dict) -> bool:
 
 
 def _are_particles(value: object, config: dict) -> bool:
-    known = isinstance(value, list) and all(name in PARTICLE_NAMES and value.count(name) == 1 for name in value)
-    return known and len(value) > 1 and config.get("architecture") != "baseline"
+    if not isinstance(value, list) or len(value) < 2:
+        return False
+    known = all(name in PARTICLE_NAMES and value.count(name) == 1 for name in value)
+    return known and config.get("architecture") != "baseline"
 
 
 def _is_offset(value: object, config: dict) -> bool:

@@ -1,7 +1,7 @@
 """From runs to training data: sub-volumes with their masks, normalised, filtered, split and loaded. Arrays are (z, y,
 x)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -44,7 +44,7 @@ def load_runs(data: str | Path, runs: Iterable[str], recipe: Recipe) -> list[Run
     return loaded
 
 
-def place_subvolumes(shape: tuple[int, int, int], size: int) -> np.ndarray:
+def place_subvolumes(shape: tuple[int, ...], size: int) -> np.ndarray:
     """Return the lowest corners (n, 3), z y x, of cubes of `size` voxels that together cover a volume.
 
     They stand side by side; the last of an axis is moved back into the volume and overlaps its neighbour.
@@ -56,7 +56,7 @@ def place_subvolumes(shape: tuple[int, int, int], size: int) -> np.ndarray:
     return np.array(list(product(*axes)))
 
 
-def split_corners(runs: list[Run], recipe: Recipe) -> dict[str, list[np.ndarray]]:
+def split_corners(runs: Sequence[Run], recipe: Recipe) -> dict[str, list[np.ndarray]]:
     """Deal every sub-volume of every run out to training, validation and test.
 
     The split depends on the runs' shapes and the seed, never on a particle: so what is held out from one particle's
@@ -139,7 +139,7 @@ def build_datasets(runs: list[Run], particle: str, recipe: Recipe) -> dict[str, 
     their whole background: what a model claims there must count against it. Raises ValueError when a share has no
     sub-volume with the particle."""
     split = split_corners(runs, recipe)
-    parts = {name: [] for name in SPLITS}
+    parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in SPLITS}
     for index, run in enumerate(runs):
         mask = make_mask(run.points, run.volume.shape, run.voxel_spacing, particle, recipe.radius_fraction)
         for name in SPLITS:

@@ -189,7 +189,9 @@ def _ratio(numerator: float, denominator: float) -> float:
     return numerator / denominator if denominator else 0.0
 
 
-def compute_f_beta(hits: np.ndarray, found: np.ndarray, true: np.ndarray, beta: float = 4.0) -> np.ndarray:
+def compute_f_beta(
+    hits: np.ndarray | int, found: np.ndarray | int, true: np.ndarray | int, beta: float = 4.0
+) -> np.ndarray:
     """Return F-beta of `hits` true positives among `found` candidates for `true` particles; 0 where there is neither.
 
     It is (1 + beta^2) P R / (beta^2 P + R) with P = hits / found and R = hits / true, multiplied out. Takes numbers, or

@@ -7,7 +7,7 @@ import re
 import shutil
 import warnings
 from codecs import BOM_UTF8
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import count
 from pathlib import Path
 
@@ -275,7 +275,7 @@ def _number(text: str) -> float:
 
 
 # What a column must hold: how a field is read, the column's type, the words for it. The other columns are text.
-_FIELDS = {"id": (_integer, "Int64", "an integer")}
+_FIELDS: dict[str, tuple[Callable[[str], float | None], str, str]] = {"id": (_integer, "Int64", "an integer")}
 _FIELDS |= {axis: (_number, "float64", "a finite number") for axis in "xyz"}
 
 

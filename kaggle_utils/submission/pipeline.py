@@ -10,6 +10,7 @@ from glob import escape
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -90,7 +91,7 @@ def predict_run(
     with tqdm(total=total, desc=run, unit="voxel", unit_scale=True, leave=False) as bar:
         found = find_particles(volume, spacing, ensemble, predictors, run, bar.update, masks=True)
     picks, annotated, confidence = found
-    return Prediction(run, volume, annotated, confidence, picks, spacing)
+    return Prediction(run, volume, annotated, confidence, picks, spacing)  # type: ignore[arg-type]
 
 
 def submit(
@@ -119,7 +120,8 @@ def submit(
     A run that cannot be read or computed costs its own picks at most; what was wrong is in its outcome. With `strict`
     that is an error instead: ValueError naming the run. Raises ValueError for `hours` that are none, OSError when the
     submission could not be written last (on a full disk the one before stays), and as `predict_runs` does."""
-    deadline = None if environment.check_hours(hours) is None else environment.STARTED + 3600 * hours
+    hours = environment.check_hours(hours)
+    deadline = None if hours is None else environment.STARTED + 3600 * hours
     kind = agree(ensemble.models, "tomogram")
     views = ensemble.views if views is None else views
     full = Level(views, count_networks(ensemble))
@@ -127,7 +129,7 @@ def submit(
     for path in (Path(out).with_name(escape(Path(out).name)), Path(parts, "*.json")):
         remove_leftovers(path)
     sources = {run: _sign_run(run, data, split, kind) for run in runs if is_run_name(run) and is_plain_name(run)}
-    outcomes = {run: Outcome(run, problems=("a CSV cannot hold this name",)) for run in runs}
+    outcomes: dict[str, Any] = {run: Outcome(run, problems=("a CSV cannot hold this name",)) for run in runs}
     outcomes |= {run: store.read(run, source) for run, source in sources.items()}
     before = [run for run in sources if outcomes[run]]
     waiting = [run for run in sources if not outcomes[run]]
@@ -212,7 +214,7 @@ def _compare_spacings(runs: Sequence[str], data: str | Path, split: str, ensembl
         if any(known and abs(spacing / known - 1) > _OTHER_SPACING for known in trained):
             other.append(f"{run} {spacing:g} A")
     if other:
-        ours = ", ".join(f"{spacing:g} A" for spacing in sorted({*trained} - {None}))
+        ours = ", ".join(f"{spacing:g} A" for spacing in sorted({known for known in trained if known}))
         more = f" and {len(other) - 3} more" if len(other) > 3 else ""
         warnings.warn(
             f"the models were trained on voxels of {ours}, but {len(other)} of {len(runs)} tomograms have other voxels "

@@ -7,7 +7,7 @@ import threading
 import time
 import warnings
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -20,7 +20,7 @@ from kaggle_utils.inference.ensemble import Ensemble
 from kaggle_utils.inference.merging import Committee, count_networks
 from kaggle_utils.inference.predictor import check_fit
 from kaggle_utils.models.folder import agree
-from kaggle_utils.submission.budget import Planner, list_levels
+from kaggle_utils.submission.budget import Level, Planner, list_levels
 from kaggle_utils.submission.parts import Outcome
 from kaggle_utils.submission.serving import serve
 
@@ -45,7 +45,7 @@ def predict_runs(
     views: int | None = None,
     compiled: bool = False,
     deadline: float | None = None,
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Find the particles of many runs; yield what became of each as soon as that is known, in the order in which they
     finish, with a progress bar.
 
@@ -74,7 +74,9 @@ def predict_runs(
     return _run_crew(list(runs), packed, settings, planner, f"{split} runs")
 
 
-def _run_crew(runs: list[str], packed: bytes, settings: list[tuple], planner: Planner, title: str) -> Iterator[Outcome]:
+def _run_crew(
+    runs: list[str], packed: bytes, settings: list[tuple], planner: Planner, title: str
+) -> Generator[Outcome, None, None]:
     crew = _Crew(runs, packed, settings, planner)
     try:
         with tqdm(total=len(runs), desc=title, unit="tomogram", bar_format=_BAR) as bar:
@@ -98,8 +100,10 @@ class _Worker:
             self.process.start()
         theirs.close()  # or its end would never be noticed
         self.ready, self.finished, self.heard = False, 0, time.monotonic()
-        self.run = self.ahead = None
-        self.level, self.since, self.share, self.still = None, 0.0, 0.0, 0.0
+        self.run: str | None = None
+        self.ahead: str | None = None
+        self.level: Level | None = None
+        self.since, self.share, self.still = 0.0, 0.0, 0.0
 
     def receive(self) -> tuple:
         """Return what the process says, or ("died", why)."""
@@ -143,7 +147,9 @@ class _Crew:
         self._failures: dict[str, list[int]] = {}  # by run, the devices that failed over it
         self._stillborn: Counter[int] = Counter()  # processes of a device that never came to a run
         self._sick: Counter[int] = Counter()  # runs in a row that failed on a device and were done by another
-        self._plan, self._told = None, 0.0  # what was said last of levels and times, and when
+        # What was said last of levels and times, and when.
+        self._plan: tuple[Level, bool] | None = None
+        self._told = 0.0
         self._finished = 0
 
     def is_busy(self) -> bool:
@@ -158,7 +164,7 @@ class _Crew:
         if self._planner.is_over():
             yield from self._abandon("the time was over before it could be computed")
             return
-        outcomes = []  # that are for the caller, whom no worker waits for
+        outcomes: list[Outcome] = []  # that are for the caller, whom no worker waits for
         for place in [place for place, (_, when) in self._vacant.items() if when <= time.monotonic()]:
             outcomes += self._hire(place)
         for connection in wait([worker.connection for worker in self._workers], timeout=_POLL):

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 _MOST_JSON = 2**26  # bytes; the largest that anyone writes here, a run's picks, has some hundred kB
@@ -47,7 +48,7 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
-def write_bytes(path: str | Path, content: bytes) -> None:
+def write_bytes(path: str | Path, content: bytes | bytearray) -> None:
     """Write `content` to `path`, atomically; raises OSError, as on a full disk, and then leaves the old file."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
@@ -63,7 +64,7 @@ def read_bytes(path: str | Path, most: int) -> bytes:
     return content
 
 
-def read_json(path: str | Path, object_hook: Callable[[dict], object] | None = None) -> object:
+def read_json(path: str | Path, object_hook: Callable[[dict], object] | None = None) -> Any:
     """Return what a JSON file holds, `object_hook` of each object in it; raises FileNotFoundError for a missing file,
     and ValueError, naming the file, for one that is larger than 64 MB, is not UTF-8, is no JSON or is nested too
     deeply."""

@@ -205,17 +205,18 @@ def _write_results(folder: Path, state: State) -> None:
 def evaluate(network: nn.Module, dataset: TensorDataset, threshold: float = 0.5, device: str = "cpu") -> list[dict]:
     """Return a network's voxel scores (report, section 3) for each of its particles on sub-volumes (n, 1, z, y, x),
     and the confusion matrix behind them."""
-    confusions = sum(_count(logits, masks, threshold) for logits, masks in _predict(network, dataset, 4, device))
+    counts = [_count(logits, masks, threshold) for logits, masks in _predict(network, dataset, 4, device)]
+    confusions = np.sum(counts, axis=0)
     return [{**voxel_scores(confusion), "confusion": confusion.tolist()} for confusion in confusions]
 
 
 def _validate(network: nn.Module, dataset: TensorDataset, settings: ModelRecipe, threshold: float, device: str) -> dict:
-    confusions, losses, sizes = 0, [], []
+    counts, losses, sizes = [], [], []
     for logits, masks in _predict(network, dataset, settings.batch_size, device):
         losses.append(LOSSES[settings.loss](logits, masks.to(device)).item())
         sizes.append(len(masks))
-        confusions = confusions + _count(logits, masks, threshold)
-    present = [voxel_scores(confusion)["f1"] for confusion in confusions if confusion[1].any()]
+        counts.append(_count(logits, masks, threshold))
+    present = [voxel_scores(confusion)["f1"] for confusion in np.sum(counts, axis=0) if confusion[1].any()]
     # The Dice coefficient of two masks is their F1.
     return {
         "validation_loss": float(np.average(losses, weights=sizes)),

@@ -8,6 +8,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -40,7 +41,7 @@ class Learner:
         # whose gradients are not finite.
         self._half = choose_precision(self._device) == torch.float16
         self._scaler = self._make_scaler()
-        self._average = copy.deepcopy(network).requires_grad_(False) if settings.average else None
+        self._average: Any = copy.deepcopy(network).requires_grad_(False) if settings.average else None
         self._done = 0
         self._graphs: dict[tuple, Graph] | None = {} if on_gpu else None  # none where there can be none
         self._seen: Counter = Counter()

@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
@@ -51,7 +51,8 @@ def train_models(
     Nothing else in a model's training depends on how many there are: processes with as many threads give the same
     weights on the CPU, to the last bit; another number of threads rounds sums otherwise. A finished model is left as it
     is, a started one is resumed. Raises as `load_runs`, `build_datasets` and `fit` do."""
-    train, targets = train_model, list(particles)
+    train: Callable[..., Path] = train_model
+    targets: Sequence[object] = list(particles)
     if isinstance(recipe, CompetitionRecipe):
         train, targets = train_fold, list_folds(len(runs), recipe)
         _check_runs(data, runs, recipe)  # before hours of training, not when a run's fold comes
