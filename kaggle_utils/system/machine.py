@@ -2,6 +2,7 @@
 
 import ctypes
 import sys
+import warnings
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -11,20 +12,50 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def find_devices() -> tuple[str, ...]:
-    """Return every CUDA device by its torch name, or ("cpu",)."""
-    import torch
-
-    return tuple(f"cuda:{index}" for index in range(torch.cuda.device_count())) or ("cpu",)
+    """Return every CUDA device by its torch name, or ("cpu",). One that cannot compute is left out, with a warning."""
+    found = []
+    for device in _list_gpus():
+        if fault := _find_fault(device):
+            warnings.warn(f"{fault}; going on without it", stacklevel=2)
+        else:
+            found.append(device)
+    return tuple(found) or ("cpu",)
 
 
 def check_devices(devices: Iterable[str]) -> None:
-    """Raise ValueError, naming the choices, for a device that the kit cannot use or this machine does not have."""
-    import torch
-
-    known = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    """Raise ValueError, naming the choices, for a device that this machine does not have, and saying why for a GPU that
+    cannot compute."""
+    known = ["cpu", *_list_gpus()]
     unknown = [device for device in devices if device not in known]
     if unknown:
         raise ValueError(f"unknown device {', '.join(unknown)}; this machine has {', '.join(known)}")
+    if faults := [fault for device in devices if device != "cpu" and (fault := _find_fault(device))]:
+        raise ValueError("; ".join(faults))
+
+
+def _list_gpus() -> list[str]:
+    import torch
+
+    return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+
+
+def _find_fault(device: str) -> str:
+    """Return in words why a GPU cannot compute, empty where it can: it is asked for one sum, for a torch is made for
+    some kinds of GPU, and tells of another one only when it is used."""
+    import torch
+
+    try:
+        torch.ones(1, device=device).add(1).item()
+    except RuntimeError as error:
+        name = torch.cuda.get_device_name(device)
+        if "no kernel image" in str(error):
+            kinds = ", ".join(torch.cuda.get_arch_list())
+            return (
+                f"{device} ({name}) cannot be used: this torch ({torch.__version__}) is made for GPUs of the kinds "
+                f"{kinds}. On Kaggle choose the accelerator GPU T4 x2; elsewhere install a torch that is made for yours"
+            )
+        return f"{device} ({name}) cannot be used: {str(error).partition(chr(10))[0]}"
+    return ""
 
 
 def keep_freed_memory() -> None:

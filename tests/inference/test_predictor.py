@@ -248,6 +248,13 @@ def test_the_recipes_windows_stand_on_the_pooling_grid_and_leave_a_core(scale):
     assert recipe.vnet.window > 2 * recipe.vnet.halo > 0
 
 
+def test_the_competition_recipes_windows_fit_the_competitions_tomograms():
+    """With 24 it takes 25 windows where 16 do."""
+    vnet = get_recipe("competition", "full").vnet
+    for halo, count in (vnet.halo, 4), (24, 5):
+        assert [len(_place_windows(size, vnet.window, halo)) for size in (184, 630)] == [1, count]
+
+
 def test_no_more_windows_than_it_takes():
     for size, window, halo in product((8, 24, 25, 40, 63, 184, 630), (24, 80), (0, 4, 10)):
         placed = _place_windows(size, window, halo)

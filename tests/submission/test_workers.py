@@ -132,6 +132,18 @@ def test_while_a_run_is_computed_the_next_one_is_read_and_no_more(untrained, mon
     assert seen == [("TS_0", 2), ("TS_1", 3), ("TS_2", 4), ("TS_3", 4)]
 
 
+@pytest.mark.parametrize(("device", "chosen"), [("cuda:1", ["cuda:1"]), ("cpu", [])])
+def test_a_gpus_process_has_torch_use_that_gpu_where_none_is_named(device, chosen, monkeypatch):
+    """Otherwise the processes of all GPUs would fill the first one's memory."""
+    named = []
+    monkeypatch.setattr(torch.cuda, "set_device", named.append)
+    monkeypatch.setattr(os, "_exit", lambda status: None)
+    ours, theirs = multiprocessing.Pipe()
+    ours.close()  # nobody listens, so it ends at its first word
+    serving.serve(theirs, "data", "test", device, 1, False, 1, 1)
+    assert named == chosen
+
+
 @pytest.mark.slow
 def test_two_workers_find_what_one_run_alone_gives(phantom_data, untrained):
     """To the last digit, with as many threads."""

@@ -22,7 +22,7 @@ from kaggle_utils.system.environment import (
     install_missing,
     prepare,
 )
-from kaggle_utils.system.machine import find_devices, find_free_memory, keep_freed_memory
+from kaggle_utils.system.machine import check_devices, find_devices, find_free_memory, keep_freed_memory
 
 KAGGLE = {"KAGGLE_KERNEL_RUN_TYPE": "Interactive"}
 COLAB = {"COLAB_RELEASE_TAG": "release-colab_20250101"}
@@ -196,7 +196,40 @@ def test_scale_follows_the_gpu_and_the_data(tmp_path, monkeypatch, devices, with
 def test_every_gpu_is_a_device(monkeypatch, count, devices):
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(machine, "_find_fault", lambda device: "")
     assert find_devices() == devices
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            "CUDA error: no kernel image is available for execution on the device\nCUDA kernel errors might be",
+            r"cuda:1 .Tesla P100. cannot be used: this torch .* is made for GPUs of the kinds sm_75, sm_90\. On Kaggle "
+            "choose the accelerator GPU T4 x2",
+        ),
+        ("CUDA error: the device is busy\nCompile with", "cuda:1 .Tesla P100. cannot be used: .*is busy(;|$)"),
+    ],
+)
+def test_a_gpu_that_torch_has_no_kernels_for_is_found_out_before_it_is_used(error, told, monkeypatch):
+    """Torch counts it, and each of its kernels fails."""
+    torch = pytest.importorskip("torch")
+
+    def make(*shape, device):
+        if device == "cuda:1":
+            raise RuntimeError(error)
+        return torch.zeros(*shape)
+
+    monkeypatch.setattr(torch, "ones", make)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla P100")
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_90"])
+    with pytest.warns(UserWarning, match=told) as caught:
+        assert find_devices() == ("cuda:0",)
+    assert len(caught) == 1
+    check_devices(["cuda:0", "cpu"])
+    with pytest.raises(ValueError, match=told):
+        check_devices(["cuda:0", "cuda:1"])
 
 
 def test_the_notebooks_first_line_names_no_path_of_the_machine(tmp_path):
