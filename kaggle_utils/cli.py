@@ -1,6 +1,6 @@
-"""`python -m kaggle_utils`: phantom, notebooks, predict, score, validate, publish. A call and a few lines each.
+"""`python -m kaggle_utils`: phantom, notebooks, predict, score, validate, publish. Each is a call and a few lines.
 
-The exit status stands in `_STATUS`, which the help shows.
+`_STATUS` names the exit statuses; the help shows it.
 """
 
 import argparse
@@ -14,18 +14,18 @@ from typing import Any
 
 from kaggle_utils.recipes import RECIPE_NAMES, SCALES
 
-# What needs more than Python's own library is imported by the command that needs it: `--help` does not wait for it, and
-# a package that is missing is told in a sentence.
+# Each command imports what it needs beyond Python's own library. So `--help` is fast, and a missing package is named in
+# one sentence.
 
 _STATUS = (
-    "exit status: 0 done; 1 the submission breaks a rule (validate); 2 there is something for you to put right, "
-    "which a message names; 3 some runs failed, and the submission holds the others (predict); 130 interrupted"
+    "exit status: 0 done; 1 the submission breaks a rule (validate); 2 an error, with a message that says what to do; "
+    "3 some runs failed, and the submission holds the others (predict); 130 interrupted"
 )
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command and return its exit status; what a person can put right is told without a traceback."""
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # without the line of code that gave it
+    """Run a command and return its exit status. Errors that a person can put right are shown without a traceback."""
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # without its line of code
     options = vars(_parser().parse_args(arguments))
     command = options.pop("command")
     try:
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def phantom(out: Path, **settings) -> int:
-    """Write synthetic runs; settings that are not given are those of `write_phantom`."""
+    """Write synthetic runs. `write_phantom` has the default settings."""
     from kaggle_utils.data.phantom import write_phantom
 
     write_phantom(out, **settings)
@@ -58,10 +58,9 @@ def notebooks(
     only: tuple[str, ...] = (),
     refresh: bool = False,
 ) -> int:
-    """Run the notebooks, then say where the submission and the pages are and, where the truth is known, how good it is.
+    """Run the notebooks. Then print where the submission and the pages are and, where the truth is known, the score.
 
-    Each option stands for an environment variable, so that `detect` decides about the rest; --work takes the submission
-    along.
+    Each option sets an environment variable, and `detect` chooses the rest. With --work the submission goes there too.
     """
     from kaggle_utils.kaggle.checks import check_inputs
     from kaggle_utils.kaggle.notebooks import NotebookError, run_notebooks
@@ -159,7 +158,7 @@ def score(submission: Path, truth: Path, as_json: bool = False) -> int:
 
 
 def validate(submission: Path, data: Path, split: str) -> int:
-    """Print a line for each violation of the format."""
+    """Print a line for each broken rule of the format."""
     from kaggle_utils.submission.csv_file import read_submission, validate_submission
 
     violations = validate_submission(submission, data, split)
@@ -174,12 +173,12 @@ def validate(submission: Path, data: Path, split: str) -> int:
 def publish(
     user: str, push: bool = False, only: tuple[str, ...] = (), recipe: str = RECIPE_NAMES[0], **settings
 ) -> int:
-    """Write and check the folder for the Kaggle CLI, print its commands, and with `push` run those that can be run."""
+    """Write and check the folder for the Kaggle CLI and print its commands. With `push`, run those that can run now."""
     from kaggle_utils.kaggle.publish import build_folder
     from kaggle_utils.kaggle.push import list_commands, push_folder
 
     if only and not push:
-        raise ValueError("--only chooses what --push sends: give both, or neither")
+        raise ValueError("--only works only with --push; add --push, or leave --only out")
     folder = build_folder(user, recipe=recipe, **settings)
     print(f"checked, and ready for Kaggle: {folder}\n{list_commands(folder, recipe)}", flush=True)
     if push:
@@ -194,7 +193,7 @@ def publish(
 
 
 def _parser() -> argparse.ArgumentParser:
-    # Options that are not given are not passed on, so that each default has one home.
+    # Only given options are passed on, so that each default stands in one place.
     settings: dict[str, Any] = {"argument_default": argparse.SUPPRESS}
     parser = argparse.ArgumentParser("kaggle_utils", description="From a tomogram to submission.csv.", epilog=_STATUS)
     parser.add_argument("--version", action="version", version=_version())
@@ -211,17 +210,17 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("notebooks", help="run the notebooks in order and keep their figures", **settings)
     command.set_defaults(command=notebooks)
     command.add_argument(
-        "--data", type=Path, metavar="DIR", help="folder with train/ and test/; else what is found, else a phantom"
+        "--data", type=Path, metavar="DIR", help="folder with train/ and test/ (what is found, or a phantom)"
     )
     command.add_argument(
-        "--work", type=Path, metavar="DIR", help="for models, pages and submission.csv; else work/ and submissions/"
+        "--work", type=Path, metavar="DIR", help="for models, pages and submission.csv (work/ and submissions/)"
     )
     command.add_argument("--recipe", choices=RECIPE_NAMES, help="what is trained, and how")
     command.add_argument(
-        "--scale", choices=SCALES, help="demo: minutes on a CPU; full: hours on a GPU; else what the machine has"
+        "--scale", choices=SCALES, help="demo: minutes on a CPU; full: hours on a GPU (what fits the machine and data)"
     )
-    command.add_argument("--only", nargs="+", metavar="03", help="these alone, by the numbers in their names")
-    command.add_argument("--refresh", action="store_true", help="write them back with their outputs, to be committed")
+    command.add_argument("--only", nargs="+", metavar="03", help="run only these notebooks, by number")
+    command.add_argument("--refresh", action="store_true", help="write outputs into the notebooks, to commit them")
 
     command = commands.add_parser(
         "predict", help="run models over tomograms and write a submission", epilog=_STATUS, **settings
@@ -244,9 +243,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--device", nargs="+", metavar="NAME", help="such as cuda:0 cuda:1 (all GPUs, else cpu)")
     command.add_argument("--compile", dest="compiled", action="store_true", help="let torch compile what it can")
     command.add_argument(
-        "--hours", type=float, metavar="H", help="to be done in; views, then networks are cut as needed (no limit)"
+        "--hours", type=float, metavar="H", help="time limit; views, then networks are cut to keep it (none)"
     )
-    command.add_argument("--strict", action="store_true", help="stop at the first run that is broken")
+    command.add_argument("--strict", action="store_true", help="stop at the first broken tomogram or failed run")
 
     command = commands.add_parser("score", help="the competition's F-beta of a submission", **settings)
     command.set_defaults(command=score)
@@ -259,7 +258,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("validate", help="check a submission against every rule of the format", **settings)
     command.set_defaults(command=validate)
     command.add_argument("submission", type=Path)
-    command.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with the runs that it is for")
+    command.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with train/ and test/")
     command.add_argument("--split", choices=("train", "test"), default="test", help="part of the data")
 
     command = commands.add_parser("publish", help="make a dataset and the notebooks ready for Kaggle", **settings)
@@ -273,9 +272,9 @@ def _parser() -> argparse.ArgumentParser:
         help="model folders, or folders of them, to go into the dataset",
     )
     command.add_argument("--out", type=Path, metavar="DIR", help="folder for dataset/ and kernels/ (work/publish)")
-    command.add_argument("--recipe", choices=RECIPE_NAMES, help="that the notebooks run there (competition)")
+    command.add_argument("--recipe", choices=RECIPE_NAMES, help="recipe of the notebooks there (competition)")
     command.add_argument("--push", action="store_true", help="send them with the kaggle command")
-    command.add_argument("--only", nargs="+", metavar="06", help="push these notebooks alone, by their numbers")
+    command.add_argument("--only", nargs="+", metavar="06", help="push only these notebooks, by number")
     return parser
 
 

@@ -1,7 +1,7 @@
-"""Every picture that the notebooks show; nothing is computed here that a table should hold.
+"""All figures of the notebooks. They draw; numbers for tables are computed elsewhere.
 
 Comes in: volumes, masks, picks, tables. Goes out: a matplotlib figure.
-`slices` looks into tomograms, `charts` draws tables, `curves` losses and thresholds, `diagrams` the networks.
+`slices` shows tomograms, `charts` tables, `curves` losses and thresholds, `diagrams` the networks.
 Next: the reader."""
 
 from kaggle_utils.figures.charts import (

@@ -1,6 +1,6 @@
 """Charts of picks, intensities and scores, and the style that all figures share.
 
-Notebooks find the charts in `figures`, too; volumes are (z, y, x), voxel spacings in Angstrom.
+Volumes are (z, y, x), and voxel spacings are in Angstrom.
 """
 
 from collections import Counter
@@ -21,7 +21,7 @@ from kaggle_utils.particles import PARTICLES, get_particle
 # Okabe and Ito (2008), like the particles' colours: distinguishable by colour-blind readers.
 BLUE, VERMILION, GREEN, SKY, ORANGE, GREY = "#0072B2", "#D55E00", "#009E73", "#56B4E9", "#E69F00", "#999999"
 
-# Around lines and markers: makes any colour, black too, stand out from a picture.
+# A white border, with which lines and markers of any colour, also black, stand out from a picture.
 HALO = [withStroke(linewidth=3.2, foreground="white")]
 
 # 80 dots per inch: a notebook with six figures stays below a megabyte.
@@ -37,9 +37,9 @@ _STYLE = {
 
 
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Make a function that returns a figure draw in the kit's style and leave no figure or setting behind in pyplot.
+    """Make a function that returns a figure draw in the kit's style, and leave no figure or setting in pyplot.
 
-    A figure that pyplot still held would appear twice in a notebook: as the cell's value, and when the cell ends.
+    A notebook would show a figure that pyplot still held twice: as the value of the cell, and when the cell ends.
     """
 
     @wraps(draw)
@@ -61,7 +61,7 @@ def set_title(figure: Figure, text: str) -> None:
 
 
 def make_handles(names: Iterable[str], counted: bool = False) -> list[Line2D]:
-    """Return legend entries for the particles among `names`, in the table's order; counted: with their numbers."""
+    """Return legend entries for the particles among `names`, in the table's order, and `counted` with their numbers."""
     counts = Counter(get_particle(name).name for name in names)
     handles = []
     for particle in (particle for particle in PARTICLES if particle.name in counts):
@@ -119,7 +119,8 @@ def draw_frequencies(points: pd.DataFrame) -> Figure:
 
 @styled
 def draw_intensities(raw: np.ndarray, normalised: np.ndarray) -> Figure:
-    """Draw the histograms of a volume's intensities before and after the normalisation, with their moments."""
+    """Draw histograms of a volume's intensities before and after the normalisation, with mean and standard
+    deviation."""
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.2))
     for axes, volume, name in zip(panels, (raw, normalised), ("before", "after"), strict=True):
         values = np.asarray(volume).reshape(-1)
@@ -140,7 +141,8 @@ def draw_intensities(raw: np.ndarray, normalised: np.ndarray) -> Figure:
 def draw_power_spectrum(volume: np.ndarray, voxel_spacing: float, max_tilt: float = 60.0) -> Figure:
     """Draw the power in the kz-kx plane, averaged over ky, and the limits of tilting about y by `max_tilt` degrees.
 
-    At most 128 voxels each way in the middle are transformed, under a Hann window: their faces would else draw a cross.
+    The middle of the volume is transformed, at most 128 voxels along each axis, under a Hann window: without it the
+    faces of the volume would give a cross.
     """
     sizes = [min(size, 128) for size in volume.shape]
     box = tuple(slice((a - b) // 2, (a + b) // 2) for a, b in zip(volume.shape, sizes, strict=True))
@@ -151,7 +153,7 @@ def draw_power_spectrum(volume: np.ndarray, voxel_spacing: float, max_tilt: floa
     nyquist = 5 / voxel_spacing  # half a wave per voxel, in 1/nm
     ends, slope = np.array([-nyquist, nyquist]), np.tan(np.radians(max_tilt))
     figure, axes = plt.subplots(figsize=(6.2, 4.7))
-    # A synthetic wedge is quite empty; four decades leave colours to what was measured.
+    # The wedge of a phantom is almost empty: with only four decades, the measured part keeps most of the colours.
     limits = {"vmin": max(low, high - 4), "vmax": high}
     image = axes.imshow(power, cmap=plt.get_cmap("cividis", 32), origin="lower", extent=[*ends, *ends], **limits)
     for sign, label in ((1, f"tilt of ±{max_tilt:g}°"), (-1, None)):
@@ -161,7 +163,7 @@ def draw_power_spectrum(volume: np.ndarray, voxel_spacing: float, max_tilt: floa
     axes.set(xlabel="kx (1/nm)", ylabel="kz (1/nm)", xlim=ends, ylim=ends)
     axes.legend(loc="lower right", frameon=True)
     figure.colorbar(image, label="log10 of the power, mean over ky (arbitrary units)", extend="min")
-    set_title(figure, "Power spectrum, kz against kx: what no tilt saw is the wedge about kz")
+    set_title(figure, "Power spectrum, kz against kx: no tilt has measured the wedge about kz")
     return figure
 
 
@@ -169,7 +171,7 @@ def draw_power_spectrum(volume: np.ndarray, voxel_spacing: float, max_tilt: floa
 def draw_balance(counts: pd.DataFrame) -> Figure:
     """Draw the class balance before and after the filtering as grouped bars.
 
-    `counts` has particles as index; columns with a "%" in their name go to a panel of their own, the others are numbers
+    `counts` has particles as index. Columns with a "%" in their name have a panel of their own; the others are numbers
     of sub-volumes.
     """
     shares = [column for column in counts.columns if "%" in column]
@@ -190,7 +192,7 @@ def draw_score_bars(table: pd.DataFrame, ylabel: str, title: str | None = None) 
     """Draw scores from 0 to 1 as grouped bars: particles are the index, series the columns; NaN leaves a gap."""
     figure, axes = plt.subplots(figsize=(9.5, 3.4))
     _draw_bars(axes, table, "{:.2f}")
-    # Precision and F-beta may exceed 1: a pick between two particles counts as two hits.
+    # Precision and F-beta can exceed 1: a pick between two particles counts as two hits.
     top = max(1.0, float(np.nanmax(table.to_numpy(dtype=float), initial=0)))
     axes.set(ylim=(0, 1.08 * top), xlabel="particle", ylabel=ylabel, yticks=np.linspace(0, 1, 6))
     if len(table.columns) > 1:
@@ -204,7 +206,7 @@ def draw_confusion(confusion: np.ndarray, title: str) -> Figure:
     """Draw a confusion matrix of voxels, (2, 2) [[tn, fp], [fn, tp]], with the rows' shares (report, figure 7)."""
     confusion = np.asarray(confusion)
     figure, axes = plt.subplots(figsize=(5.2, 4))
-    # Background outnumbers particles a hundredfold: only a logarithm shows both. Nothing is coloured as one voxel.
+    # Background is a hundred times as frequent as particles: only a logarithm shows both. 0 has the colour of 1.
     image = axes.imshow(np.maximum(confusion, 1), cmap="Blues", norm=LogNorm(1, max(confusion.max(), 10)))
     totals = np.maximum(confusion.sum(axis=1), 1)
     names = (("true negatives", "false positives"), ("false negatives", "true positives"))
@@ -224,7 +226,7 @@ def draw_confusion(confusion: np.ndarray, title: str) -> Figure:
 
 def _draw_bars(axes: Axes, table: pd.DataFrame, number: str) -> None:
     """Draw a group of bars for each row, in a colour for each column; a single column has the particles' colours."""
-    # Cividis reads the same to all eyes, and no series is taken for a particle.
+    # Colour-blind readers can read cividis, and none of its colours is a particle's.
     colours = list(plt.get_cmap("cividis")(np.linspace(0.15, 0.95, len(table.columns))))
     if len(table.columns) == 1:
         known = {particle.name: particle.colour for particle in PARTICLES}

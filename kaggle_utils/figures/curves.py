@@ -1,7 +1,4 @@
-"""Curves of training and of tuning: losses against the epoch, F-beta against the threshold.
-
-Notebooks find them in `figures`, too.
-"""
+"""Curves of training and of tuning: losses against the epoch, F-beta against the threshold."""
 
 from collections.abc import Mapping
 
@@ -23,7 +20,7 @@ from kaggle_utils.scoring.thresholds import Curve
 def draw_losses(history: pd.DataFrame, title: str) -> Figure:
     """Draw training and validation loss, and validation Dice, against the epoch (report, figures 6 and 9).
 
-    `history` has the columns epoch, train_loss, validation_loss, validation_dice; epochs not validated hold NaN.
+    `history` has the columns epoch, train_loss, validation_loss, validation_dice; epochs without validation have NaN.
     """
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.2), sharex=True)
     _draw_history(panels[0], panels[1], history)
@@ -75,7 +72,7 @@ def draw_threshold_curves(curves: Mapping[str, Curve]) -> Figure:
         axes.axvline(curve.chosen, color="black", lw=1.4)
         if curve.f_beta.any():
             axes.axvline(curve.argmax, color="black", lw=1.4, linestyle=":")
-        else:  # no truth, no candidates, or all of them wrong
+        else:  # no truth, no candidates, or none that is right
             text = "0 at every threshold,\nnothing to tune"
             axes.text(0.5, 0.5, text, ha="center", va="center", path_effects=HALO)
         note = "" if particle.weight else ", not scored"

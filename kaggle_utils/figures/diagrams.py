@@ -1,4 +1,4 @@
-"""Diagrams of the networks and of the way from a tomogram to picks. Notebooks find them in `figures`, too."""
+"""Diagrams of the networks, and of the way from a tomogram to picks."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from matplotlib.patches import Circle, FancyBboxPatch, Patch, Rectangle
 from kaggle_utils.figures.charts import GREEN, GREY, VERMILION, set_title, styled
 from kaggle_utils.particles import REPORT_PARTICLES, Particle
 
-# Where the particles lie in the pipeline's pictures, as fractions of their edges.
+# Where the particles are in the small pictures of the pipeline, as fractions of a picture's edges.
 _PLACES = dict(zip(REPORT_PARTICLES, [(0.22, 0.25), (0.75, 0.2), (0.27, 0.7), (0.55, 0.46), (0.78, 0.78)], strict=True))
 
 

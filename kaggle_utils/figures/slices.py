@@ -1,8 +1,8 @@
-"""Slices of volumes with their picks and masks. Notebooks find them in `figures`, too.
+"""Figures of slices of volumes, with picks and masks.
 
-Each function returns a figure that pyplot no longer holds, so a notebook shows it once, as its cell's value. Volumes
-are (z, y, x), voxel spacings in Angstrom, picks tables those of one run, and `z` counts slices. Axes are in nanometres
-(10 Angstrom) from the first voxel's centre, x to the right and y upwards.
+Each function returns a figure that pyplot no longer holds, so a notebook shows it once, as the value of its cell.
+Volumes are (z, y, x), voxel spacings are in Angstrom, tables of picks are of one run, and `z` counts slices. Axes are
+in nanometres (10 Angstrom) from the centre of the first voxel, x to the right and y upwards.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,9 +32,9 @@ def draw_slice_with_picks(
     z: int | None = None,
     particles: Sequence[str] | None = None,
 ) -> Figure:
-    """Draw one slice with the circles in which it cuts the picks' spheres (report, figure 2).
+    """Draw one slice, and as circles where it cuts the spheres of picks (report, figure 2).
 
-    `particles` are the types that are drawn (None: all); z=None takes the slice that cuts most of them.
+    `particles` are the types to draw (None: all); z=None takes the slice that cuts most spheres.
     """
     if particles is not None:
         points = points[points["particle_type"].isin(particles)]
@@ -72,14 +72,14 @@ def draw_label_steps(
     z: int | None = None,
     particle: str | None = None,
 ) -> Figure:
-    """Draw how labels come about, in one slice: tomogram, centroids (`grid`) and spheres (`mask`), all (z, y, x).
+    """Draw in one slice how labels are made: tomogram, centroids (`grid`) and spheres (`mask`), all (z, y, x).
 
-    z=None takes the slice with most labelled voxels; a `particle` lends its colour and name.
+    z=None takes the slice with most labelled voxels. A `particle` gives the colour and the name.
     """
     z = int(np.count_nonzero(mask, axis=(1, 2)).argmax()) if z is None else z
     name, colour = (particle, get_particle(particle).colour) if particle else ("particle", VERMILION)
     centroids = np.argwhere(grid)
-    # The slice cuts a sphere about where it is labelled above or below the centroid.
+    # The slice cuts the sphere of a centroid if it is labelled straight above or below the centroid.
     centroids = centroids[mask[z, centroids[:, 1], centroids[:, 2]] > 0] * voxel_spacing / 10
     figure, panels = _make_panels(3, volume.shape)
     for axes, title in zip(panels, ("tomogram", "centroids", "spheres"), strict=True):
@@ -100,8 +100,8 @@ def draw_label_steps(
 def draw_subvolumes(volumes: np.ndarray, masks: np.ndarray, voxel_spacing: float, count: int = 4) -> Figure:
     """Draw slices of some sub-volumes with their masks' outlines; both (n, z, y, x) or (n, 1, z, y, x).
 
-    The last one drawn is background, if there is any. Its middle slice is shown; of the others that with most labels.
-    Raises ValueError without any sub-volumes.
+    The last one drawn is background, if there is any, in its middle slice. The others are drawn in the slice with most
+    labels. Raises ValueError without any sub-volumes.
     """
     volumes, masks = (np.asarray(array) for array in (volumes, masks))
     if not len(volumes):
@@ -129,9 +129,9 @@ def draw_subvolumes(volumes: np.ndarray, masks: np.ndarray, voxel_spacing: float
 def draw_truth_and_prediction(
     volume: np.ndarray, truth: np.ndarray, predicted: np.ndarray, voxel_spacing: float, title: str
 ) -> Figure:
-    """Draw three slices with the outlines of two masks, and below where the masks agree (report, figures 8 and 10).
+    """Draw three slices with the outlines of two masks, and below them where these agree (report, figures 8 and 10).
 
-    All arrays are (z, y, x); the slices are at the quartiles in z of the voxels that either mask holds.
+    All arrays are (z, y, x). The slices are at the quartiles in z of the voxels in either mask.
     """
     truth, predicted = np.asarray(truth) > 0, np.asarray(predicted) > 0
     heights = np.flatnonzero(truth | predicted) // truth[0].size
@@ -159,8 +159,8 @@ def draw_annotated_masks(
 ) -> Figure:
     """Draw a slice, and beside it the same slice of each {name: annotated mask}.
 
-    Annotated masks are uint8 (z, y, x), 0 for background, 1 to 5 for the report's particles. z=None takes the slice
-    with most labelled voxels in all masks together.
+    Annotated masks are uint8 (z, y, x): 0 is background, 1 to 5 are the report's particles. z=None takes the slice with
+    most labelled voxels in all masks together.
     """
     if z is None:
         z = int(sum(np.count_nonzero(mask, axis=(1, 2)) for mask in masks.values()).argmax())
@@ -187,9 +187,9 @@ def draw_picks_and_truth(
 ) -> Figure:
     """Draw a slice with the picks and true particles whose centres lie within `depth` Angstrom of it.
 
-    Those up to 75 Angstrom further, the longest distance at which the competition matches any, are pale: without them a
-    pick and its particle on either side of the limit would look like an error. z=None takes the slice that cuts most
-    true particles.
+    Those up to 75 Angstrom further away are pale. 75 Angstrom is the longest distance at which the competition matches
+    a pick; without the pale ones, a pick and its particle on either side of the limit would look like an error. z=None
+    takes the slice that cuts most true particles.
     """
     z = _busiest_slice(truth if len(truth) else picks, volume, voxel_spacing) if z is None else z
     figure, (axes,) = _make_panels(1, volume.shape)
@@ -221,12 +221,12 @@ def draw_picks_and_truth(
 
 
 def _make_panels(count: int, shape: Sequence[int], columns: int | None = None) -> tuple[Figure, list[Axes]]:
-    """Return a figure with room for `count` images of shape (..., y, x), and its axes; sizes follow the images."""
+    """Return a figure with axes for `count` images of shape (..., y, x), and these axes. Sizes follow the images."""
     columns = columns or min(count, 4)
     rows = -(-count // columns)
     width = min(10 / columns, 5.2)
     height = width * np.clip(shape[-2] / shape[-1], 0.3, 1.6)
-    # Too low a figure makes matplotlib lay titles over each other; what is left over a notebook cuts off.
+    # In too low a figure, matplotlib's titles overlap; a notebook cuts off unused space.
     size = (columns * width + (1.8 if count == 1 else 0), rows * (height + 0.25) + 0.95)
     shared = {"sharex": True, "sharey": True, "squeeze": False}
     figure, grid = plt.subplots(rows, columns, figsize=size, layout="compressed", **shared)
@@ -262,7 +262,7 @@ def _fill_mask(
 
 def _outline(axes: Axes, mask: np.ndarray, voxel_spacing: float, colour: str, linestyle: str = "-") -> None:
     if mask.any():
-        # A border of background closes the outlines of spheres that the volume's faces cut.
+        # A border of background closes the outlines of spheres that the faces of the volume cut.
         y, x = (np.arange(-1, size + 1) * voxel_spacing / 10 for size in mask.shape)
         border = np.pad(mask > 0, 1).astype(float)
         contours = axes.contour(x, y, border, [0.5], colors=colour, linewidths=1.6, linestyles=linestyle)
@@ -276,13 +276,13 @@ def _draw_circle(axes: Axes, x: float, y: float, radius: float, particle: str, a
 
 
 def _place(points: pd.DataFrame, voxel_spacing: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return centres (n, 3), z y x, and radii (n,) of picks in the axes' nanometres."""
+    """Return centres (n, 3), z y x, and radii (n,) of picks in nanometres, as on the axes."""
     centres = angstrom_to_voxel(points[["x", "y", "z"]].to_numpy(), voxel_spacing) * voxel_spacing / 10
     return centres, np.array([get_particle(name).radius / 10 for name in points["particle_type"]])
 
 
 def _busiest_slice(points: pd.DataFrame, volume: np.ndarray, voxel_spacing: float) -> int:
-    """Return the slice that cuts most spheres, near their centres; the middle one when there are no points."""
+    """Return the slice that cuts most spheres near their centres, or the middle one without points."""
     centres, radii = _place(points, voxel_spacing)
     if not len(radii):
         return len(volume) // 2

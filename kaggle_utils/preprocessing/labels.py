@@ -1,5 +1,5 @@
-"""From picks to voxel labels: the report's two steps, centroids on a grid and spheres around them. Arrays are (z, y,
-x)."""
+"""From picks to voxel labels, in the report's two steps: centroids on a grid, then spheres around them. Arrays are
+(z, y, x)."""
 
 import warnings
 from collections.abc import Sequence
@@ -21,11 +21,11 @@ def map_overlay_to_voxels(
     points : picks table; x, y, z in Angstrom.
     shape : of the tomogram, (z, y, x).
     voxel_spacing : Angstrom.
-    particle : the type that is marked; the others are background.
+    particle : the type to mark; the others are background.
 
     Returns
     -------
-    uint8 (z, y, x): 1 at centroids, 0 elsewhere. Points outside the volume are left out with one warning.
+    uint8 (z, y, x): 1 at centroids, 0 elsewhere. Points outside the volume are left out, with one warning.
     """
     chosen = points[points["particle_type"] == get_particle(particle).name]
     indices = np.rint(angstrom_to_voxel(chosen[["x", "y", "z"]].to_numpy(), voxel_spacing)).astype(int)
@@ -44,14 +44,14 @@ def map_overlay_to_voxels(
 def expand_labels_with_blobs(grid: np.ndarray, radius: float) -> np.ndarray:
     """Grow each marked voxel of `grid` (z, y, x) into a sphere of `radius` voxels (report, section 2.1).
 
-    A voxel belongs to a sphere when its centre is at most `radius` away; spheres are cut at the volume's faces, and
-    where two overlap the larger label stays. Each sphere is stamped into its own small box: a distance grid over a
+    A voxel belongs to a sphere when its centre is at most `radius` away. Spheres are cut at the volume's faces; where
+    two overlap, the larger label stays. Each sphere is stamped into its own small box, because a distance grid over a
     whole tomogram for each particle takes minutes. Returns an array of the same shape and type."""
     reach = int(radius)
     steps = np.arange(-reach, reach + 1)
     ball = (steps[:, None, None] ** 2 + steps[:, None] ** 2 + steps**2 <= radius**2).astype(grid.dtype)
     mask = np.zeros_like(grid)
-    # np.argwhere takes longer than all the stamping: it walks a volume voxel by voxel.
+    # np.argwhere would take longer than all the stamping: it goes through the volume voxel by voxel.
     for centre in np.transpose(np.unravel_index(np.flatnonzero(grid != 0), grid.shape)):
         low = np.maximum(centre - reach, 0)
         high = np.minimum(centre + reach + 1, grid.shape)
@@ -64,8 +64,8 @@ def expand_labels_with_blobs(grid: np.ndarray, radius: float) -> np.ndarray:
 def make_mask(
     points: pd.DataFrame, shape: tuple[int, int, int], voxel_spacing: float, particle: str, radius_fraction: float = 1.0
 ) -> np.ndarray:
-    """Return the training mask of one particle, uint8 (z, y, x): spheres of its radius times `radius_fraction` at its
-    points."""
+    """Return the training mask of one particle, uint8 (z, y, x): spheres at its points, with its radius times
+    `radius_fraction`."""
     grid = map_overlay_to_voxels(points, shape, voxel_spacing, particle)
     return expand_labels_with_blobs(grid, get_particle(particle).radius * radius_fraction / voxel_spacing)
 
@@ -77,8 +77,8 @@ def make_annotated_mask(
     particles: Sequence[str],
     radius_fraction: float = 1.0,
 ) -> np.ndarray:
-    """Return the true annotated mask, uint8 (z, y, x): particle i of `particles` is i + 1, 0 is background; later ones
-    lie on top."""
+    """Return the true annotated mask, uint8 (z, y, x): particle i of `particles` is i + 1, and 0 is background. Where
+    two overlap, the later particle stays."""
     annotated = np.zeros(shape, np.uint8)
     for label, particle in enumerate(particles, start=1):
         annotated[make_mask(points, shape, voxel_spacing, particle, radius_fraction) > 0] = label
@@ -88,8 +88,8 @@ def make_annotated_mask(
 def locate_spheres(
     points: pd.DataFrame, voxel_spacing: float, particles: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return where the spheres of some `particles` lie: centres (n, 3), z y x, and whole radii (n,), both in voxels
-    with their fractions, and labels uint8 (n,), 1 for the first of `particles`."""
+    """Return the spheres of some `particles`: centres (n, 3), z y x, and full radii (n,), both in fractional voxels,
+    and labels, uint8 (n,), 1 for the first of `particles`."""
     chosen = points[points["particle_type"].isin(particles)]
     centres = angstrom_to_voxel(chosen[["x", "y", "z"]].to_numpy(), voxel_spacing)
     radii = np.array([get_particle(name).radius for name in chosen["particle_type"]], dtype=float) / voxel_spacing
@@ -103,8 +103,8 @@ def paint_spheres(
     """Return uint8 (z, y, x), 0 in the background: a voxel belongs to a sphere when its centre is at most the radius
     away.
 
-    Centres (n, 3) and radii (n,) are in voxels, fractions included: unlike the report's, these spheres are not moved to
-    the grid, so that they can be turned with a volume. A later one lies on top of an earlier one."""
+    Centres (n, 3) and radii (n,) are in fractional voxels: unlike the report's, these spheres are not moved to the
+    grid, so they can be turned with a volume. Where two overlap, the later one stays."""
     painted = np.zeros(shape, np.uint8)
     low = np.maximum(np.ceil(centres - radii[:, None]), 0).astype(int)
     high = np.minimum(np.floor(centres + radii[:, None]) + 1, shape).astype(int)

@@ -1,5 +1,4 @@
-"""From runs to training data: sub-volumes with their masks, normalised, filtered, split and loaded. Arrays are (z, y,
-x)."""
+"""From runs to training data: sub-volumes with their masks, normalised, filtered and split. Arrays are (z, y, x)."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -32,8 +31,8 @@ class Run:
 
 
 def load_runs(data: str | Path, runs: Iterable[str], recipe: Recipe) -> list[Run]:
-    """Read training runs into memory, normalised, each with its picks, and with those of the recipe's other types of
-    tomogram that it has; raises as `load_tomogram` and `read_run` do."""
+    """Read training runs into memory: normalised volumes, picks, and those of the recipe's other types of tomogram that
+    a run has. Raises as `load_tomogram` and `read_run` do."""
     loaded = []
     for name in runs:
         tomogram = load_tomogram(name, data, "train", recipe.tomogram)
@@ -47,7 +46,7 @@ def load_runs(data: str | Path, runs: Iterable[str], recipe: Recipe) -> list[Run
 def place_subvolumes(shape: tuple[int, ...], size: int) -> np.ndarray:
     """Return the lowest corners (n, 3), z y x, of cubes of `size` voxels that together cover a volume.
 
-    They stand side by side; the last of an axis is moved back into the volume and overlaps its neighbour.
+    They stand side by side; the last along an axis is moved back into the volume and overlaps its neighbour.
     Raises ValueError when an axis is shorter than a cube.
     """
     if min(shape) < size:
@@ -57,19 +56,19 @@ def place_subvolumes(shape: tuple[int, ...], size: int) -> np.ndarray:
 
 
 def split_corners(runs: Sequence[Run], recipe: Recipe) -> dict[str, list[np.ndarray]]:
-    """Deal every sub-volume of every run out to training, validation and test.
+    """Deal all sub-volumes of all runs out to training, validation and test.
 
-    The split depends on the runs' shapes and the seed, never on a particle: so what is held out from one particle's
-    model is held out from all, and an ensemble of them can be judged on it. No voxel is in two shares: cubes that
-    overlap at a face of the volume are dealt together. With `recipe.split` "subvolumes" (the report's way) neighbours
-    still land on both sides, which flatters the scores; with "runs" whole runs are kept apart.
+    The split depends on the shapes of the runs and the seed, and not on the particle. So the same cubes are held out
+    from the models of all particles, and an ensemble of them can be judged on these cubes. No voxel is in two shares:
+    cubes that overlap at a face of the volume stay together. With `recipe.split` "subvolumes" (the report's way)
+    neighbours can be in different shares, which flatters the scores; with "runs" whole runs stay together.
 
-    Returns {split: [corners (n, 3) of each run]}. Raises ValueError for an unknown split, or fewer than three runs to
-    split by runs."""
+    Returns {split: [corners (n, 3) of each run]}. Raises ValueError for an unknown split, and for fewer than three runs
+    to split by runs."""
     generator = np.random.default_rng(recipe.seed)
     corners = [place_subvolumes(run.volume.shape, recipe.subvolume_size) for run in runs]
     if recipe.split == "subvolumes":
-        # A cube that was moved back into the volume has its corner inside the neighbour that it overlaps.
+        # The corner of a cube that was moved back into the volume lies inside the neighbour that it overlaps.
         groups = [np.unique(c // recipe.subvolume_size, axis=0, return_inverse=True)[1].reshape(-1) for c in corners]
         dealt = _deal(sum(group.max() + 1 for group in groups), recipe.ratios, generator)
         firsts = np.cumsum([0] + [group.max() + 1 for group in groups[:-1]])
@@ -88,10 +87,10 @@ def split_corners(runs: Sequence[Run], recipe: Recipe) -> dict[str, list[np.ndar
 
 
 def _deal(count: int, ratios: tuple[float, ...], generator: np.random.Generator) -> np.ndarray:
-    """Return for each of `count` items, in random order, the index of its share; every share gets one item where there
+    """Return the index of the share of each of `count` items, at random. Each share gets at least one item, if there
     are enough."""
     bounds = np.rint(np.cumsum(ratios) / np.sum(ratios) * count).astype(int)
-    least = 1  # from the left: at least one each; from the right: at least one left for each that follows
+    least = 1  # each share takes at least one item, and leaves at least one for each share that follows
     for share in range(len(bounds) - 1):
         bounds[share] = max(min(bounds[share], count - len(bounds) + 1 + share), least)
         least = bounds[share] + 1
@@ -106,14 +105,14 @@ def preprocess_and_filter_subvolumes(
     background_ratio: float | None = 0.5,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cut a run into sub-volumes, keep those with labels and some background (report, section 2.1).
+    """Cut a run into sub-volumes, and keep those with labels and some background (report, section 2.1).
 
     Parameters
     ----------
     volume, mask : (z, y, x), normalised (see `normalise`) and uint8.
     corners : (n, 3) lowest corners of the cubes, z y x.
     size : edge of a cube in voxels.
-    background_ratio : cubes without a labelled voxel that are kept for each cube with one, drawn at random; None keeps
+    background_ratio : how many cubes without a labelled voxel are kept, at random, for each cube with one; None keeps
         all.
 
     Returns
@@ -136,7 +135,7 @@ def build_datasets(runs: list[Run], particle: str, recipe: Recipe) -> dict[str, 
     """Return one particle's training, validation and test data, all runs together (report, section 2.1).
 
     Each dataset holds sub-volumes float32 and masks uint8, both (n, 1, size, size, size). Validation and test keep
-    their whole background: what a model claims there must count against it. Raises ValueError when a share has no
+    their whole background, so that false claims there count against a model. Raises ValueError when a share has no
     sub-volume with the particle."""
     split = split_corners(runs, recipe)
     parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in SPLITS}
@@ -155,7 +154,7 @@ def build_datasets(runs: list[Run], particle: str, recipe: Recipe) -> dict[str, 
         volumes, masks = (torch.from_numpy(np.concatenate(arrays))[:, None] for arrays in zip(*pieces, strict=True))
         if not masks.any():
             raise ValueError(
-                f"no {name} sub-volume of {', '.join(run.name for run in runs)} holds a {particle}: "
+                f"{particle}: no {name} sub-volume of the runs {', '.join(run.name for run in runs)} has any; "
                 "add runs, or change the split"
             )
         datasets[name] = TensorDataset(volumes, masks)
@@ -165,7 +164,7 @@ def build_datasets(runs: list[Run], particle: str, recipe: Recipe) -> dict[str, 
 def count_balance(runs: list[Run], particles: Iterable[str], recipe: Recipe) -> pd.DataFrame:
     """Return how filtering balances the training share: a row for each particle, also for one that the runs lack.
 
-    Columns: `positive` sub-volumes, `background before` and `background after` filtering, and the percentage of
+    Columns: `positive` sub-volumes, `background before` and `background after` filtering, and the percentages of
     labelled voxels before and after."""
     size, corners = recipe.subvolume_size, split_corners(runs, recipe)["train"]
     total = sum(map(len, corners))
@@ -190,7 +189,7 @@ def count_balance(runs: list[Run], particles: Iterable[str], recipe: Recipe) -> 
 
 
 def count_splits(runs: list[Run], recipe: Recipe) -> pd.DataFrame:
-    """Return how many sub-volumes each share gets when they are dealt out singly and, from three runs on, by whole
+    """Return how many sub-volumes each share gets when they are split one by one and, with three runs or more, by whole
     runs."""
     kinds = ("subvolumes", "runs") if len(runs) >= len(SPLITS) else ("subvolumes",)
     splits = {kind: split_corners(runs, replace(recipe, split=kind)) for kind in kinds}

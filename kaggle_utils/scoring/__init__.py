@@ -1,7 +1,7 @@
-"""How good: the report's voxel scores, the competition's F-beta, and the thresholds that make the most of it.
+"""How good a result is: the report's voxel scores, the competition's F-beta, and the thresholds that suit it best.
 
-Comes in: masks, or tables of picks and of the truth. Goes out: numbers, with their errors where there are any.
-No network and no file is touched here. Next: whoever judges (training, evaluation, the command line)."""
+Comes in: masks, or tables of picks and of the truth. Goes out: numbers, their errors, and remarks on them.
+Nothing here uses a network or a file. Next: training, evaluation and the command line, which judge with these."""
 
 from kaggle_utils.scoring.metrics import (
     MATCH_FRACTION,

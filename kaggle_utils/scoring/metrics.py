@@ -1,4 +1,4 @@
-"""How good is it: the voxel scores of the report and the competition's F-beta, computed here and nowhere else."""
+"""The voxel scores of the report and the competition's F-beta. The whole kit computes them here."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ MATCH_FRACTION = 0.5
 
 
 def confusion_matrix(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Count voxels by truth and prediction; matrices of several batches or runs may simply be added.
+    """Count voxels by truth and prediction. Matrices of several batches or runs can be added.
 
     Parameters
     ----------
@@ -54,10 +54,10 @@ def voxel_scores(confusion: np.ndarray) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Score:
-    """The competition's score and what it is made of.
+    """The competition's score and its parts.
 
-    `particles` has one row per particle name, in the order of the table, and the columns tp, fp, fn, precision, recall,
-    f_beta, weight. A particle that the truth lacks everywhere has zeros: the official metric does not look at it.
+    `particles` has a row for each particle of the table, and the columns tp, fp, fn, precision, recall, f_beta, weight.
+    A particle without any truth has zeros: the official metric ignores it.
     """
 
     score: float
@@ -71,12 +71,15 @@ class Score:
 def score_submission(submission: pd.DataFrame, truth: pd.DataFrame, beta: float = 4.0) -> Score:
     """Score picks as the competition does: F-beta of each particle over all runs together, then their weighted mean.
 
-    Matching is the official one with its quirks. Rows of runs that the truth lacks are dropped silently. True positives
-    are the distinct true particles with a candidate within half the particle's radius, that distance included; false
-    positives are candidates minus true positives. So a second candidate on a particle is a false positive, and one
-    candidate between two particles finds both and makes minus one false positive (precision, and even F-beta, may then
-    exceed 1). A run without a particle's truth makes all its candidates false positives, but only if another run has
-    some: a particle that the truth lacks everywhere is not looked at, and scores 0.
+    Matching is the official one with its quirks:
+
+    - Rows of runs that the truth lacks are dropped without a word (`explain_score` counts them).
+    - True positives are the distinct true particles with a candidate within half the particle's radius, or exactly at
+      it. False positives are candidates minus true positives. So a second candidate on a particle is a false positive.
+      One candidate between two particles finds both and counts as minus one false positive; precision, and even F-beta,
+      may then exceed 1.
+    - Where a run has no truth of a particle, all its candidates are false positives, if another run has truth of it. A
+      particle without truth in any run is ignored, and scores 0.
 
     Parameters
     ----------
@@ -88,8 +91,8 @@ def score_submission(submission: pd.DataFrame, truth: pd.DataFrame, beta: float 
     Raises
     ------
     ValueError
-        For an unknown particle or a coordinate that is not finite, in the truth or in rows that count; for two true
-        particles at the same place of the same run, which the official metric refuses too; for a missing column.
+        For a missing column. For an unknown particle or a coordinate that is not finite, in the truth or in rows that
+        count. For two true particles at one place of a run, which the official metric refuses too.
     """
     for name, table in ("submission", submission), ("truth", truth):
         missing = {"experiment", "particle_type", "x", "y", "z"} - set(table.columns)
@@ -125,7 +128,7 @@ def score_submission(submission: pd.DataFrame, truth: pd.DataFrame, beta: float 
     columns = ["tp", "fp", "fn", "precision", "recall", "f_beta", "weight"]
     index = pd.Index(PARTICLE_NAMES, name="particle_type")
     particles = pd.DataFrame(rows, index=index, columns=columns)
-    # All six weights count, so a particle that the truth lacks costs its share of the score.
+    # All six weights count, so a particle without truth costs its share of the score.
     score = float((particles["f_beta"] * particles["weight"]).sum() / particles["weight"].sum())
     return Score(score, particles)
 
@@ -134,7 +137,7 @@ def _count_found(true_xyz, true_run, found_xyz, found_run, radius: float) -> int
     """Count true particles, (N, 3) with run numbers (N,), that have a candidate of the same run within `radius`."""
     if len(found_xyz) == 0:
         return 0
-    # In the order of the runs, queries walk the same branches one after the other: on shuffled rows twice as fast.
+    # Sorted by run, consecutive queries use the same branches of the tree: twice as fast as on shuffled rows.
     order = np.argsort(true_run, kind="stable")
     near = _query(true_xyz[order], true_run[order], found_xyz, found_run, radius, return_length=True)
     return int(np.count_nonzero(near))
@@ -142,8 +145,8 @@ def _count_found(true_xyz, true_run, found_xyz, found_run, radius: float) -> int
 
 def _query(true_xyz, true_run, found_xyz, found_run, radius: float, return_length: bool) -> np.ndarray:
     """Return for each true particle, (N,), the list or the number of the candidates of its run within `radius`."""
-    # One tree for all runs, told apart by a fourth coordinate in steps beyond reach. Within a run it adds exactly 0 to
-    # the squared distance, so a distance equal to the radius counts just as it does in a tree of that run alone.
+    # One tree for all runs. A fourth coordinate keeps runs further apart than the radius. Within a run it adds exactly
+    # 0 to the squared distance, so a distance equal to the radius counts as in a tree of that run alone.
     tree = cKDTree(np.column_stack([found_xyz, found_run * (4 * radius)]), balanced_tree=False, compact_nodes=False)
     places = np.column_stack([true_xyz, true_run * (4 * radius)])
     return tree.query_ball_point(places, radius, return_length=return_length)
@@ -175,7 +178,7 @@ def _coordinates(table: pd.DataFrame, name: str) -> np.ndarray:
 
 
 def _mask(values: np.ndarray, name: str) -> np.ndarray:
-    """Return `values` as bool; raises ValueError unless they are bool or integers 0 and 1."""
+    """Return `values` as bool. Raises ValueError unless they are bool, or integers 0 and 1."""
     values = np.asarray(values)
     if values.dtype == bool:
         return values
@@ -201,18 +204,18 @@ def compute_f_beta(
 
 
 def find_matches(picks: pd.DataFrame, truth: pd.DataFrame) -> np.ndarray:
-    """Return every pair of a pick and a true particle that `score_submission` takes for a match, the nearest first.
+    """Return every pair of a pick and a true particle that `score_submission` counts as a match, the nearest first.
 
     Returns
     -------
     array of int, shape (pairs, 2)
-        Row numbers, as for `iloc`, of the pick and of the true particle. They are of one run and one type, and at most
-        half its radius apart. A pick, or a true particle, may stand in several pairs or in none.
+        Row numbers, as for `iloc`, of the pick and of the true particle. Both have one run and one type, and are at
+        most half its radius apart. A pick or a true particle may be in several pairs or in none.
 
     Raises
     ------
     ValueError
-        As `score_submission` does (its "submission" are the picks).
+        As `score_submission` does, which calls the picks "submission".
     """
     score_submission(picks, truth)  # its checks
     true_run, runs = pd.factorize(truth["experiment"])

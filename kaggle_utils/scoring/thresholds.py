@@ -1,9 +1,9 @@
-"""What is learnt from picks beside their truth: thresholds on the confidence, a constant offset, and the score's error.
+"""What picks and their truth tell together: thresholds on the confidence, a constant offset, and the score's error.
 
 All uncertainty comes from one bootstrap in two stages (Davison and Hinkley, Bootstrap Methods and their Application,
-1997, section 3.8): runs are drawn with replacement, then within each drawn run its items. An item is a candidate with
-the true particles that it is the best candidate of, or a true particle that no candidate reaches. So the numbers of
-hits and of candidates above a threshold are sums over items, and every threshold sees the same resamples."""
+1997, section 3.8): runs are drawn with replacement, then the items within each drawn run. An item is a candidate with
+all true particles whose best candidate it is, or a true particle that no candidate reaches. So the numbers of hits and
+of candidates above a threshold are sums over items, and every threshold sees the same resamples."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ import pandas as pd
 from kaggle_utils.particles import get_particle
 from kaggle_utils.scoring.metrics import compute_f_beta, find_matches, score_submission
 
-_FEWEST_PAIRS = 30  # from which the mean of pairs is taken for normal
+_FEWEST_PAIRS = 30  # with fewer, the mean of the pairs is not normal enough for a test
 THRESHOLDS = np.arange(2, 99) / 100
 _BAND = (0.05, 0.95)  # quantiles that bound 90 %
 
@@ -23,10 +23,11 @@ _BAND = (0.05, 0.95)  # quantiles that bound 90 %
 class Curve:
     """F-beta of one particle against the threshold on its picks' confidence.
 
-    `thresholds` (t,) rise from 0.02 to 0.98. `f_beta` (t,) is what `score_submission` gives for the candidates whose
-    confidence is at least the threshold, over all runs together; `low` and `high` (t,) bound its 90 % bootstrap band,
-    for each threshold by itself. `argmax` is the lowest threshold with the best `f_beta`. `plateau` are the first and
-    the last threshold of those around the best that the data cannot tell from it, and `chosen` lies among them."""
+    `thresholds` (t,) rise from 0.02 to 0.98. `f_beta` (t,) is the score of the candidates whose confidence is at least
+    the threshold, over all runs together, as `score_submission` gives it. `low` and `high` (t,) bound its 90 %
+    bootstrap band at each threshold. `argmax` is the lowest threshold with the best `f_beta`. `plateau` holds the first
+    and the last of the thresholds around the best that are as good as it, as far as the data can tell; `chosen` lies
+    between them."""
 
     thresholds: np.ndarray
     f_beta: np.ndarray
@@ -39,8 +40,9 @@ class Curve:
 
 @dataclass(frozen=True)
 class Offset:
-    """By how much picks miss the truth on average: `mean` (3,), x y z in Angstrom, pick minus truth, its standard
-    `error` (3,), and the `count` of pairs behind it. Fewer than two pairs have an infinite error, none a mean of 0."""
+    """By how much picks miss the truth on average: `mean` (3,), x y z in Angstrom, pick minus truth; its standard
+    `error` (3,); and the `count` of pairs. With fewer than two pairs the error is infinite; without pairs the mean is
+    0."""
 
     mean: np.ndarray
     error: np.ndarray
@@ -48,8 +50,8 @@ class Offset:
 
     @property
     def significant(self) -> np.ndarray:
-        """Whether the mean is more than three errors from 0, bool (3,); never with fewer than 30 pairs, whose errors
-        are guesses themselves."""
+        """Whether the mean is more than three errors from 0, bool (3,). With fewer than 30 pairs it never is: their
+        errors are too uncertain."""
         return (np.abs(self.mean) > 3 * self.error) & (self.count >= _FEWEST_PAIRS)
 
     @property
@@ -58,8 +60,8 @@ class Offset:
         return np.where(self.significant, self.mean, 0.0)
 
     def to_frame(self) -> pd.DataFrame:
-        """Return a row for each axis: mean and error in Angstrom, and what is taken off."""
-        columns = {"mean (A)": self.mean, "error (A)": self.error, "taken off (A)": self.correction}
+        """Return a row for each axis: the mean, its error and the correction, in Angstrom."""
+        columns = {"mean (A)": self.mean, "error (A)": self.error, "correction (A)": self.correction}
         return pd.DataFrame(columns, index=pd.Index(list("xyz"), name=f"{self.count} pairs"))
 
 
@@ -68,25 +70,25 @@ def tune_thresholds(
 ) -> dict[str, Curve]:
     """Return for each particle the curve of F-beta against its threshold, and a threshold that generalises.
 
-    The plateau is the connected range around the best threshold of the mean bootstrap curve on which that curve loses
-    at most one standard error of the best F-beta (the one-standard-error rule of Breiman et al., Classification and
-    Regression Trees, 1984). The chosen threshold is the range's centre of mass, each threshold weighing what it has
-    left to lose. On simulated new runs it loses about 0.6 of what the argmax loses, or less
-    (tests/scoring/test_thresholds.py).
+    The plateau is the connected range of thresholds around the best of the mean bootstrap curve on which that curve
+    loses at most one standard error of the best F-beta (the one-standard-error rule of Breiman et al., Classification
+    and Regression Trees, 1984). The chosen threshold is the range's centre of mass. The weight of a threshold is how
+    far its curve stays above that limit. On simulated new runs the chosen threshold loses at most about 0.6 of what the
+    argmax loses (tests/scoring/test_thresholds.py).
 
     Parameters
     ----------
-    candidates : picks table with the extra column `confidence`, 0 to 1. Best decoded with a low threshold: what is not
-        in the table cannot be judged.
-    truth : picks table of the runs that were searched and of no others: a run without candidates counts as missed.
-    particles : names; the others' rows are ignored. A particle's curve does not depend on which others are tuned.
+    candidates : picks table with the extra column `confidence`, 0 to 1. Decode them with a low threshold, because only
+        candidates in the table can be judged.
+    truth : picks table of the runs that were searched, and of no others: a run without candidates counts as missed.
+    particles : names; rows of other particles are ignored. Curves of different particles do not depend on each other.
     samples : number of resamples.
     seed : of the resamples.
 
     Returns
     -------
-    Curves by name. Where the truth lacks the particle, or where it has no candidates, the curve is 0 throughout, the
-    plateau is everything and 0.5 is chosen.
+    Curves by name. For a particle without truth or without candidates the curve is 0 at each threshold, the plateau is
+    the whole range and 0.5 is chosen.
 
     Raises
     ------
@@ -114,10 +116,11 @@ def tune_thresholds(
 
 
 def apply_thresholds(candidates: pd.DataFrame, thresholds: Mapping[str, float]) -> pd.DataFrame:
-    """Return the candidates whose confidence is at least their particle's threshold; order and index stay.
+    """Return the candidates whose confidence is at least their particle's threshold, in the same order and with the
+    same index.
 
-    Raises ValueError for a particle without a threshold, an unknown one, a threshold that is NaN, and a confidence that
-    is missing, NaN or not from 0 to 1."""
+    Raises ValueError for a particle without a threshold, an unknown particle, a threshold that is NaN, and a confidence
+    that is missing, NaN or not from 0 to 1."""
     for name, threshold in thresholds.items():
         get_particle(name)
         if np.isnan(threshold):
@@ -130,12 +133,12 @@ def apply_thresholds(candidates: pd.DataFrame, thresholds: Mapping[str, float]) 
 
 
 def estimate_offset(picks: pd.DataFrame, truth: pd.DataFrame) -> Offset:
-    """Return the mean of pick minus truth over the pairs of which each is the other's nearest match.
+    """Return the mean of pick minus truth, over all pairs in which each is the nearest match of the other.
 
-    Takes picks tables, of which all particles count; raises ValueError as `score_submission` does. Pairs further apart
-    than half the particle's radius are not seen, so an offset that is not small beside that (30 Angstrom for
-    apo-ferritin) comes out too small: correct the picks and estimate again."""
-    pairs = pd.DataFrame(find_matches(picks, truth), columns=["pick", "true"])  # the nearest first
+    Takes picks tables, and counts all particles in them. Raises ValueError as `score_submission` does. Pairs further
+    apart than half the particle's radius (30 Angstrom for apo-ferritin) are not found, so the estimate of a large
+    offset is too small: correct the picks and estimate again."""
+    pairs = pd.DataFrame(find_matches(picks, truth), columns=["pick", "true"])  # nearest first
     pairs = pairs[~(pairs["pick"].duplicated() | pairs["true"].duplicated())]
     xyz = [table[["x", "y", "z"]].to_numpy(dtype=np.float64) for table in (picks, truth)]
     steps, count = xyz[0][pairs["pick"]] - xyz[1][pairs["true"]], len(pairs)
@@ -147,12 +150,12 @@ def estimate_offset(picks: pd.DataFrame, truth: pd.DataFrame) -> Offset:
 def bootstrap_score(picks: pd.DataFrame, truth: pd.DataFrame, samples: int = 1000, seed: int = 0) -> pd.DataFrame:
     """Return the official score with its uncertainty.
 
-    One row for each particle of the table, and "score", their weighted mean; columns `f_beta`, as `score_submission`
-    has it, and `low` and `high`, its 90 % bootstrap interval. A particle that the truth lacks has zeros. Raises
+    There is a row for each particle of the table, and "score", their weighted mean. Columns are `f_beta`, as in
+    `score_submission`, and `low` and `high`, its 90 % bootstrap interval. A particle without truth has zeros. Raises
     ValueError as `score_submission` does.
 
-    The interval is somewhat wide, for both stages vary the items. And it is of the data's chance alone: thresholds that
-    were tuned on the same runs make the score too high, and the interval with it."""
+    The interval is somewhat too wide, because both stages vary the items. It covers chance in the data alone: if the
+    thresholds were tuned on the same runs, score and interval are too high."""
     score = score_submission(picks, truth)
     items, runs = _make_items(picks, truth, np.ones(len(picks)))
     drawn = _draw_runs(runs, samples, seed)
@@ -160,7 +163,7 @@ def bootstrap_score(picks: pd.DataFrame, truth: pd.DataFrame, samples: int = 100
         name: _resample(items[items["particle"] == name], drawn, np.ones(1), (seed, get_particle(name).label))[1:, 0]
         for name in score.particles.index
     }
-    # As in the official mean, a particle without truth costs its share.
+    # As in the official mean, a particle without truth costs its share of the score.
     values["score"] = np.average(np.stack(list(values.values())), axis=0, weights=score.particles["weight"])
     table = pd.DataFrame(
         {"f_beta": [*score.particles["f_beta"], score.score]}, index=pd.Index(values, name="particle_type")
@@ -170,7 +173,7 @@ def bootstrap_score(picks: pd.DataFrame, truth: pd.DataFrame, samples: int = 100
 
 
 def _get_confidence(candidates: pd.DataFrame) -> np.ndarray:
-    """Return the confidences (n,) as float64, once they are all from 0 to 1."""
+    """Return the confidences (n,) as float64. Raises ValueError unless all are from 0 to 1."""
     missing = {"experiment", "particle_type", "confidence"} - set(candidates.columns)
     if missing:
         raise ValueError(f"the candidates have no column {', '.join(sorted(missing))}")
@@ -188,10 +191,10 @@ def _get_confidence(candidates: pd.DataFrame) -> np.ndarray:
 def _make_items(candidates: pd.DataFrame, truth: pd.DataFrame, confidence: np.ndarray) -> tuple[pd.DataFrame, int]:
     """Return the items and the number of runs.
 
-    Columns: `particle`, `run` (a number), `confidence` (-inf without a candidate) and `true`, the number of particles
-    that the item holds. Candidates of runs that the truth lacks are left out."""
+    Columns: `particle`, `run` (a number), `confidence` (-inf without a candidate) and `true`, the number of true
+    particles in the item. Candidates of runs that the truth lacks are left out."""
     pairs = find_matches(candidates, truth)
-    pairs = pairs[np.argsort(-confidence[pairs[:, 0]], kind="stable")]  # of equally sure ones the nearest stays first
+    pairs = pairs[np.argsort(-confidence[pairs[:, 0]], kind="stable")]  # for equal confidences the nearest stays first
     best = pairs[np.unique(pairs[:, 1], return_index=True)[1], 0]
     run, runs = pd.factorize(truth["experiment"])
     found = pd.DataFrame(
@@ -209,10 +212,10 @@ def _make_items(candidates: pd.DataFrame, truth: pd.DataFrame, confidence: np.nd
 
 
 def _draw_runs(runs: int, samples: int, seed: int) -> np.ndarray:
-    """Return how often each run is drawn, (samples, runs), which all particles share."""
+    """Return how often each run is drawn, (samples, runs); it is the same for all particles."""
     if samples < 2:
         raise ValueError(f"a bootstrap needs at least 2 samples, not {samples}")
-    if runs < 2:  # nothing to draw from, so that only the items vary
+    if runs < 2:  # a single run is always drawn, so only the items vary
         return np.ones((samples, runs), dtype=np.int64)
     return np.random.default_rng(seed).multinomial(runs, np.full(runs, 1 / runs), samples)
 
@@ -223,7 +226,7 @@ def _resample(items: pd.DataFrame, drawn: np.ndarray, thresholds: np.ndarray, se
     # An item of a run that was drawn k times is drawn Poisson(k) times: k bootstraps of that run, each Poisson(1).
     times = np.random.default_rng(seed).poisson(drawn[:, items["run"]])
     weights = np.concatenate([np.ones((1, len(items))), times])
-    # A resample that has lost every true particle says nothing: the data themselves stand in for it.
+    # A resample without any true particle says nothing, and is replaced by the data themselves.
     weights[weights @ true == 0] = 1
     reached = (confidence[:, None] >= thresholds).astype(np.float64)
     return compute_f_beta((weights * true) @ reached, weights @ reached, (weights @ true)[:, None])
@@ -233,9 +236,9 @@ def _find_plateau(f_beta: np.ndarray) -> tuple[int, int, int]:
     """Return the first, the last and the chosen place of the plateau, given F-beta (samples, t)."""
     mean = f_beta.mean(axis=0)
     best = int(np.argmax(mean))
-    # The range where the loss, paired by resample, stays within its own error would be lopsided: below the best
-    # threshold false candidates soon add up to a small but certain loss, while above it the loss of true particles is
-    # large before it is certain. In simulation its middle lost more on new runs than the argmax.
+    # Another range would be where the loss, paired by resample, stays within its own error. It is lopsided: below the
+    # best threshold false candidates soon add up to a small but certain loss, while above it the loss of true particles
+    # is large before it is certain. In simulations its middle lost more on new runs than the argmax.
     left = f_beta[:, best].std() - (mean[best] - mean)
     outside = np.flatnonzero(left < 0)
     first = int(outside[outside < best].max(initial=-1)) + 1

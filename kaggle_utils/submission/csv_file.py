@@ -1,4 +1,4 @@
-"""The competition's CSV of picks: writing it, reading it back, and checking it against the data that it belongs to."""
+"""The competition's CSV of picks: writing it, reading it, and checking it against its data."""
 
 import csv
 import io
@@ -23,20 +23,20 @@ from kaggle_utils.system.files import read_bytes, replacing
 COLUMNS = ("id", *PICK_COLUMNS)
 
 DECIMALS = 4  # of an Angstrom: a hundred-thousandth of a voxel, far below the error of any pick
-_EDGE = 10.0**-DECIMALS  # Angstrom; rounding may move a pick on the very edge of a tomogram outside by half of this
-_MOST_BYTES = 2**28  # some five million picks, or 10,000 in each of 500 runs, which hold some 200 particles each
-_SHOWN = 10  # lines that a violation lists, and wrong names that get a line, before "and 123 more"
+_EDGE = 10.0**-DECIMALS  # Angstrom; rounding may move a pick on the edge of a tomogram outside by half of this
+_MOST_BYTES = 2**28  # some five million picks: 10,000 in each of 500 runs, where a run has some 200 particles
+_SHOWN = 10  # lines that a violation lists before "and 123 more", and wrong names that get a line of their own
 
 
 def is_run_name(name: object) -> bool:
-    """Whether a run of this name can stand in a submission: a text, not blank, of printable characters."""
+    """Whether a submission can hold a run of this name: a text of printable characters, not blank."""
     return isinstance(name, str) and bool(name.strip()) and name.isprintable()
 
 
 def write_submission(picks: pd.DataFrame, path: str | Path) -> None:
-    """Write picks as a submission; at any instant `path` holds the old file or the whole new one.
+    """Write picks as a submission. At any instant `path` holds the old file or the whole new one.
 
-    Rows are sorted by run, then in the order of the particle table, and keep their order within both; the same picks
+    Rows are sorted by run, then in the order of the particle table; within both they keep their order. The same picks
     give the same bytes. Without picks only the header is written, which is a legal submission.
 
     Parameters
@@ -47,8 +47,8 @@ def write_submission(picks: pd.DataFrame, path: str | Path) -> None:
     Raises
     ------
     ValueError
-        For a missing column, an unknown particle, a coordinate that is not finite, a run without a printable name. The
-        old file stays.
+        For a missing column, an unknown particle, a coordinate that is not finite, and a run without a printable name.
+        The old file stays.
     """
     try:
         _check_picks(picks)
@@ -58,7 +58,7 @@ def write_submission(picks: pd.DataFrame, path: str | Path) -> None:
     run = pd.factorize(picks["experiment"], sort=True)[0]
     particle = pd.Index(PARTICLE_NAMES).get_indexer(picks["particle_type"])
     picks = picks.iloc[np.lexsort((particle, run))].astype({"x": float, "y": float, "z": float})
-    for axis in "xyz":  # else a hair below 0 becomes "-0.0000"
+    for axis in "xyz":  # else a number just below 0 becomes "-0.0000"
         picks[axis] = picks[axis].mask(picks[axis].abs() < _EDGE / 2, 0.0)
     picks.insert(0, "id", np.arange(len(picks)))
     with replacing(path) as file:
@@ -66,8 +66,8 @@ def write_submission(picks: pd.DataFrame, path: str | Path) -> None:
 
 
 def set_aside(path: str | Path) -> Path | None:
-    """Copy a submission that holds picks to <name>.before-<number>, and return that; where there is none, nothing is
-    done. Raises OSError."""
+    """Copy a submission that has picks to <name>.before-<number>, and return that path; or None, if there is no such
+    submission. Raises OSError."""
     path = Path(path)
     if not path.is_file() or path.stat().st_size <= len(",".join(COLUMNS)) + 1:  # the header alone
         return None
@@ -92,15 +92,16 @@ def read_submission(path: str | Path) -> pd.DataFrame:
 
 
 def validate_submission(path: str | Path, data: str | Path, split: str = "test") -> list[str]:
-    """Check a submission against every rule of the format; return a line for each broken one, with the file's lines.
+    """Check a submission against every rule of the format. Return a line for each broken rule, with the lines of the
+    file that break it.
 
     The rules: a file in UTF-8 without byte order mark, of 256 MB at most; the six columns in their order; unique
     integers as ids; runs of DATA/<split>; known particles (beta-amylase is legal); finite coordinates inside the run's
-    tomogram, whose shape and voxel spacing come from its metadata; no pick twice; no more picks in a run than make
-    sense. Runs without picks are legal.
+    tomogram, whose shape and voxel spacing come from its metadata; no pick twice; no more picks in a run than its
+    volume has room for. Runs without picks are legal.
 
-    A tomogram without readable metadata is no fault of the submission: it is told in a warning, and whether picks are
-    inside it is not checked.
+    A tomogram without readable metadata is not the submission's fault: a warning names it, and its picks are not
+    checked against its size.
 
     Parameters
     ----------
@@ -133,12 +134,12 @@ def validate_submission(path: str | Path, data: str | Path, split: str = "test")
         violations += _unknown("particle", unknown["particle_type"], unknown["line"], why)
     if set(PICK_COLUMNS) <= set(table):
         again = table[table[["x", "y", "z"]].notna().all(axis=1) & table.duplicated(list(PICK_COLUMNS))]
-        violations += _violation("the pick stands in a line before", again["line"])
+        violations += _violation("the same pick is in an earlier line", again["line"])
     return violations
 
 
 def _check_picks(picks: pd.DataFrame) -> None:
-    """Raise ValueError, in words, for picks that a submission cannot hold."""
+    """Raise ValueError for picks that a submission cannot hold."""
     missing = [name for name in PICK_COLUMNS if name not in picks]
     if not len(picks):
         return
@@ -155,7 +156,7 @@ def _check_picks(picks: pd.DataFrame) -> None:
         raise ValueError(f"a pick has a coordinate that is not a number: {error}") from None
     if len(wrong):
         index, first = wrong.index[0], wrong.iloc[0]
-        place = f"row {index}, a {first['particle_type']} of run {first['experiment']}"
+        place = f"row {index} ({first['particle_type']} in run {first['experiment']})"
         raise ValueError(f"{len(wrong)} picks have NaN or infinite coordinates, the first is {place}")
 
 
@@ -174,31 +175,31 @@ def _check_places(table: pd.DataFrame, data: Path, split: str) -> list[str]:
     if broken:
         more = f"; and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""
         listed = "; ".join(broken[:_SHOWN]) + more
-        warnings.warn(f"no picks are checked against tomograms that cannot be read: {listed}", stacklevel=3)
+        warnings.warn(f"picks are not checked against tomograms that cannot be read: {listed}", stacklevel=3)
     extents = np.array(extents).reshape(-1, 3)
 
     for axis, name in enumerate("xyz"):
         if name in table:
             end = extents[run_of_row, axis]
-            outside = (table[name] < -_EDGE) | (table[name] > end + _EDGE)  # NaN is neither: it has its own violation
+            outside = (table[name] < -_EDGE) | (table[name] > end + _EDGE)  # NaN is not: it has a violation of its own
             notes = (f"{place:g} of {most:.2f}" for place, most in zip(table[name][outside], end[outside], strict=True))
             violations += _violation(f"{name} is outside the run's tomogram", table["line"][outside], notes)
 
-    # One pick for each cube whose edge is the smallest radius: eight times what touching spheres of that particle fill
-    # on a cubic lattice. Beyond it someone has submitted voxels, not particles. For a real run it is 340,000.
+    # One pick for each cube whose edge is the smallest radius: eight times as many as spheres of that radius that touch
+    # on a cubic lattice. Whoever has more picks has submitted voxels. For a real run the limit is 340,000.
     bounds = extents.prod(axis=1) / min(particle.radius for particle in PARTICLES) ** 3
     for run, picks, most in zip(runs, np.bincount(run_of_row, minlength=len(runs)), bounds, strict=True):
         if picks > most:
             lines = table["line"][table["experiment"] == run]
-            rule = f"run {run} has {picks} picks, but its volume has no room for more than {int(most)}"
+            rule = f"run {run} has {picks} picks, but its volume has room for {int(most)} at most"
             violations += _violation(rule, lines)
     return violations
 
 
 def _read(path: Path) -> tuple[pd.DataFrame, list[str]]:
-    """Read what can be read of a CSV: its rows, and the violations that need no other file. Raises OSError only.
+    """Return what can be read of a CSV, and the violations that need no other file. Raises OSError only.
 
-    The table has the column `line` (the file's, from 1) and those of COLUMNS that the header names: ids as integers or
+    The table has the column `line` (in the file, from 1) and those of COLUMNS that the header names: ids as integers or
     NA, coordinates as finite numbers or NaN, the others as text. Rows with too few or too many fields are left out.
     """
     if path.is_dir():
@@ -207,7 +208,7 @@ def _read(path: Path) -> tuple[pd.DataFrame, list[str]]:
         raise FileNotFoundError(f"{path} does not exist; give the CSV file of a submission")
     try:
         content, violations = read_bytes(path, _MOST_BYTES), []
-    except ValueError as error:  # too large to be looked at
+    except ValueError as error:  # too large
         return pd.DataFrame(), [str(error)]
     if fault := find_csv_fault(content):
         return pd.DataFrame(), [fault]
@@ -232,7 +233,7 @@ def _read(path: Path) -> tuple[pd.DataFrame, list[str]]:
         except csv.Error as error:
             broken[line] = error
             continue
-        if row:  # else a blank line, which every reader skips
+        if row:  # blank lines are skipped
             lines.append(line)
             rows.append(row)
     violations += _violation("not a row of a CSV", list(broken), broken.values())
@@ -261,12 +262,12 @@ def _read(path: Path) -> tuple[pd.DataFrame, list[str]]:
 
 
 def _integer(text: str) -> int | None:
-    """Return the integer, or None for anything else and for what 64 bits may not hold."""
+    """Return the integer, or None for anything else and for more digits than 64 bits hold."""
     return int(text) if re.fullmatch("[+-]?[0-9]{1,18}", text) else None
 
 
 def _number(text: str) -> float:
-    """Return the finite number, or NaN for anything else; float() alone also takes "inf", "1_000" and other digits."""
+    """Return the finite number, or NaN for anything else. float() would also take "inf", "1_000" and foreign digits."""
     try:
         value = float(text)
     except ValueError:
@@ -274,13 +275,13 @@ def _number(text: str) -> float:
     return value if math.isfinite(value) and text.isascii() and "_" not in text else math.nan
 
 
-# What a column must hold: how a field is read, the column's type, the words for it. The other columns are text.
+# How a field of a column is read, the column's type, and the words for it. The other columns are text.
 _FIELDS: dict[str, tuple[Callable[[str], float | None], str, str]] = {"id": (_integer, "Int64", "an integer")}
 _FIELDS |= {axis: (_number, "float64", "a finite number") for axis in "xyz"}
 
 
 def _violation(rule: str, lines: Iterable[int], notes: Iterable | None = None) -> list[str]:
-    """Return one line about all lines of the file that break a rule, the first ones with notes; none without lines."""
+    """Return one line that lists the lines of the file that break a rule, with notes; or no line, if there are none."""
     lines = list(lines)
     shown = [f"line {line}" for line in lines[:_SHOWN]]
     if notes is not None:
@@ -290,7 +291,7 @@ def _violation(rule: str, lines: Iterable[int], notes: Iterable | None = None) -
 
 
 def _unknown(what: str, names: pd.Series, lines: pd.Series, why: str) -> list[str]:
-    """Return a line for each unknown name, with the lines of the file that hold it."""
+    """Return a line for each unknown name, with the lines of the file that have it."""
     distinct, found = names.unique(), []
     for name in distinct[:_SHOWN]:
         found += _violation(f"{what} {_quote(name)} {why}", lines[names == name])

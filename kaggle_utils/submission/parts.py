@@ -1,6 +1,7 @@
-"""What became of each run, and its part file: picks that are stored as soon as a run is finished, to outlive a crash.
+"""The outcome of each run, and its part file: a run's picks are stored as soon as it is finished, so that a crash does
+not lose them.
 
-Nothing here knows of models: what made the picks is a fingerprint, a text."""
+Nothing here uses models: a fingerprint, a text, stands for the models and settings that made the picks."""
 
 import hashlib
 import json
@@ -24,8 +25,8 @@ STATES = ("done", "degraded", "failed")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a run: its picks table, what was wrong in words, and the level and seconds that it took; no level
-    when nothing could be computed."""
+    """What a run has given: its picks table, its problems in words, its level and how many seconds it took. The level
+    is None when nothing could be computed."""
 
     run: str
     picks: pd.DataFrame = field(default_factory=make_picks)
@@ -34,28 +35,27 @@ class Outcome:
     seconds: float = 0.0
 
     def __post_init__(self):
-        # They name files, and a file's name may hold what no table and no terminal can show.
+        # Problems name files, and the name of a file may hold characters that no terminal can show.
         problems = (text.encode("utf-8", "backslashreplace").decode() for text in self.problems)
         object.__setattr__(self, "problems", tuple(problems))
 
     @property
     def state(self) -> str:
-        """One of STATES: "done"; "degraded", with picks of what could be read; or "failed", without picks."""
+        """One of STATES: "done"; "degraded", with the picks of a damaged tomogram; or "failed", without picks."""
         return "failed" if self.level is None else "degraded" if self.problems else "done"
 
 
 class Parts:
     """A folder with a part file for each finished run.
 
-    A part fits as long as `fingerprint`, which stands for models and settings, and the run's own files are those that
-    it was made of."""
+    A part is used again as long as the `fingerprint` of models and settings and the files of its run are the same."""
 
     def __init__(self, folder: str | Path, fingerprint: str):
         self.folder, self.fingerprint = Path(folder), fingerprint
 
     def read(self, run: str, source: str) -> Outcome | None:
-        """Return the outcome that was stored for a run, or None when there is none or it does not fit: then the run
-        must be computed again. `source` is the fingerprint of the run's files."""
+        """Return the stored outcome of a run. Return None, for the run to be computed again, when there is none or when
+        models, settings or files have changed. `source` is the fingerprint of the run's files."""
         path = self._path(run)
         try:
             record = read_json(path)
@@ -63,25 +63,25 @@ class Parts:
                 return None
             picks, problems, level = pd.DataFrame(record["picks"]), record["problems"], Level(*record["level"])
             if not all(is_number(value, -FARTHEST, FARTHEST) for axis in "xyz" for value in picks[axis].tolist()):
-                raise ValueError("a pick has coordinates that are none")
+                raise ValueError("a pick has wrong coordinates")
             if set(picks["experiment"]) - {run} or set(picks["particle_type"]) - set(PARTICLE_NAMES):
-                raise ValueError("a pick is of another run, or of no particle")
+                raise ValueError("a pick has another run or an unknown particle")
             if not isinstance(problems, list) or not all(isinstance(problem, str) for problem in problems):
-                raise ValueError("its problems are no texts")
+                raise ValueError("the problems are not texts")
             if not all(is_number(count, 1) and isinstance(count, int) for count in level):
-                raise ValueError("its views and networks are no numbers")
+                raise ValueError("the views and networks are not whole numbers")
             if not is_number(record["seconds"], 0):
-                raise ValueError("its time is no number")
+                raise ValueError("the time is not a number")
             return Outcome(run, picks if len(picks) else make_picks(), tuple(problems), level, record["seconds"])
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             reason = textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" ...")
-            warnings.warn(f"{path} cannot be used ({reason}); run {run} is computed again", stacklevel=2)
+            warnings.warn(f"{path} cannot be read ({reason}); run {run} is computed again", stacklevel=2)
             return None
 
     def write(self, outcome: Outcome, source: str) -> None:
-        """Store a run's outcome, atomically; one that failed is not stored, for the next start may do better. Raises
+        """Store a run's outcome, atomically. A failed run is not stored: it may succeed the next time. Raises
         OSError."""
         if outcome.level is None:
             return
@@ -97,19 +97,20 @@ class Parts:
         write_text(self._path(outcome.run), json.dumps(record))
 
     def _path(self, run: str) -> Path:
-        """A name that fits into any file system and leads nowhere, whatever the run is called."""
+        """Return the path of a run's part. Its name is legal in any file system, and stays in the folder, for any name
+        of a run."""
         checksum = zlib.crc32(run.encode("utf-8", "surrogatepass"))
         return self.folder / f"{re.sub('[^A-Za-z0-9_-]', '-', run)[:80]}-{checksum:08x}.json"
 
 
 def show_name(run: str) -> str:
-    """Return a run's name as it can be printed anywhere, whatever it holds."""
+    """Return a run's name in a form that any terminal can show."""
     return run if run.isprintable() else ascii(run)
 
 
 def sign_files(folder: str | Path) -> str:
-    """Return a fingerprint of all files below a folder, from their names, sizes and times, without reading them, and of
-    the name of the folder above, which may be a voxel spacing."""
+    """Return a fingerprint of all files below a folder: of their names, sizes and times, and of the name of the folder
+    above, which may be a voxel spacing. No file is read."""
     digest = hashlib.sha256(ascii(Path(folder).parent.name).encode())
     for path in sorted(Path(folder).rglob("*")):
         if path.is_file():
@@ -125,8 +126,8 @@ def gather_picks(outcomes: Sequence[Outcome]) -> pd.DataFrame:
 
 
 def summarise(outcomes: Sequence[Outcome]) -> pd.DataFrame:
-    """Return a table with a row for each run, the worst first: state, picks, views, networks, seconds and what was
-    wrong."""
+    """Return a table with a row for each run, the worst first: state, number of picks, views, networks, seconds, and
+    what was wrong."""
     return pd.DataFrame(
         {
             "run": show_name(outcome.run),
@@ -142,6 +143,6 @@ def summarise(outcomes: Sequence[Outcome]) -> pd.DataFrame:
 
 
 def count_states(outcomes: Sequence[Outcome]) -> str:
-    """Return how many runs are in which state, in one line."""
+    """Return, in one line, how many runs have each state."""
     states = [outcome.state for outcome in outcomes]
     return f"{len(states)} runs: " + ", ".join(f"{states.count(state)} {state}" for state in STATES)

@@ -1,4 +1,4 @@
-"""Many runs through an ensemble, in a process for each device: whatever a run does to its process, the others go on."""
+"""Many runs through an ensemble, with a process for each device: if a run takes its process down, the others go on."""
 
 import multiprocessing
 import pickle
@@ -25,14 +25,14 @@ from kaggle_utils.submission.parts import Outcome
 from kaggle_utils.submission.serving import serve
 
 _POLL = 0.5  # seconds between two looks at the clock
-_TRIES = 2  # processes that a run may take down with it, or one of each device where there are more
-_STARTS = 3  # processes of a device in a row that may end before they are ready
-_SICK = 2  # runs in a row that may fail on a device, and be done by another
-_PAUSES = (1.0, 5.0, 25.0)  # seconds between attempts to start a process where the system has no room for one
-# Seconds without a word after which a process is taken for dead, for slabs and windows take far less: at most, at
-# least, and as a share of the time that is left.
+_TRIES = 2  # processes that a run may take down; with more devices than that, one on each
+_STARTS = 3  # processes in a row of a device that may end before they are ready
+_SICK = 2  # runs in a row that may fail on a device although another device computes them
+_PAUSES = (1.0, 5.0, 25.0)  # seconds between attempts to start a process while the system has no room for one
+# Seconds of silence after which a process counts as dead: at most, at least, and as a share of the time left. A slab or
+# a window takes far less.
 _SILENCE, _LEAST_SILENCE, _SILENT_SHARE = 900.0, 60.0, 0.25
-_REPEAT = 1800.0  # seconds after which the plan is told again, though it is the same
+_REPEAT = 1800.0  # seconds after which an unchanged plan is printed again
 _BAR = "{l_bar}{bar}| {n:.1f}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]"
 
 
@@ -46,28 +46,29 @@ def predict_runs(
     compiled: bool = False,
     deadline: float | None = None,
 ) -> Generator[Outcome, None, None]:
-    """Find the particles of many runs; yield what became of each as soon as that is known, in the order in which they
-    finish, with a progress bar.
+    """Find the particles of many runs, with a progress bar. Yield the outcome of each run as soon as it is known, in
+    the order in which they finish.
 
     Each device has a process of its own, and the devices share the CPU's threads. While a run is computed, the next one
-    is read. A tomogram that is broken gives what `salvage_tomogram` makes of it. When a process fails, dies or hangs
-    over a run, the run is tried again in a new one; where there are several devices, on each of them before it has
-    failed. A device that cannot do what others can is given up. With a `deadline`, in seconds of `time.monotonic`,
-    views and networks are cut as `Planner` plans, each new plan is printed, and what has not been computed when the
-    time is over, or when no device can be used any more, has failed, too.
+    is read. Of a broken tomogram, what `salvage_tomogram` returns is computed. When a process fails, dies or hangs over
+    a run, the run is tried again in a new process; with several devices, on each of them before it counts as failed. A
+    device that fails at runs which others compute is given up. With a `deadline`, in seconds of `time.monotonic`, views
+    and networks are cut as `Planner` plans, and each new plan is printed. Runs that are not computed when the time is
+    over, or when no device is left, have failed, too.
 
-    The tomogram type, and all that makes a pick of probabilities, are those in the models' configs; so are the `views`
-    unless they are given. `compiled` is for `Predictor`. Beside what `find_particles` says, each process holds the
-    volume that is being read. A script must call this below `if __name__ == "__main__"`, for the processes import it.
+    The tomogram type and all settings that turn probabilities into picks come from the models' configs; so do the
+    `views` unless they are given. `compiled` is for `Predictor`. Each process needs the memory of `find_particles`, and
+    holds the volume that it reads ahead. A script must call this below `if __name__ == "__main__"`, because the
+    processes import it.
 
     Raises ValueError when the models do not agree or do not fit their networks, and ChildProcessError when the last
-    device is given up before anything is finished."""
+    device is given up before any run is finished."""
     views = ensemble.views if views is None else views
     for model in ensemble.models:
         check_fit(model, views)
     for key in ("tomogram", "radius_fraction", *(() if isinstance(ensemble, Committee) else ("min_size_fraction",))):
         agree(ensemble.models, key)
-    packed = pickle.dumps(ensemble)  # in one piece: torch would give each tensor a file of its own
+    packed = pickle.dumps(ensemble)  # multiprocessing would have torch make a file of each tensor
     threads = max(1, torch.get_num_threads() // len(devices))
     settings = [(data, split, name, views, compiled, devices.count(name), threads) for name in devices]
     planner = Planner(list_levels(views, count_networks(ensemble)), len(runs), deadline, len(devices))
@@ -87,9 +88,9 @@ def _run_crew(
 
 
 class _Worker:
-    """The process of a device, the `place` of its settings, and what is known of it: `run`, since when and at which
-    `level` it is computed, which `share` is done, for how long nothing was (`still`), and the run that is read
-    `ahead`."""
+    """The process of a device, and what is known of it: the `place` of the device among the settings, the `run` that it
+    computes, `since` when and at which `level`, the `share` that is done, the seconds before its first progress
+    (`still`), and the run that it reads `ahead`."""
 
     def __init__(self, place: int, settings: tuple):
         context = multiprocessing.get_context("spawn")
@@ -98,7 +99,7 @@ class _Worker:
         self.process = context.Process(target=serve, args=(theirs, *settings), name=settings[2], daemon=True)
         with _without_interrupt():
             self.process.start()
-        theirs.close()  # or its end would never be noticed
+        theirs.close()  # or this process would not notice when the other ends
         self.ready, self.finished, self.heard = False, 0, time.monotonic()
         self.run: str | None = None
         self.ahead: str | None = None
@@ -106,7 +107,7 @@ class _Worker:
         self.since, self.share, self.still = 0.0, 0.0, 0.0
 
     def receive(self) -> tuple:
-        """Return what the process says, or ("died", why)."""
+        """Return the message of the process, or ("died", why)."""
         self.heard = time.monotonic()
         try:
             return self.connection.recv()
@@ -115,7 +116,7 @@ class _Worker:
             return "died", f"its process ended with exit status {self.process.exitcode}"
 
     def end(self) -> None:
-        """End the process: by itself when it has nothing to do, else at once."""
+        """End the process: let it finish when it is idle, else kill it."""
         self.connection.close()
         if self.run is None and self.ready:
             self.process.join(timeout=5)
@@ -125,8 +126,8 @@ class _Worker:
 
 @contextmanager
 def _without_interrupt() -> Iterator[None]:
-    """Have a process that starts here ignore Ctrl-C: this one gets it, too, and ends the others."""
-    if threading.current_thread() is not threading.main_thread():  # which alone may say so
+    """Have a process that starts here ignore Ctrl-C: this process gets it too, and ends the others."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set this
         yield
         return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -142,13 +143,12 @@ class _Crew:
     def __init__(self, runs: list[str], packed: bytes, settings: list[tuple], planner: Planner):
         self._waiting, self._packed, self._settings, self._planner = deque(runs), packed, settings, planner
         self._workers: list[_Worker] = []
-        # By device, how often the system could not start its process, and when to try again: at first it lacks one.
+        # Devices without a process, at first all: how often the system failed to start one, and when to try again.
         self._vacant = {place: (0, 0.0) for place in range(len(settings))}
         self._failures: dict[str, list[int]] = {}  # by run, the devices that failed over it
-        self._stillborn: Counter[int] = Counter()  # processes of a device that never came to a run
-        self._sick: Counter[int] = Counter()  # runs in a row that failed on a device and were done by another
-        # What was said last of levels and times, and when.
-        self._plan: tuple[Level, bool] | None = None
+        self._stillborn: Counter[int] = Counter()  # by device, processes in a row that ended before they were ready
+        self._sick: Counter[int] = Counter()  # by device, runs in a row that failed there and not on another
+        self._plan: tuple[Level, bool] | None = None  # the plan that was printed last, and when
         self._told = 0.0
         self._finished = 0
 
@@ -160,19 +160,19 @@ class _Crew:
             self._workers.pop().end()
 
     def advance(self, bar: tqdm) -> Iterator[Outcome]:
-        """Wait a moment for the workers' words, act on them and on the clock, and yield what has become of runs."""
+        """Wait a moment for messages of the workers, act on them and on the clock, and yield the outcomes of runs."""
         if self._planner.is_over():
             yield from self._abandon("the time was over before it could be computed")
             return
-        outcomes: list[Outcome] = []  # that are for the caller, whom no worker waits for
+        outcomes: list[Outcome] = []  # yielded last, so that no worker waits for the caller
         for place in [place for place, (_, when) in self._vacant.items() if when <= time.monotonic()]:
             outcomes += self._hire(place)
         for connection in wait([worker.connection for worker in self._workers], timeout=_POLL):
             worker = next(worker for worker in self._workers if worker.connection is connection)
             word, content = worker.receive()
             if word == "here":
-                # Not with its start: Python would wait for ever for a process that dies before it has read all that.
-                with suppress(OSError):  # its end is noticed at the next look
+                # Not as an argument: if the process died before it had read them, Python would wait for ever.
+                with suppress(OSError):  # a dead process is noticed in the next round
                     worker.connection.send_bytes(self._packed)
             elif word == "ready":
                 worker.ready = True
@@ -198,7 +198,7 @@ class _Crew:
             elif worker.run and self._planner.is_overdue(
                 worker.level, now - worker.since, worker.share, self._count_waiting(), worker.still
             ):
-                bar.write(f"run {worker.run} takes too long at {worker.level}: broken off, and begun again with less")
+                bar.write(f"run {worker.run} takes too long at {worker.level}: stopped, and started again with less")
                 self._waiting.append(worker.run)  # the others first
                 worker.end()
                 worker.run = None
@@ -208,14 +208,14 @@ class _Crew:
         yield from outcomes
 
     def _list_left(self) -> list[str]:
-        """The runs that are being computed or wait for it."""
+        """Return the runs that are computed now, or wait."""
         return [run for worker in self._workers for run in (worker.run, worker.ahead) if run] + [*self._waiting]
 
     def _count_waiting(self) -> int:
         return len(self._waiting) + sum(worker.ahead is not None for worker in self._workers)
 
     def _assign(self, worker: _Worker, bar: tqdm) -> None:
-        """Give a worker the run that it has read, else one that nobody has, else one that another has read."""
+        """Give a worker the run that it has read, else one that waits, else one that another worker has read."""
         run, worker.ahead = worker.ahead or self._take(worker), None
         if run is None:
             holder = next((other for other in self._workers if other.ahead and self._may(worker, other.ahead)), None)
@@ -229,25 +229,25 @@ class _Crew:
         if self._planner.is_limited and (plan != self._plan or worker.since - self._told > _REPEAT):
             self._plan, self._told = plan, worker.since
             bar.write(str(self._planner))
-        if run not in self._failures:  # or it would be unclear which of two took the process down
+        if run not in self._failures:  # else it would be unclear which of two runs took the process down
             worker.ahead = self._take(worker)
-        with suppress(OSError):  # its end is noticed at the next look
+        with suppress(OSError):  # a dead process is noticed in the next round
             worker.connection.send((run, worker.level, worker.ahead))
 
     def _take(self, worker: _Worker) -> str | None:
-        """Take the next run that a worker may compute off those that wait."""
+        """Remove the next run that a worker may compute from those that wait, and return it."""
         run = next((run for run in self._waiting if self._may(worker, run)), None)
         if run is not None:
             self._waiting.remove(run)
         return run
 
     def _may(self, worker: _Worker, run: str) -> bool:
-        """Whether a run has not failed on this device, or on all that there are."""
+        """Whether a worker may compute a run: it has not failed on this device, or has failed on all."""
         tried = self._failures.get(run, ())
         return worker.place not in tried or not self._list_untried(tried)
 
     def _list_untried(self, tried: Sequence[int]) -> set[int]:
-        """The devices that are not among those that have tried a run."""
+        """Return the devices that are not among those that have tried a run."""
         return {*(worker.place for worker in self._workers), *self._vacant} - set(tried)
 
     def _finish(self, worker: _Worker, picks: pd.DataFrame | None, problems: tuple, told: list[str]) -> Outcome:
@@ -264,7 +264,7 @@ class _Crew:
         return Outcome(run, picks, problems, level, seconds)
 
     def _fail(self, worker: _Worker, why: str, tries: int = _TRIES) -> list[Outcome]:
-        """Have the run of a worker tried again; return what has become of it, if that was its last try."""
+        """Let the run of a worker be tried again. Return its outcome if this was its last try."""
         run, worker.run = worker.run, None
         tried = self._failures.setdefault(run, [])
         tried.append(worker.place)
@@ -275,7 +275,7 @@ class _Crew:
         return [Outcome(run, problems=(why,), seconds=time.monotonic() - worker.since)]
 
     def _bury(self, worker: _Worker, why: str) -> list[Outcome]:
-        """End a worker, and see to its runs and to another one in its place; return what has become of runs."""
+        """End a worker, put its runs back, and let another take its place. Return the outcomes of runs that failed."""
         worker.end()
         self._workers.remove(worker)
         if worker.ahead:
@@ -288,7 +288,7 @@ class _Crew:
         return outcomes
 
     def _hire(self, place: int) -> list[Outcome]:
-        """Start a process for a device that has none."""
+        """Start a process for a device that has none. Return the outcomes of runs that failed with it."""
         failed, _ = self._vacant.pop(place)
         try:
             self._workers.append(_Worker(place, self._settings[place]))
@@ -299,7 +299,7 @@ class _Crew:
         return []
 
     def _give_up(self, place: int, why: str) -> list[Outcome]:
-        """Go on without a device; without any, what has not been finished has failed."""
+        """Go on without a device. Without any device, all runs that are left have failed."""
         device, left = self._settings[place][2], len(self._workers) + len(self._vacant)
         warnings.warn(f"{device} is given up: {why}", stacklevel=2)
         self._planner.devices = max(1, left)
@@ -310,7 +310,7 @@ class _Crew:
         return self._abandon(f"no process could be started for {device} any more: {why}")
 
     def _abandon(self, why: str) -> list[Outcome]:
-        """End all processes; what has not been finished has failed."""
+        """End all processes; all runs that are left have failed."""
         left = self._list_left()
         self._waiting.clear()
         self.dismiss()

@@ -1,8 +1,8 @@
 """Where the kit runs: the machine, its devices and memory, its folders, and files that a crash cannot break.
 
 Comes in: environment variables and the disk. Goes out: an `Environment`, and files that are whole or absent.
-It knows no other room; all others stand on it. Nothing here needs more than Python's own library to be imported, for
-a notebook's first cell imports it to install the rest."""
+It imports no other room, and all others use it. It can be imported with Python's own library alone, because a
+notebook's first cell imports it to install the rest."""
 
 from kaggle_utils.system.environment import (
     Environment,

@@ -18,27 +18,27 @@ from kaggle_utils.system.machine import find_devices
 # How Kaggle mounts inputs: the old convention, then the new ones (competitions, datasets and notebooks by owner).
 _KAGGLE_INPUTS = ("*", "competitions/*", "datasets/*/*", "notebooks/*/*")
 COMPETITION = "czii-cryo-et-object-identification"
-# A file of a model folder in a dataset without sub-folders: models--report-full--vnet_model_ribosome--config.json. No
-# part begins with a dot or holds a separator, so that none can lead out of the work folder.
+# A file of a model folder in a dataset without sub-folders: models--report-full--vnet_model_ribosome--config.json. A
+# part has no separator and begins with no dot, so it cannot lead out of the work folder.
 NAME_PART = r"([A-Za-z0-9_]+(?:[.-][A-Za-z0-9_]+)*)"
-# What is copied of what may be a stranger's: these files of a model folder, and no more than so many bytes of each.
+# Inputs may come from strangers. Only these files of a model folder are copied, and none that has more bytes.
 _MOST_BYTES = {"config.json": 2**26, "thresholds.json": 2**26, "history.csv": 2**26, "weights.safetensors": 2**31}
 _FLAT_FILE = re.compile(rf"models--{NAME_PART}--{NAME_PART}--({'|'.join(map(re.escape, _MOST_BYTES))})")
-# What the package needs and the images of Kaggle and Colab lack: module -> distribution.
+# What the package needs but the images of Kaggle and Colab lack: module -> distribution.
 _NOT_IN_IMAGES = {"zarr": "zarr", "cc3d": "connected-components-3d"}
 _REPOSITORY = Path(__file__).resolve().parents[2]
-# Of a notebook or a command, in seconds of time.monotonic: either imports this module before anything that takes time.
+# When the notebook or command began, in seconds of time.monotonic: both import this module first.
 STARTED = time.monotonic()
-_KAGGLE_HOURS = 12.0  # that a notebook may run
+_KAGGLE_HOURS = 12.0  # time limit of a notebook
 
 
 @dataclass(frozen=True)
 class Environment:
     """What a notebook needs to know of its surroundings.
 
-    `data` is the folder that holds `train/` and `test/`, or None when there is none; `devices` are torch device names,
-    one for each worker; `hours` is how long this process may run from `STARTED` on, or None; `scoring` whether Kaggle
-    runs the notebook on the hidden tomograms, where nobody looks."""
+    `data` is the folder that holds `train/` and `test/`, or None. `devices` are torch device names, one for each
+    worker. `hours` is how long this process may run, counted from `STARTED`, or None. `scoring` is whether Kaggle runs
+    the notebook on the hidden tomograms, where nobody sees its figures."""
 
     platform: str
     data: Path | None
@@ -58,7 +58,7 @@ class Environment:
 
     @property
     def models(self) -> Path:
-        """The folder below which each trained model has its own."""
+        """The folder that holds the model folders of each recipe and scale."""
         return self.work / "models"
 
     @property
@@ -68,16 +68,16 @@ class Environment:
 
     @property
     def parts(self) -> Path:
-        """Where each test run's picks are kept until all are done."""
+        """The folder of part files, one for each finished test run."""
         return self.work / "parts"
 
 
 def prepare(root: Path = Path("/")) -> str:
-    """Install what is missing, and return a line that says what there is: platform, package, data and work folder, and
-    what is wrong with these.
+    """Install what is missing, and return a line that names the platform, the package, the data and the work folder,
+    and says what is wrong with them.
 
-    A notebook's first cell calls it, before anything but this module can be imported. On a machine of one's own the
-    line names no paths, for it is committed with the notebooks. Raises as `install_missing` and `find_data` do."""
+    A notebook's first cell calls this, before it can import any other module. On a local machine the line names no
+    paths, because it is committed with the notebooks. Raises as `install_missing` and `find_data` do."""
     install_missing()
     platform = find_platform()
     data, work = find_data(platform, root=root), _find_work(platform, os.environ, root)
@@ -94,11 +94,11 @@ def prepare(root: Path = Path("/")) -> str:
 
 
 def detect(environ: Mapping[str, str] = os.environ, root: Path = Path("/")) -> Environment:
-    """Find out where we are.
+    """Return the environment of this process.
 
-    The variables CZII_DATA, CZII_WORK, CZII_SUBMISSION, CZII_RECIPE, CZII_SCALE and CZII_HOURS win over what is found.
+    The variables CZII_DATA, CZII_WORK, CZII_SUBMISSION, CZII_RECIPE, CZII_SCALE and CZII_HOURS override what is found.
     `root` is the file system's root (another one in tests). Raises FileNotFoundError when CZII_DATA is not a folder in
-    the competition's layout, ValueError when CZII_HOURS is no time."""
+    the competition's layout, and ValueError when CZII_HOURS is not a number of hours."""
     platform = find_platform(environ)
     work = _find_work(platform, environ, root)
     submission = work / "submission.csv"
@@ -114,7 +114,7 @@ def detect(environ: Mapping[str, str] = os.environ, root: Path = Path("/")) -> E
         work=work,
         submission=Path(environ.get("CZII_SUBMISSION") or submission).absolute(),
         recipe=environ.get("CZII_RECIPE") or "competition",
-        # The full recipes take hours even on a GPU, and are wasted on a phantom.
+        # The full recipes take hours even on a GPU, and tell nothing on a phantom.
         scale=environ.get("CZII_SCALE") or ("full" if data and devices[0] != "cpu" else "demo"),
         devices=devices,
         hours=_read_hours(environ, _KAGGLE_HOURS if platform == "kaggle" else None),
@@ -131,7 +131,7 @@ def _read_hours(environ: Mapping[str, str], default: float | None) -> float | No
 
 
 def check_hours(hours: float | None) -> float | None:
-    """Return a time limit in hours, or None for no limit; raises ValueError for what is neither."""
+    """Return a time limit in hours, or None for no limit; raises ValueError for anything else."""
     if hours is not None and not 0 < hours < float("inf"):
         raise ValueError(f"{hours} is not a number of hours above 0")
     return hours
@@ -141,21 +141,21 @@ def collect_outputs(here: Environment, root: Path = Path("/")) -> list[str]:
     """Copy finished model folders and the choice of an ensemble from a Kaggle notebook's inputs into its work folder,
     and return the names of what was copied.
 
-    On Kaggle each notebook starts with an empty work folder, and finds what earlier ones left among its inputs:
-    `models/*/*/` and `ensemble.json`. A published dataset holds the same without folders, as
-    `models--<recipe>-<scale>--<model>--<file>`; what a notebook left wins over it. What the work folder has already is
-    kept; elsewhere nothing is done.
+    On Kaggle each notebook starts with an empty work folder, and finds the outputs of earlier ones among its inputs:
+    `models/*/*/` and `ensemble.json`. A published dataset has the same files without folders, named
+    `models--<recipe>-<scale>--<model>--<file>`; the outputs of notebooks come first. Files that the work folder has
+    already are kept. On other platforms nothing is copied.
 
-    Any of it may be a stranger's: of a model folder only what belongs there is copied, and with a warning none of it
-    when a file is too large (2 GB for the weights, else 64 MB) or a link that leads out of its input."""
+    Inputs may come from strangers. Only known files of a model folder are copied. If one is too large (2 GB for the
+    weights, else 64 MB), or a link that leads out of its input, a warning says so and the model is left out."""
     copied = []
-    # The latest notebook first: those after one that chose hand the choice on, and so may those before it an old one.
+    # The latest notebook first: each hands an ensemble's choice on, so an early notebook may have an outdated one.
     places = sorted(_mounted(root), key=lambda place: place.name, reverse=True) if here.platform == "kaggle" else []
     for place in sorted(places, key=_is_flat):
         for target, files in {**_find_folders(place), **_find_flat(place)}.items():
             if (here.work / target).exists() or not all(_is_copied(file, name, place) for name, file in files.items()):
                 continue
-            # Under another name until it is complete: a model folder must be whole or absent.
+            # A model folder must be complete or absent, so it is copied under another name and then renamed.
             partial = (here.work / target).with_name(f".{target.name}.partial")
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
@@ -174,8 +174,8 @@ def collect_outputs(here: Environment, root: Path = Path("/")) -> list[str]:
 
 
 def choose_models(here: Environment) -> Path:
-    """Return the folder of the models that make the submission: those of this recipe and scale; on Kaggle, where they
-    may have been trained elsewhere, else the only ones of this recipe, else the only ones there are."""
+    """Return the folder of the models for the submission: those of this recipe and scale. On Kaggle, where models may
+    come from elsewhere, it is else the only folder of this recipe, else the only folder of models."""
     wanted = here.models / f"{here.recipe}-{here.scale}"
     if here.platform != "kaggle" or wanted.is_dir():
         return wanted
@@ -184,7 +184,7 @@ def choose_models(here: Environment) -> Path:
 
 
 def _find_folders(place: Path) -> dict[Path, dict[str, Path]]:
-    """Finished model folders below PLACE/models, as {folder relative to the work folder: {name: file}}."""
+    """Return the finished model folders below PLACE/models: {folder relative to the work folder: {name: file}}."""
     folders = [config.parent for config in sorted(place.glob("models/[!.]*/[!.]*/config.json"))]
     return {
         folder.relative_to(place): {name: folder / name for name in _MOST_BYTES if (folder / name).is_file()}
@@ -193,7 +193,7 @@ def _find_folders(place: Path) -> dict[Path, dict[str, Path]]:
 
 
 def _find_flat(place: Path) -> dict[Path, dict[str, Path]]:
-    """The same of the model folders that are in PLACE itself, in the form without folders."""
+    """Return the same for models whose files lie in PLACE itself, without folders."""
     folders: dict[Path, dict[str, Path]] = {}
     for file in sorted(place.glob("models--*")):
         if (match := _FLAT_FILE.fullmatch(file.name)) and file.is_file():
@@ -203,7 +203,7 @@ def _find_flat(place: Path) -> dict[Path, dict[str, Path]]:
 
 
 def _is_copied(file: Path, name: str, place: Path) -> bool:
-    """Whether a file below `place`, which is to be called `name`, may be copied; tells why not."""
+    """Whether a file below `place` may be copied as `name`. If not, a warning says why."""
     most, inside = _MOST_BYTES.get(name, 2**26), file.resolve().is_relative_to(place.resolve())
     if inside and file.stat().st_size <= most:
         return True
@@ -226,7 +226,7 @@ def find_platform(environ: Mapping[str, str] = os.environ) -> str:
 def find_data(platform: str, environ: Mapping[str, str] = os.environ, root: Path = Path("/")) -> Path | None:
     """Return the first folder that has the competition's layout, or None.
 
-    Raises FileNotFoundError when CZII_DATA names a folder without it: a typing error must not end in synthetic data.
+    Raises FileNotFoundError when CZII_DATA names a folder without this layout: a slip must not lead to synthetic data.
     """
     if environ.get("CZII_DATA"):
         data = Path(environ["CZII_DATA"]).absolute()
@@ -271,10 +271,10 @@ def _find_work(platform: str, environ: Mapping[str, str], root: Path) -> Path:
 
 def install_missing() -> None:
     """Install what the images of Kaggle and Colab lack: from wheels beside the package or in the folder `wheels` there,
-    else from the internet. What is installed can run code, so no other input is searched.
+    else from the internet. Packages can run code, so no other input is searched.
 
-    Raises ModuleNotFoundError, saying what to do, on a machine of one's own, where nothing is installed unasked, and
-    when pip fails."""
+    Raises ModuleNotFoundError, saying what to do, when pip fails, and when packages are missing on a local machine,
+    where nothing is installed unasked."""
     missing = [name for module, name in _NOT_IN_IMAGES.items() if importlib.util.find_spec(module) is None]
     if not missing:
         return
@@ -285,7 +285,7 @@ def install_missing() -> None:
     home = _REPOSITORY.parent if _REPOSITORY.suffix == ".whl" else _REPOSITORY
     wheels = next((str(folder) for folder in (home, home / "wheels") if any(folder.glob("zarr-*.whl"))), None)
     options = ["--no-index", "--find-links", wheels] if wheels else []
-    wanted = [*missing, f"numpy=={version('numpy')}"]  # the running kernel's must stay
+    wanted = [*missing, f"numpy=={version('numpy')}"]  # the running kernel keeps its numpy
     if subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *options, *wanted], check=False).returncode:
         source = wheels or f"the internet, and there are no wheels in {home} or {home / 'wheels'}"
         raise ModuleNotFoundError(

@@ -1,4 +1,4 @@
-"""What this machine has: devices, and memory."""
+"""The devices and the memory of this machine."""
 
 import ctypes
 import sys
@@ -59,11 +59,11 @@ def _find_fault(device: str) -> str:
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep what is freed for the next allocation of this process.
+    """Tell glibc to keep freed memory for the next allocation of this process. Without glibc nothing is done.
 
-    By default it maps every block above 32 MB (at first 128 kB) afresh and hands it back when freed, so that each
-    activation and gradient of a 3D network is mapped, zeroed page by page and unmapped again: on the CPU a training
-    step or a forward pass takes nearly twice as long. Elsewhere nothing is done."""
+    By default glibc maps every block above 32 MB (at first 128 kB) anew, and unmaps it when it is freed. So each
+    activation and gradient of a 3D network is mapped, zeroed page by page and unmapped again, and on the CPU a training
+    step or a forward pass takes nearly twice as long."""
     if sys.platform != "linux":
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -73,8 +73,10 @@ def keep_freed_memory() -> None:
 
 
 def find_free_memory(device: str) -> int:
-    """Return how many bytes a torch device has for this process: those that are free, and those that this process holds
-    for the next allocation. A cautious 4 GiB where nobody says."""
+    """Return how many bytes a torch device has for this process: free ones, and freed ones that this process keeps.
+    Where the system does not say, it is a cautious 4 GiB.
+
+    A container may have less memory than its machine, which is read here from its control group (cgroup v2)."""
     if device.startswith("cuda"):
         import torch
 
@@ -84,16 +86,16 @@ def find_free_memory(device: str) -> int:
     with suppress(OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         free = [int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]) * 1024]
-    with suppress(OSError, ValueError):  # a container may have less than its machine; "max" where it has not
+    with suppress(OSError, ValueError):  # the limit is "max" where there is none
         group = Path("/sys/fs/cgroup")
         limit, used = (int((group / f"memory.{name}").read_text(encoding="utf-8")) for name in ("max", "current"))
         statistics = dict(line.split() for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines())
-        free.append(limit - used + int(statistics.get("inactive_file", 0)))  # files read once are given up first
+        free.append(limit - used + int(statistics.get("inactive_file", 0)))  # cached files make room when needed
     return max(0, min(free)) + _count_held()
 
 
 def _count_held() -> int:
-    """Bytes that glibc keeps for the next allocation (its mallinfo2, whose eighth number this is); 0 elsewhere."""
+    """Return how many freed bytes glibc keeps: the eighth number of its mallinfo2. Without glibc it is 0."""
 
     class Information(ctypes.Structure):
         _fields_ = [(f"number_{index}", ctypes.c_size_t) for index in range(10)]

@@ -315,7 +315,7 @@ def test_datasets_hold_what_the_runs_hold(runs, kind):
 
 
 def test_a_particle_that_a_share_lacks_is_named(runs):
-    with pytest.raises(ValueError, match="no train sub-volume of TS_1, TS_2, TS_3 holds a thyroglobulin"):
+    with pytest.raises(ValueError, match="thyroglobulin: no train sub-volume of the runs TS_1, TS_2, TS_3 has any"):
         build_datasets(runs, "thyroglobulin", RECIPE)
 
 

@@ -49,7 +49,7 @@ def test_without_a_deadline_nothing_is_ever_cut():
         clock.now += 1e6
         assert not planner.is_overdue(Level(4, 14), 1e6, 0.01, waiting) and not planner.is_over()
         planner.finish(Level(4, 14), 1e6, first=False)
-    assert "without a limit" in str(planner)
+    assert "without a time limit" in str(planner)
 
 
 def test_the_highest_level_at_which_all_fit_is_chosen():
@@ -112,7 +112,7 @@ def test_the_reserve_is_600_seconds_or_5_percent():
 def test_the_plan_is_told_in_words():
     planner, clock = make(hours=12, runs=500, devices=2)
     planner.choose(500)
-    assert str(planner).startswith("0.0 min of 12.0 h used, 500 runs to go at 4 views of 14 networks: how long")
+    assert str(planner).startswith("0.0 min of 12.0 h used, 500 runs to go at 4 views of 14 networks; the time")
     planner.finish(Level(4, 14), 100, first=False)
     clock.now = 3600.0
     planner.choose(400)

@@ -127,7 +127,7 @@ def test_no_picks_make_a_legal_file(tmp_path, data, empty):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"x": np.nan}, "1 picks have NaN or infinite coordinates, the first is row 1, a ribosome of run TS_1"),
+        ({"x": np.nan}, "1 picks have NaN or infinite coordinates, the first is row 1 .ribosome in run TS_1."),
         ({"z": -np.inf}, "NaN or infinite"),
         ({"y": "far"}, "not a number"),
         ({"particle_type": "ribosom"}, "did you mean 'ribosome'"),
@@ -218,7 +218,7 @@ BROKEN = [
     (HEADER + "0,TS_1\x00,ribosome,1,2,3\n", ["run 'TS_1\\x00' is not in", "line 2"]),
     (HEADER + "0,TS_1,ribosome,1,2,3\x00\n", ["z is not a finite number", "line 2 ('3\\x00')"]),
     (HEADER + "0,TS_1,ribosome,1,2,３\n", ["z is not a finite number", "line 2"]),
-    (HEADER + GOOD + "1,TS_1,ribosome,1.0,2e0,3\n", ["the pick stands in a line before", "line 3"]),
+    (HEADER + GOOD + "1,TS_1,ribosome,1.0,2e0,3\n", ["the same pick is in an earlier line", "line 3"]),
 ]
 
 
@@ -269,7 +269,7 @@ def test_all_rules_together(tmp_path, data):
         f"run 'TS_8' is not in {data / 'test'}: line 9",
         f"particle 'ribosom' is none of {', '.join(PARTICLES)}: line 4",
         "z is outside the run's tomogram: line 5 (999 of 200.25)",
-        "the pick stands in a line before: line 6",
+        "the same pick is in an earlier line: line 6",
     ]:
         assert expected in violations
     assert any(line.startswith("not a row of a CSV: line 8 (") for line in violations)
@@ -288,7 +288,9 @@ def test_more_picks_than_make_sense(tmp_path, data):
     write_submission(picks_table(rows), tmp_path / "submission.csv")
     violations = validate_submission(tmp_path / "submission.csv", data)
     assert (
-        len(violations) == 1 and "run TS_1 has 300 picks" in violations[0] and "more than 223: line 2" in violations[0]
+        len(violations) == 1
+        and "run TS_1 has 300 picks" in violations[0]
+        and "room for 223 at most: line 2" in violations[0]
     )
 
 
@@ -365,8 +367,8 @@ def test_a_file_of_any_size_is_refused_without_being_read(tmp_path, data, monkey
     (violation,) = validate_submission(path, data)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert violation == f"{path} has more than 1048576 bytes, which no such file needs" and peak < 2**23
-    with pytest.raises(ValueError, match="submission.csv has more than 1048576 bytes"):
+    assert violation == f"{path} is too large: it has more than 1048576 bytes" and peak < 2**23
+    with pytest.raises(ValueError, match="submission.csv is too large: it has more than 1048576 bytes"):
         read_submission(path)
 
 
