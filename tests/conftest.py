@@ -13,8 +13,20 @@ settings.register_profile("kit", deadline=None, database=None)
 settings.load_profile("kit")
 
 
+def find_gpu() -> bool:
+    """Whether torch can use a GPU."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def pytest_collection_modifyitems(items):
-    """Where processes share the files, those with slow tests come first: none shall wait for a late one."""
+    """What needs a GPU is skipped without one. Where processes share the files, those with slow tests come first: none
+    shall wait for a late one."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked and not find_gpu():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="this machine has no GPU that torch can use"))
     if "PYTEST_XDIST_WORKER" in os.environ:
         slow = {item.path for item in items if item.get_closest_marker("slow")}
         items.sort(key=lambda item: item.path not in slow)

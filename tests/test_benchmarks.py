@@ -175,3 +175,27 @@ def test_the_voxels_that_are_read_are_those_of_inference(arithmetic, window, hal
     read = [len(predictor._place_windows(size, window, halo)) * min(window, size) for size in arithmetic.SHAPE]
     assert arithmetic.count_voxels(window, halo) == math.prod(read)
     assert arithmetic.count_voxels(None, 0) == math.prod(arithmetic.SHAPE)
+
+
+@pytest.mark.slow
+def test_the_checks_of_a_gpu_can_be_rehearsed_and_one_that_fails_costs_itself(tmp_path, monkeypatch):
+    """All but the notebooks, which have a test of their own; a check that dies and one that hangs end no other."""
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    gpu = importlib.import_module("gpu")
+    checks = [name for name in gpu.CHECKS if name != "notebooks"]
+    out = tmp_path / "out.json"
+    assert gpu.main(["--rehearse", "--only", *checks, "--out", str(out)]) == 0
+    written = json.loads(out.read_text(encoding="utf-8"))
+    assert list(written["checks"]) == checks and all(check["rows"] for check in written["checks"].values())
+    assert written["checks"]["crops"]["rows"] == [{"largest difference": 0.0, "labels equal": True}]
+    assert [row["largest difference"] for row in written["checks"]["resume"]["rows"]] == [0.0, 0.0]
+    runner = gpu.Runner(gpu.Machine("cpu", True, tmp_path))
+    try:
+        assert "KeyError" in runner.run("unknown", 60)["error"]
+        runner._pipe.send("crops")
+        runner._process.kill()
+        assert "ended with status -9" in runner.run("crops", 60)["error"]
+        assert runner.run("crops", 0.01)["error"] == "not done within 0 s"
+        assert runner.run("crops", 60)["rows"]
+    finally:
+        runner.close()

@@ -1,0 +1,139 @@
+"""What only CUDA can show; skipped where there is none. `benchmarks/gpu.py` runs these before it measures anything."""
+
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from networks import enliven
+from torch import nn
+
+from kaggle_utils.data.picks import make_picks
+from kaggle_utils.inference.picking import find_candidates
+from kaggle_utils.inference.predictor import Predictor
+from kaggle_utils.models.folder import TrainedModel, build_model, fold_norms
+from kaggle_utils.models.vnet import GroupNorm
+from kaggle_utils.particles import PARTICLE_NAMES
+from kaggle_utils.preprocessing.crops import Crops
+from kaggle_utils.preprocessing.subvolumes import Run
+from kaggle_utils.recipes import Augmentation, get_recipe
+from kaggle_utils.training.learner import Learner
+
+pytestmark = pytest.mark.gpu
+
+RECIPE = replace(get_recipe("competition", "smoke"), subvolume_size=16)
+
+
+@pytest.fixture
+def crops():
+    """Of a run of noise, on the GPU."""
+    rng = np.random.default_rng(0)
+    points = make_picks("TS_1", list(PARTICLE_NAMES) * 4, rng.uniform(0, 300, (4 * len(PARTICLE_NAMES), 3)))
+    run = Run("TS_1", rng.standard_normal((24, 40, 48)).astype(np.float32), 10.0, points)
+    return lambda device, **changes: Crops([run], PARTICLE_NAMES, replace(RECIPE, **changes), device)
+
+
+def make_learner(architecture: str, mixup: float = 0.0) -> Learner:
+    settings = replace(getattr(RECIPE, architecture), width=8, mixup=mixup)
+    torch.manual_seed(0)
+    network = build_model(architecture, settings.width, len(PARTICLE_NAMES), settings.stem).cuda().train()
+    return Learner(network.to(memory_format=torch.channels_last_3d), settings, "cuda", steps=100)
+
+
+@pytest.mark.parametrize("architecture", ["unet", "vnet"])
+def test_a_recorded_step_is_the_step(architecture, crops):
+    """The same losses from the same crops, with and without a CUDA graph, and no warning that there is none."""
+    batches, losses = list(crops("cuda").batches(range(48), 4)), []
+    for recorded in (True, False):
+        learner = make_learner(architecture)
+        if not recorded:
+            learner._graphs = None
+        with warnings.catch_warnings(), torch.cuda.stream(torch.cuda.Stream()):
+            warnings.simplefilter("error")
+            losses.append(
+                torch.stack([learner.step(*batch, share) for batch in batches for share in (None, 0.3)]).cpu()
+            )
+        assert (learner._graphs is not None and len(learner._graphs) == 2) == recorded
+    torch.testing.assert_close(*losses, rtol=0.02, atol=0)
+    assert losses[0][-4:].mean() < losses[0][:4].mean()
+
+
+def test_a_recorded_step_that_is_not_finite_changes_nothing(crops):
+    learner = make_learner("unet")
+    volumes, masks = crops("cuda").draw(range(4))
+    with torch.cuda.stream(torch.cuda.Stream()):
+        for _ in range(6):
+            learner.step(volumes, masks)
+        before = {name: tensor.clone() for name, tensor in learner.network.state_dict().items()}
+        assert not learner.step(volumes * torch.inf, masks).isfinite()
+        for name, tensor in learner.network.state_dict().items():
+            assert torch.equal(tensor, before[name]), name
+        assert learner.step(volumes, masks).isfinite()
+        assert not torch.equal(learner.network.final.weight, before["final.weight"])
+
+
+def test_no_step_waits_for_the_gpu(crops):
+    """Torch itself raises where it would."""
+    learner, waiting = make_learner("vnet"), crops("cuda").batches(range(80), 4)
+    with torch.cuda.stream(torch.cuda.Stream()):
+        for _ in range(5):
+            learner.step(*next(waiting))
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for batch in waiting:
+                learner.step(*batch)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_group_norm_is_torchs(dtype):
+    torch.manual_seed(0)
+    x = (torch.randn(2, 8, 6, 10, 12) * 2 + 1).cuda().to(dtype, memory_format=torch.channels_last_3d).requires_grad_()
+    norm, slope = GroupNorm(4, 8).cuda(), torch.randn(2, 8, 6, 10, 12).cuda().to(dtype)
+    nn.init.normal_(norm.weight)
+    gradients = []
+    for forward in (norm.forward, lambda x: nn.functional.group_norm(x.float(), 4, norm.weight, norm.bias).to(dtype)):
+        output = forward(x)
+        gradients.append([output, *torch.autograd.grad(output, [x, norm.weight, norm.bias], slope)])
+    assert gradients[0][0].is_contiguous(memory_format=torch.channels_last_3d)
+    bound = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}[dtype]
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours.float(), theirs.float(), rtol=bound, atol=bound)
+
+
+def test_crops_are_those_of_the_cpu(crops):
+    quiet = {"augmentation": replace(Augmentation(), noise=0.0)}
+    (ours, labels), (theirs, same) = (crops(device, **quiet).draw(range(24)) for device in ("cuda", "cpu"))
+    torch.testing.assert_close(ours.cpu(), theirs, rtol=0, atol=3e-3)
+    assert torch.equal(labels.cpu(), same)
+
+
+def test_crops_drawn_aside_are_those_drawn_alone(crops):
+    drawn = crops("cuda")
+    batches = [tuple(tensor.clone() for tensor in batch) for batch in drawn.batches(range(100), 8)]
+    for place, part in enumerate(drawn.draw(range(100))):
+        assert torch.equal(part, torch.cat([batch[place] for batch in batches]))
+
+
+@pytest.mark.parametrize(("architecture", "window"), [("unet", None), ("vnet", 32)])
+def test_half_precision_says_what_single_does(architecture, window):
+    network = enliven(build_model(architecture, 8, len(PARTICLE_NAMES), stem=True))
+    config = {"particles": list(PARTICLE_NAMES), "window": window, "halo": 4 if window else 0}
+    model = TrainedModel("model", fold_norms(network), config, dict.fromkeys(PARTICLE_NAMES, 0.5))
+    volume = np.random.default_rng(0).standard_normal((33, 50, 70)).astype(np.float32)
+    half, single = (Predictor(model, device, 4).predict_logits(volume).cpu() for device in ("cuda", "cpu"))
+    assert (half - single).abs().max() < 0.01 * (single.max() - single.min())
+
+
+def test_the_gpu_finds_the_candidates_that_the_cpu_finds():
+    rng, maps = np.random.default_rng(0), torch.zeros(len(PARTICLE_NAMES), 40, 60, 70)
+    for channel in maps:
+        for z, y, x in rng.integers(4, (36, 56, 66), (6, 3)):
+            channel[z - 3 : z + 3, y - 3 : y + 3, x - 3 : x + 3] += rng.uniform(0.3, 0.9)
+    maps.clamp_(max=1)
+    ours, theirs = (find_candidates(maps.to(device), PARTICLE_NAMES, 10.0, "TS_1") for device in ("cuda", "cpu"))
+    assert len(theirs) > 20 and list(ours["particle_type"]) == list(theirs["particle_type"])
+    np.testing.assert_allclose(ours[["x", "y", "z"]], theirs[["x", "y", "z"]], atol=0.05)
+    np.testing.assert_allclose(ours["confidence"], theirs["confidence"], atol=1e-4)
