@@ -156,7 +156,7 @@ def version() -> str:
     return f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 
-def call(*command, **variables) -> int:
+def call(*command: object, **variables: str) -> int:
     """Run a command in the repository with these environment variables added, and return its exit status."""
     process = subprocess.Popen([str(part) for part in command], cwd=str(ROOT), env={**os.environ, **variables})
     try:

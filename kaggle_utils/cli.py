@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-def phantom(out: Path, **settings) -> int:
+def phantom(out: Path, **settings: Any) -> int:
     """Write synthetic runs. `write_phantom` has the default settings."""
     from kaggle_utils.data.phantom import write_phantom
 
@@ -99,7 +99,7 @@ def predict(
     out: Path,
     split: str = "test",
     device: tuple[str, ...] = (),
-    **settings,
+    **settings: Any,
 ) -> int:
     """Run models over all tomograms of a split, and write the submission anew after each. Returns 3 when some runs
     failed; a `strict` call, and one in which all failed, raise instead."""
@@ -171,7 +171,7 @@ def validate(submission: Path, data: Path, split: str) -> int:
 
 
 def publish(
-    user: str, push: bool = False, only: tuple[str, ...] = (), recipe: str = RECIPE_NAMES[0], **settings
+    user: str, push: bool = False, only: tuple[str, ...] = (), recipe: str = RECIPE_NAMES[0], **settings: Any
 ) -> int:
     """Write and check the folder for the Kaggle CLI and print its commands. With `push`, run those that can run now."""
     from kaggle_utils.kaggle.publish import build_folder

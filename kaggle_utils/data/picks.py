@@ -11,6 +11,7 @@ import warnings
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -195,7 +196,7 @@ def has_copick() -> bool:
     return spec is not None and spec.origin is not None
 
 
-def open_copick_project(data: str | Path, overlay: str | Path, split: str = "train"):
+def open_copick_project(data: str | Path, overlay: str | Path, split: str = "train") -> Any:
     """Open the competition's tree as a copick project and return its root.
 
     Tomograms come from DATA/<split>/static, read-only; `overlay` is a folder of copick picks, such as `write_picks`

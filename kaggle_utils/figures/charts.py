@@ -6,6 +6,7 @@ Volumes are (z, y, x), and voxel spacings are in Angstrom.
 from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import wraps
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -43,7 +44,7 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     """
 
     @wraps(draw)
-    def wrapper(*args, **kwargs) -> Figure:
+    def wrapper(*args: Any, **kwargs: Any) -> Figure:
         before = plt.get_fignums()
         try:
             with plt.style.context(["default", _STYLE]):
@@ -243,6 +244,6 @@ def _draw_bars(axes: Axes, table: pd.DataFrame, number: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _contrast(colour) -> str:
+def _contrast(colour: Any) -> str:
     """Return black or white, whichever is readable on `colour` (relative luminance, Rec. 709)."""
     return "black" if np.dot(to_rgb(colour), (0.2126, 0.7152, 0.0722)) > 0.45 else "white"

@@ -146,12 +146,16 @@ def _draw_picture(
         axes.add_patch(Circle((x + (u - 0.5) * edge, y + (v - 0.5) * edge), radius, color=colour, lw=0))
 
 
-def _draw_box(axes: Axes, x: float, y: float, width: float, height: float, text: str, edge: str, face="white") -> None:
+def _draw_box(
+    axes: Axes, x: float, y: float, width: float, height: float, text: str, edge: str, face: str = "white"
+) -> None:
     corner, style = (x - width / 2, y - height / 2), "round,pad=0,rounding_size=0.1"
     axes.add_patch(FancyBboxPatch(corner, width, height, style, facecolor=face, edgecolor=edge, lw=1.5))
     axes.text(x, y, text, ha="center", va="center", linespacing=1.35)
 
 
-def _draw_arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], colour="black", line="-") -> None:
+def _draw_arrow(
+    axes: Axes, start: tuple[float, float], end: tuple[float, float], colour: str = "black", line: str = "-"
+) -> None:
     arrow = {"arrowstyle": "-|>", "color": colour, "linestyle": line, "lw": 1.4, "shrinkA": 0, "shrinkB": 0}
     axes.annotate("", end, start, arrowprops=arrow)

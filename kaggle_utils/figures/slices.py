@@ -6,6 +6,7 @@ in nanometres (10 Angstrom) from the centre of the first voxel, x to the right a
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -235,7 +236,7 @@ def _make_panels(count: int, shape: Sequence[int], columns: int | None = None) -
     return figure, list(grid.flat[:count])
 
 
-def _show(axes: Axes, image: np.ndarray, voxel_spacing: float, **settings) -> None:
+def _show(axes: Axes, image: np.ndarray, voxel_spacing: float, **settings: Any) -> None:
     """Show an image (y, x) in nanometres, x to the right and y upwards."""
     voxel = voxel_spacing / 10
     bounds = [-voxel / 2, (image.shape[1] - 0.5) * voxel, -voxel / 2, (image.shape[0] - 0.5) * voxel]

@@ -7,8 +7,9 @@ it can compute, and with the last slab the rest. How far the network sees is now
 planes by which the output runs behind the input."""
 
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -98,7 +99,7 @@ class StreamedNetwork:
         return values[self._output], keeping
 
     def _take(
-        self, operation, inputs: list[torch.Tensor | None], kept: list | None, last: bool
+        self, operation: Any, inputs: list[torch.Tensor | None], kept: list | None, last: bool
     ) -> tuple[torch.Tensor | None, list]:
         """Apply one step to its inputs, which it takes out of their list so that they are freed as soon as can be."""
         if operation in _JOINING:
@@ -131,7 +132,7 @@ class StreamedNetwork:
         padding = [0 if axis == self._dim - 2 else value for axis, value in enumerate(layer.padding)]
         return (_convolve(layer, planes, padding) if count else None), keeping
 
-    def _join_inputs(self, operation, inputs: list, kept: list) -> tuple:
+    def _join_inputs(self, operation: Any, inputs: list, kept: list) -> tuple:
         inputs = [self._join([old], [inputs.pop(0)]) for old in kept]
         count = min(0 if planes is None else planes.shape[self._dim] for planes in inputs)
         keeping = [self._rest(planes, count) for planes in inputs]
@@ -161,7 +162,7 @@ def count_numbers(tensors: Iterable[torch.Tensor | None]) -> int:
     return sum(tensor.numel() for tensor in tensors if tensor is not None)
 
 
-def _is_streamable(operation, node: fx.Node) -> bool:
+def _is_streamable(operation: Any, node: fx.Node) -> bool:
     if operation in _JOINING:
         summands = node.args[0] if operation is torch.cat else node.args
         # As many inputs as summands: neither a number among them, nor one tensor twice.
@@ -199,7 +200,7 @@ def _zeros(like: torch.Tensor, dim: int, planes: int) -> torch.Tensor:
     return torch.zeros(shape, dtype=like.dtype, device=like.device).contiguous(memory_format=torch.channels_last_3d)
 
 
-def _convolve(layer: nn.Conv3d, planes: torch.Tensor, padding) -> torch.Tensor:
+def _convolve(layer: nn.Conv3d, planes: torch.Tensor, padding: Sequence[int] | str) -> torch.Tensor:
     if planes.device.type == "cpu" and planes.dtype == torch.float32 and torch.backends.mkldnn.is_available():
         # Left to choose, PyTorch hands many a single volume to a slow convolution of its own.
         ones = (1, 1, 1)

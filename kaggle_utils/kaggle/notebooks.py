@@ -12,14 +12,15 @@ import time
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from kaggle_utils.system.environment import Environment
 from kaggle_utils.system.files import write_text
 
-# nbformat, nbclient and nbconvert are imported where they are used: `--help` must not wait for them.
+if TYPE_CHECKING:  # nbformat, nbclient and nbconvert are imported where they are used: other commands do without them
+    from nbformat import NotebookNode
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"  # in the repository; no wheel holds them
 MAX_BYTES = 1_000_000  # of a committed notebook; code hosts show larger ones slowly or not at all
@@ -147,7 +148,7 @@ def kernel_environment(env: Environment) -> dict[str, str]:
     return variables
 
 
-def committed_text(notebook, path: Path, env: Environment) -> str:
+def committed_text(notebook: "NotebookNode", path: Path, env: Environment) -> str:
     """Return the text of an executed notebook as it is committed: nothing in it depends on the machine.
 
     Raises ValueError when an output names the home, work, data or temporary folder or the repository's, and when the
@@ -183,7 +184,7 @@ def committed_text(notebook, path: Path, env: Environment) -> str:
     return text
 
 
-def _execute(notebook, path: Path, variables: dict[str, str], bar: tqdm, copy: Path) -> None:
+def _execute(notebook: "NotebookNode", path: Path, variables: dict[str, str], bar: tqdm, copy: Path) -> None:
     """Run all code cells of `notebook`, in place; raises NotebookError."""
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
@@ -203,7 +204,7 @@ def _execute(notebook, path: Path, variables: dict[str, str], bar: tqdm, copy: P
     class Client(NotebookClient):
         """Shows the newest line that a cell prints, such as the progress of a training, behind our bar."""
 
-        def process_message(self, msg, cell, cell_index):
+        def process_message(self, msg: dict, cell: "NotebookNode", cell_index: int) -> "NotebookNode | None":
             if msg["msg_type"] == "stream" and sys.stderr.isatty():
                 lines = _ANSI.sub("", msg["content"]["text"]).replace("\r", "\n").split("\n")
                 bar.set_postfix_str(next((line.strip()[:60] for line in reversed(lines) if line.strip()), ""))
@@ -237,7 +238,7 @@ def _execute(notebook, path: Path, variables: dict[str, str], bar: tqdm, copy: P
             bar.update()
 
 
-def _tidy(notebook) -> None:
+def _tidy(notebook: "NotebookNode") -> None:
     """Remove colours, and all of each progress bar on stderr but what a terminal would show in the end."""
     for cell in _code_cells(notebook):
         for output in cell.outputs:
@@ -263,7 +264,7 @@ def _show(text: str) -> str:
     return "".join(f"{line.rstrip()}\n" for line in lines if line.strip())
 
 
-def _write_page(notebook, copy: Path, folder: Path) -> Path:
+def _write_page(notebook: "NotebookNode", copy: Path, folder: Path) -> Path:
     """Write the HTML page of an executed copy, with all its images inside; no network is used."""
     from nbconvert import HTMLExporter
 
@@ -275,11 +276,11 @@ def _write_page(notebook, copy: Path, folder: Path) -> Path:
     return copy.with_suffix(".html")
 
 
-def _code_cells(notebook) -> list:
+def _code_cells(notebook: "NotebookNode") -> list:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def _texts(cell) -> list[str]:
+def _texts(cell: "NotebookNode") -> list[str]:
     """All texts among a cell's outputs: streams, tracebacks, tables, drawings in SVG."""
     texts: list[str] = []
     for output in cell.outputs:

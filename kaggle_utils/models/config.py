@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from reprlib import repr as shorten
+from typing import NoReturn
 
 from kaggle_utils.particles import PARTICLE_NAMES
 from kaggle_utils.system.files import is_number, read_json
@@ -29,7 +30,7 @@ class Settings(dict):
         super().__init__(content)
         self._path = path
 
-    def __missing__(self, key: str):
+    def __missing__(self, key: str) -> NoReturn:
         raise ValueError(f"{self._path} has no {key!r}; {_AGAIN}")
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -121,7 +122,7 @@ def refuse_old(folder: str | Path) -> None:
             )
 
 
-def agree(models: Sequence[TrainedModel], key: str):
+def agree(models: Sequence[TrainedModel], key: str) -> Any:
     """Return the setting that is in all models' configs; raises ValueError, naming the models, when there is none."""
     if not models:
         raise ValueError("an ensemble needs at least one model")

@@ -1,6 +1,7 @@
 """The report's V-Net (section 5.1), layer by layer under the report's names."""
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,7 +24,9 @@ class NormaliseGroups(torch.autograd.Function):
     each voxel, in the input's precision and memory format."""
 
     @staticmethod
-    def forward(ctx, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, groups: int, eps: float):
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, groups: int, eps: float
+    ) -> torch.Tensor:
         mean = _average_groups(x.sum((2, 3, 4), dtype=torch.float32), x, groups)
         squares = torch.linalg.vector_norm(x, 2, (2, 3, 4), dtype=torch.float32).square()
         variance = (_average_groups(squares, x, groups) - mean.square()).clamp(min=0)
@@ -34,7 +37,7 @@ class NormaliseGroups(torch.autograd.Function):
         return torch.addcmul(_spread(bias.float() - mean * scale, x), x, _spread(scale, x))
 
     @staticmethod
-    def backward(ctx, slope: torch.Tensor):
+    def backward(ctx: Any, slope: torch.Tensor) -> tuple:
         x, weight, mean, inverse = ctx.saved_tensors
         sums = slope.sum((2, 3, 4), dtype=torch.float32)
         products = inverse * ((slope * x).sum((2, 3, 4), dtype=torch.float32) - mean * sums)

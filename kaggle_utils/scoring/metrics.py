@@ -133,7 +133,9 @@ def score_submission(submission: pd.DataFrame, truth: pd.DataFrame, beta: float 
     return Score(score, particles)
 
 
-def _count_found(true_xyz, true_run, found_xyz, found_run, radius: float) -> int:
+def _count_found(
+    true_xyz: np.ndarray, true_run: np.ndarray, found_xyz: np.ndarray, found_run: np.ndarray, radius: float
+) -> int:
     """Count true particles, (N, 3) with run numbers (N,), that have a candidate of the same run within `radius`."""
     if len(found_xyz) == 0:
         return 0
@@ -143,7 +145,14 @@ def _count_found(true_xyz, true_run, found_xyz, found_run, radius: float) -> int
     return int(np.count_nonzero(near))
 
 
-def _query(true_xyz, true_run, found_xyz, found_run, radius: float, return_length: bool) -> np.ndarray:
+def _query(
+    true_xyz: np.ndarray,
+    true_run: np.ndarray,
+    found_xyz: np.ndarray,
+    found_run: np.ndarray,
+    radius: float,
+    return_length: bool,
+) -> np.ndarray:
     """Return for each true particle, (N,), the list or the number of the candidates of its run within `radius`."""
     # One tree for all runs. A fourth coordinate keeps runs further apart than the radius. Within a run it adds exactly
     # 0 to the squared distance, so a distance equal to the radius counts as in a tree of that run alone.

@@ -34,7 +34,7 @@ class Outcome:
     level: Level | None = None
     seconds: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         # Problems name files, and the name of a file may hold characters that no terminal can show.
         problems = (text.encode("utf-8", "backslashreplace").decode() for text in self.problems)
         object.__setattr__(self, "problems", tuple(problems))

@@ -81,7 +81,11 @@ def _read(run: str, data: str | Path, split: str, kind: str) -> Salvage:
 
 
 def _predict(
-    reading: Future, ensemble: Ensemble | Committee, predictors: dict[int, Predictor], level: Level, connection
+    reading: Future,
+    ensemble: Ensemble | Committee,
+    predictors: dict[int, Predictor],
+    level: Level,
+    connection: Connection,
 ) -> tuple[pd.DataFrame | None, tuple[str, ...], list[str]]:
     """The picks, what was wrong with the tomogram, and the warnings on the way."""
     found: Salvage = reading.result()

@@ -81,7 +81,16 @@ def fit(
 class _Training:
     """What `fit` was given, and how far it is."""
 
-    def __init__(self, network, datasets, settings: ModelRecipe, folder: Path, config: dict, threshold, device: str):
+    def __init__(
+        self,
+        network: nn.Module,
+        datasets: dict[str, TensorDataset | Crops],
+        settings: ModelRecipe,
+        folder: Path,
+        config: dict,
+        threshold: float,
+        device: str,
+    ):
         self._train, self._validation = datasets["train"], datasets["validation"]
         self._settings, self._folder, self._config, self._device = settings, folder, config, device
         self._threshold = threshold
@@ -261,7 +270,7 @@ def _choose_interval() -> float:
 
 
 @torch.inference_mode()
-def _predict(network: nn.Module, dataset: TensorDataset, batch_size: int, device: str):
+def _predict(network: nn.Module, dataset: TensorDataset, batch_size: int, device: str) -> Iterator[tuple]:
     network.eval()
     for volumes, masks in DataLoader(dataset, batch_size):
         yield forward(network, volumes.to(device, non_blocking=True)), masks
