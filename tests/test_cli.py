@@ -322,8 +322,8 @@ def test_predict_with_nothing_but_failed_runs_has_failed(untrained_models, tmp_p
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--models", "{tmp_path}", "is no finished model folder, and holds none"),
-        ("--models", "nowhere", "nowhere is no finished model folder, and holds none"),
+        ("--models", "{tmp_path}", "there is no finished model in "),
+        ("--models", "nowhere", "there is no finished model in nowhere; run the training notebooks"),
         ("--data", "{tmp_path}", "no runs in"),
         ("--tta", "17", "there are 1 to 16 views, not 17"),
         ("--tta", "0", "there are 1 to 16 views, not 0"),

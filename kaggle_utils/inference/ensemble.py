@@ -94,8 +94,8 @@ def find_models(folders: Iterable[str | Path]) -> list[Path]:
         models = [folder] if (folder / "config.json").is_file() else inside
         if not models:
             deeper = ", ".join(sorted({str(config.parents[1]) for config in folder.glob("*/*/config.json")}))
-            advice = f"give one of {deeper}" if deeper else "run the training notebook"
-            raise FileNotFoundError(f"{folder} is no finished model folder, and holds none; {advice}")
+            advice = f"give one of {deeper}" if deeper else "run the training notebooks (03 and 04)"
+            raise FileNotFoundError(f"there is no finished model in {folder}; {advice}")
         for other in filter(_is_unfinished, sorted(folder.iterdir()) if models is inside else ()):
             warnings.warn(f"{other} is left out: its training has not ended, or it cannot be read", stacklevel=2)
         found |= {model.resolve(): model for model in models}

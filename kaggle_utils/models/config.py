@@ -62,7 +62,7 @@ def require_file(path: Path) -> None:
     """Raise FileNotFoundError unless a model folder has this file."""
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} is missing: {path.parent} is no finished model folder; run the training notebook"
+            f"{path} is missing, so {path.parent} is not a finished model; run the training notebook again"
         )
 
 

@@ -207,7 +207,7 @@ def test_unknown_and_unfinished_ensembles_are_told(models, tmp_path):
         load_specialists("best", models)
     save_models(tmp_path, architectures=("unet",))
     assert load_specialists("unet", tmp_path).name == "unet"
-    with pytest.raises(FileNotFoundError, match="vnet_model_beta_galactosidase is no finished model folder"):
+    with pytest.raises(FileNotFoundError, match="vnet_model_beta_galactosidase is not a finished model"):
         load_specialists("mixed", tmp_path)
 
 
@@ -248,10 +248,10 @@ def test_models_are_found_by_themselves_and_in_folders_without_baselines(models,
     (ours / "unfinished" / "last.safetensors").unlink()
     assert find_models([ours / "c", str(ours / "a"), ours]) == [ours / "c", ours / "a", ours / "b"]  # each once
     assert len(find_models([models])) == 10
-    with pytest.raises(FileNotFoundError, match="holds none; give one of .*models"):
+    with pytest.raises(FileNotFoundError, match="no finished model in .*; give one of .*models"):
         find_models([tmp_path])
     for wrong in (ours / "unfinished", tmp_path / "nowhere"):
-        with pytest.raises(FileNotFoundError, match=f"{wrong.name} is no finished model folder, and holds none"):
+        with pytest.raises(FileNotFoundError, match=f"no finished model in .*{wrong.name}"):
             find_models([models, wrong])
 
 

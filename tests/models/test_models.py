@@ -340,12 +340,12 @@ def test_the_same_weights_give_the_same_bytes(tmp_path):
 
 def test_an_unfinished_folder_is_told_as_such(tmp_path):
     folder = tmp_path / "vnet_model_ribosome"
-    with pytest.raises(FileNotFoundError, match="vnet_model_ribosome is no finished model folder; run the training"):
+    with pytest.raises(FileNotFoundError, match="vnet_model_ribosome is not a finished model; run the training"):
         load_model(folder)
     save_weights(folder, build_model("vnet", 4).state_dict())  # as in the middle of a training
-    with pytest.raises(FileNotFoundError, match="vnet_model_ribosome is no finished model folder"):
+    with pytest.raises(FileNotFoundError, match="vnet_model_ribosome is not a finished model"):
         load_model(folder)
-    with pytest.raises(FileNotFoundError, match="vnet_model_ribosome is no finished model folder"):
+    with pytest.raises(FileNotFoundError, match="vnet_model_ribosome is not a finished model"):
         read_config(folder)
 
 

@@ -598,7 +598,7 @@ def test_a_table_without_published_accuracy_has_a_gap_there(tmp_path):
     save_config(tmp_path / name_model("baseline", "ribosome"), {"scores": scores}, {"ribosome": 0.5})
     table = compare_with_report(tmp_path, "baseline")
     assert np.isnan(table["accuracy", "report"]["ribosome"]) and table["f1", "report"]["ribosome"] == 31.31
-    with pytest.raises(FileNotFoundError, match="3d_unet_model_ribosome is no finished model folder"):
+    with pytest.raises(FileNotFoundError, match="3d_unet_model_ribosome is not a finished model"):
         compare_with_report(tmp_path, "unet")
 
 
