@@ -163,7 +163,7 @@ def test_foreign_data_are_never_touched(tmp_path, split):
 
 
 def test_a_folder_that_holds_anything_else_is_left_alone(tmp_path):
-    """A slip of the hand must not fill a home folder; what the system hides in a new folder is no obstacle."""
+    """A typing error must not fill a home folder. Hidden files, as systems put them into new folders, do not count."""
     (tmp_path / "letters").mkdir()
     with pytest.raises(FileExistsError, match="letters is not part of a phantom"):
         write_phantom(tmp_path, runs=1, test_runs=0, shape=(31, 32, 33))
@@ -197,7 +197,7 @@ def test_too_small_a_shape_is_a_clear_error_before_anything_is_written(tmp_path,
     ],
 )
 def test_a_shape_beyond_the_memory_is_refused_before_anything_is_written(tmp_path, monkeypatch, shape, message):
-    """Else the system kills the process, minutes later and without a word."""
+    """Otherwise the system kills the process, minutes later and without a message."""
     monkeypatch.setattr(phantom, "find_free_memory", lambda device: 2**33)
     with pytest.raises(ValueError, match=f"{message}.*; choose"):
         write_phantom(tmp_path / "new", shape=shape)

@@ -78,7 +78,7 @@ def test_voxels_and_angstrom_are_inverse(xyz, spacing):
 
 
 def test_axis_order_and_offset():
-    """Coordinates are x y z, indices z y x; 0 Angstrom is the centre of voxel 0, as measured (FIELD_NOTES)."""
+    """Coordinates are x y z, indices z y x; 0 Angstrom is the centre of voxel 0, as measured."""
     np.testing.assert_allclose(angstrom_to_voxel([[10.0, 200.0, 3000.0]], 10.0), [[300, 20, 1]])
     np.testing.assert_allclose(voxel_to_angstrom([[300, 20, 1]], 10.0), [[10.0, 200.0, 3000.0]])
     assert VOXEL_OFFSET == 0

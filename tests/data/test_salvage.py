@@ -100,7 +100,7 @@ def look_up(pyramid: list[np.ndarray], level: int, shape=SHAPE) -> np.ndarray:
 
 
 def check(result: Salvage) -> Salvage:
-    """What holds for every result."""
+    """Check what holds for every result."""
     assert isinstance(result.problems, tuple)
     for line in result.problems:
         assert line and "\n" not in line and len(line) <= 1000
@@ -191,7 +191,7 @@ def test_numbers_are_converted(tmp_path, dtype, order, codec):
 
 @pytest.mark.parametrize("codec", [None, BLOSC, Zstd(3), LZ4()], ids=str)
 def test_a_chunk_of_another_size_is_no_chunk(tmp_path, codec):
-    """Whatever its codec says of it: it would fill a part, or more than there is."""
+    """For each codec: such a chunk would fill only a part of its voxels, or more than all."""
     write(place(tmp_path), draw(), levels=1, codec=codec)
     chunk = place(tmp_path) / "0/0/0/0"
     for count in (math.prod(CHUNK) - 1, math.prod(CHUNK) + 1):
@@ -387,7 +387,7 @@ def test_axes_in_another_order_are_not_guessed_at(tmp_path, group):
 
 
 def test_a_level_0_that_contradicts_level_1_is_told(tmp_path, group):
-    """It cannot be known which of them is right; the run counts as degraded, and `--strict` stops there."""
+    """Nobody knows which of them is right; the run counts as degraded, and `--strict` stops there."""
     metadata = json.loads((group / "0/.zarray").read_text())
     metadata["shape"][0] //= 2
     (group / "0/.zarray").write_text(json.dumps(metadata))

@@ -28,7 +28,7 @@ from kaggle_utils.data.tomograms import (
     write_ome_zarr,
 )
 
-# Level 0 in the .zattrs of every tomogram of the competition, z y x (FIELD_NOTES, "Traps").
+# Level 0 in the .zattrs of every tomogram of the competition, z y x.
 REAL_SCALE = [10.012444196428572, 10.012444196428572, 10.012444537618887]
 
 
@@ -152,7 +152,7 @@ def test_one_broken_tomogram_does_not_hide_the_others(tmp_path):
 
 
 def test_train_and_test_runs_of_one_name_are_told_apart(tmp_path):
-    """The visible test runs carry names of training runs (FIELD_NOTES): mixing them up would be leakage."""
+    """The visible test runs carry names of training runs : mixing them up would be leakage."""
     for seed, split in enumerate(("train", "test")):
         write_by_hand(place(tmp_path, split=split), draw((4, 5, 6), seed), (4, 5, 6))
     train, test = (load_tomogram("TS_1", tmp_path, split).volume for split in ("train", "test"))
@@ -303,7 +303,7 @@ def test_a_missing_level_is_named(tmp_path, group, level):
 @pytest.mark.parametrize("separator", ["/", "."])
 @pytest.mark.parametrize("index", list(product((0, 1), (0, 1), (0,))))
 def test_a_missing_chunk_is_named(tmp_path, separator, index):
-    """zarr itself would quietly give zeros in its place."""
+    """zarr would read zeros in its place, without a warning."""
     group = write_by_hand(place(tmp_path), draw((6, 7, 8)), (4, 4, 8), separator)
     chunk = group / "0" / separator.join(map(str, index))
     chunk.unlink()
@@ -437,7 +437,7 @@ def rewrite(path: Path, change) -> None:
     ],
 )
 def test_what_gives_the_scale_another_meaning_is_refused(change, message, group, tmp_path):
-    """Else picks would be in the wrong place, and nobody would know."""
+    """Otherwise picks would be in the wrong place, and nobody would notice."""
     rewrite(group / ".zattrs", lambda record: change(record["multiscales"][0]))
     with pytest.raises(ValueError, match=message):
         load_tomogram("TS_1", tmp_path)

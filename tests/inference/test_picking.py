@@ -54,7 +54,7 @@ def test_a_spheres_pick_is_its_centre_in_angstrom(centre, radius, spacing, label
     (pick,) = table.itertuples(index=False)
     assert (pick.experiment, pick.particle_type, pick.voxels) == ("TS_1_1", FIVE[label - 1], voxels)
     z, y, x = centre
-    # The index is the coordinate over the spacing, without an offset (FIELD_NOTES: measured on real ribosomes).
+    # The index is the coordinate over the spacing, without an offset, as measured on real ribosomes.
     np.testing.assert_allclose([pick.x / spacing, pick.y / spacing, pick.z / spacing], [x, y, z], rtol=0, atol=1e-3)
 
 

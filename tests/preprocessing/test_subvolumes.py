@@ -91,7 +91,7 @@ def test_scaled_and_shifted_intensities_normalise_alike(scale, shift, seed):
 
 
 def test_a_tail_of_outliers_does_not_set_the_scale():
-    """Gold beads: TS_73_6 reaches 20 deviations on the dark side (FIELD_NOTES)."""
+    """Gold beads: TS_73_6 reaches 20 deviations on the dark side."""
     volume = draw_tomogram((64, 128, 128))
     plain = normalise(volume)
     beads = volume.copy()

@@ -40,13 +40,13 @@ class Machine:
         return Process(self, place)
 
     def wait(self, processes: list["Process"], timeout: float) -> list["Process"]:
-        """Let time go on to the next word, or to the end of `timeout`."""
+        """Advance the clock to the next message, or by `timeout`."""
         words = [process.words[0][0] for process in processes if process.words]
         self.now = max(self.now, min([self.now + timeout, *words]))
         return [process for process in processes if process.words and process.words[0][0] <= self.now]
 
     def simulate(self, runs: list[str], monkeypatch, deadline: float | None = None, views: int = 1) -> dict:
-        """Return what became of each run; at each look at the clock each run must be somewhere, once."""
+        """Return the outcome of each run. In each round every run must be in exactly one place."""
         monkeypatch.setattr(workers, "_Worker", self.start)
         monkeypatch.setattr(workers, "wait", self.wait)
         monkeypatch.setattr(workers, "_POLL", 5.0)
@@ -66,7 +66,7 @@ class Machine:
 
 
 class Process:
-    """Stands for a worker and its connection: what it says, and when."""
+    """Replaces a worker and its connection: its messages, and when they come."""
 
     def __init__(self, machine: Machine, place: int):
         self.machine, self.place, self.words, self.connection = machine, place, [], self
@@ -116,7 +116,7 @@ def test_one_sound_device_does_what_all_the_others_cannot(devices, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:.* is given up")
 def test_whatever_happens_each_run_ends_once_and_in_time(monkeypatch):
-    """And none fails before it was tried twice, on two devices where there are two, unless time or devices ran out."""
+    """None fails before two tries, on two devices where there are two, unless time or devices run out."""
     tally = Counter()
     for seed in range(150):
         chance = random.Random(seed)
@@ -141,7 +141,7 @@ def test_whatever_happens_each_run_ends_once_and_in_time(monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:.* is given up")
 def test_a_device_that_fails_what_another_can_do_is_given_up(monkeypatch):
-    """Soon, for its processes cost time, and the plan must be made for what is left."""
+    """Soon, because its processes cost time, and the plan must fit the devices that are left."""
     for fault in FAULTS[1:]:
         machine = Machine(2, {0: fault})
         machine.simulate([f"TS_{number}" for number in range(40)], monkeypatch)

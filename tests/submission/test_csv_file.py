@@ -237,14 +237,14 @@ def test_bytes_that_are_not_utf8_are_located(tmp_path, data):
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
 def test_a_file_in_utf16_is_told_as_such(tmp_path, data, encoding):
-    """As spreadsheets save "Unicode text"; each byte would else be a fault of its own."""
+    """Spreadsheets save "Unicode text" so; without this check each byte would be a fault of its own."""
     violations = check(tmp_path, data, (HEADER + GOOD).encode(encoding))
     assert violations == ["the file is in UTF-16; save it as UTF-8"]
 
 
 @pytest.mark.parametrize(("mark", "name"), [(";", "semicolons"), ("\t", "tabs")])
 def test_other_separators_than_commas_are_told_as_such(tmp_path, data, mark, name):
-    """As spreadsheets save where the comma stands in numbers."""
+    """Spreadsheets save so where numbers have a comma."""
     violations = check(tmp_path, data, (HEADER + GOOD).replace(",", mark))
     assert violations == [
         f"line 1: the fields are separated by {name}; separate them by commas, with a point in numbers"
@@ -301,7 +301,7 @@ def test_many_unknown_names_are_counted(tmp_path, data):
 
 
 def test_missing_files(tmp_path, data):
-    """Nothing can be said of what cannot be read: an error, and no violation."""
+    """A file that cannot be read is an error, and breaks no rule of the format."""
     for read in read_submission, lambda path: validate_submission(path, data):
         with pytest.raises(FileNotFoundError, match=r"no\.csv does not exist; give the CSV file"):
             read(tmp_path / "no.csv")
@@ -312,7 +312,7 @@ def test_missing_files(tmp_path, data):
 
 
 def test_a_tomogram_that_cannot_be_read_is_no_fault_of_the_submission(tmp_path, data):
-    """It is told, nothing of it is checked that cannot be, and no other violation is hidden."""
+    """A warning names it, its picks are not checked against it, and all other violations are listed."""
     for run in "TS_1", "TS_2", "TS_3":
         write_run(tmp_path, run, (20, 40, 60))
     zarr = "VoxelSpacing10.000/denoised.zarr"

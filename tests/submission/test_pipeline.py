@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def untrained(untrained_models):
-    """Makes an ensemble that nobody trained, with other settings in the first model's config or in all."""
+    """Makes an untrained ensemble, with other settings in the first model's config or in all."""
 
     def make(of_first: dict | None = None, **of_all):
         models = [load_model(folder) for folder in find_models([untrained_models])]
@@ -148,7 +148,7 @@ def test_the_submission_is_there_before_the_first_run_and_grows_with_each(call):
 
 
 def test_tomograms_of_another_voxel_spacing_than_the_models_are_told_once(call, untrained, tmp_path):
-    """Particles have another size in voxels there; without a word the picks would only be few and wrong."""
+    """Particles have another size in voxels there; without a warning the picks would only be few and wrong."""
     for run, spacing in ("TS_1", 10.012), ("TS_2", 13.48), ("TS_3", 10.1):
         group = tmp_path / "data/test/static/ExperimentRuns" / run / "VoxelSpacing10.000/denoised.zarr"
         write_ome_zarr(group, np.zeros((4, 4, 4)), spacing, levels=1)
@@ -229,7 +229,7 @@ def test_a_tomogram_that_has_changed_is_computed_again(call, tmp_path):
 
 
 def test_a_submission_of_other_models_is_set_aside(call, untrained, capsys):
-    """The new one may be killed at once, and the old one is worth more than nothing."""
+    """The new submission may be killed at once, and the old one is better than nothing."""
     call()
     old = call.out.read_bytes()
     with pytest.raises(KeyboardInterrupt):
@@ -391,7 +391,7 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(call, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:.*TS_[123]")
 def test_without_room_for_parts_the_submission_is_written_all_the_same(call, tmp_path):
-    """A file stands where the folder should be; then a folder where a part should be."""
+    """A file is in the place of the folder; then a folder is in the place of a part."""
     (tmp_path / "in the way").write_text("")
     with pytest.warns(UserWarning, match="run TS_1 has no part file"):
         _, rows, _ = call(parts=tmp_path / "in the way")

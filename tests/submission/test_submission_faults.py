@@ -31,7 +31,7 @@ def six_runs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def models(untrained_models, tmp_path_factory):
-    """Networks that nobody trained, and that are taken at their word for whatever they claim."""
+    """Untrained networks, all of whose claims become picks."""
     folder = tmp_path_factory.mktemp("models")
     for source in untrained_models.iterdir():
         shutil.copytree(source, folder / source.name)
@@ -50,7 +50,7 @@ def command(six_runs, models):
 
 @pytest.fixture(scope="module")
 def undisturbed(command, tmp_path_factory):
-    """The submission that nothing disturbed, and how long it took."""
+    """The submission of an undisturbed run, and how long it took."""
     out, start = tmp_path_factory.mktemp("undisturbed") / "submission.csv", time.monotonic()
     done = subprocess.run(command(out), env=ENVIRON, capture_output=True, text=True, check=True)
     assert f"{RUNS} runs: {RUNS} done, 0 degraded, 0 failed" in done.stdout
@@ -59,7 +59,7 @@ def undisturbed(command, tmp_path_factory):
 
 
 def check_files(out: Path) -> int:
-    """Whatever the instant, no file is torn; returns how many runs are finished."""
+    """Check that no file is torn; return how many runs are finished."""
     if out.exists():
         read_submission(out)
     return len({read_json(path)["run"] for path in find_parts(out)})

@@ -76,7 +76,7 @@ def die_once():
 
 
 def inject(ensemble, fault):
-    """The ensemble, its last model's network faulty."""
+    """The ensemble, with a faulty network in its last model."""
     *others, last = ensemble.members
     model = replace(last[0], network=Faulty(fault, last[0].network), config={**last[0].config, "window": 24, "halo": 4})
     return replace(ensemble, members=(*others, (model,)))
@@ -256,7 +256,7 @@ def test_a_device_that_cannot_be_used_is_given_up(three_runs, untrained):
 
 
 def serve_but_fail(connection, data, split, device, *settings):
-    """A device that begins well and then cannot compute."""
+    """A device that starts, and then cannot compute."""
     if device == "cpu:0":
         serving._predict = lambda *_: fail()
     serving.serve(connection, data, split, device, *settings)
@@ -273,7 +273,7 @@ def test_a_device_that_cannot_compute_costs_no_run(three_runs, untrained, monkey
 
 
 def test_outputs_that_are_not_finite_cost_no_process(three_runs, untrained, monkeypatch):
-    """Another one would come to the same."""
+    """A new process would give the same."""
     start, begun = workers._Worker, []
     monkeypatch.setattr(workers, "_Worker", lambda *settings: begun.append(settings) or start(*settings))
     with torch.no_grad():
@@ -283,7 +283,7 @@ def test_outputs_that_are_not_finite_cost_no_process(three_runs, untrained, monk
 
 
 def test_where_the_system_has_no_room_for_a_new_process_the_others_go_on(three_runs, untrained, monkeypatch):
-    """As for want of memory, in which processes die, too: the first one does, and none can take its place."""
+    """As when memory runs out: the first process dies, and the system cannot start another."""
     start, begun = workers._Worker, []
 
     def refuse(place, settings):
@@ -306,7 +306,7 @@ def test_where_the_system_has_no_room_for_a_new_process_the_others_go_on(three_r
 
 
 def test_when_the_last_device_is_lost_what_was_found_stays(three_runs, untrained, tmp_path, monkeypatch):
-    """In hour eleven that must not be an exception."""
+    """After eleven hours an exception would lose everything."""
     monkeypatch.setattr(workers, "_STARTS", 1)
     outcomes, states = predict_runs(["TS_1", "TS_3"], three_runs, untrained), []
     with pytest.warns(UserWarning, match="cpu is given up"):

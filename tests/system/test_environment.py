@@ -60,7 +60,7 @@ def test_platforms_are_told_by_their_variables():
     ],
 )
 def test_kaggles_inputs_are_found_under_each_convention(tmp_path, mount):
-    """DESIGN: the old mounts directly below input, the new ones below competitions, datasets and notebooks."""
+    """Old mounts are directly below input, new ones below competitions, datasets and notebooks."""
     (tmp_path / "kaggle/input/a-dataset-of-models/unet").mkdir(parents=True)
     data = make_data(tmp_path / "kaggle/input" / mount)
     found = detect(KAGGLE, tmp_path)
@@ -102,7 +102,7 @@ def test_kaggle_without_data_has_none(tmp_path):
 
 
 def test_colab_works_on_the_drive_where_it_is_mounted(tmp_path):
-    """What lies outside the Drive is lost with the session."""
+    """Files outside the Drive are lost with the session."""
     drive = tmp_path / "content/drive/MyDrive"
     make_data(tmp_path / "content/data")
     without = detect(COLAB, tmp_path)
@@ -412,7 +412,7 @@ def test_published_models_become_folders_again(tmp_path, mount):
 
 
 def test_what_a_notebook_left_wins_over_the_dataset(tmp_path):
-    """Whatever their names: it was trained later, on what the dataset brought."""
+    """Whatever their names are: the notebook ran later, and had the dataset."""
     place = publish(tmp_path / "kaggle/input/a-kit", "vnet_model_ribosome")
     (place / "ensemble.json").write_text("the dataset's")
     left = tmp_path / "kaggle/input/czii-05-ensemble"
@@ -442,7 +442,7 @@ def test_what_a_notebook_left_wins_over_the_dataset(tmp_path):
     ],
 )
 def test_other_names_are_no_models(tmp_path, name):
-    """Nothing may be written outside the work folder, and no checkpoint is worth the copying."""
+    """Nothing may be written outside the work folder, and checkpoints are not copied."""
     (tmp_path / "kaggle/input/kit").mkdir(parents=True)
     (tmp_path / "kaggle/input/kit" / name).write_text("{}")
     assert collect_outputs(detect(KAGGLE, tmp_path), tmp_path) == []
@@ -450,7 +450,7 @@ def test_other_names_are_no_models(tmp_path, name):
 
 
 def test_of_a_model_folder_only_what_belongs_there_is_copied(tmp_path):
-    """A stranger's may hold anything, and as much of it as fits on a disk."""
+    """A dataset of a stranger may hold anything, of any size."""
     place = tmp_path / "kaggle/input/someones-models"
     folder = place / "models/report-full/vnet_model_ribosome"
     folder.mkdir(parents=True)
