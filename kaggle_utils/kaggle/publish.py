@@ -177,10 +177,8 @@ def copy_models(models: Iterable[str | Path], dataset: Path, recipe: str) -> Non
     without recipe and scale, and for an ensemble that needs a model which is not among them."""
     if not (models := list(models)):
         return
-    from kaggle_utils.inference.ensemble import ENSEMBLES, find_models, read_choice  # torch is slow to import
-    from kaggle_utils.inference.merging import COMMITTEES
-    from kaggle_utils.models.folder import load_model, name_model
-    from kaggle_utils.particles import REPORT_PARTICLES
+    from kaggle_utils.inference.ensemble import find_models, read_choice  # torch is slow to import
+    from kaggle_utils.models.folder import load_model
 
     groups: dict[str, set[str]] = {}
     works: dict[str, Path] = {}
@@ -206,19 +204,30 @@ def copy_models(models: Iterable[str | Path], dataset: Path, recipe: str) -> Non
             f"ensemble.json differs between {' and '.join(map(str, works.values()))}; publish models of one work folder"
         )
     for choice, work in works.items():
+        names = groups.get(f"{recipe}-full") or next(iter(groups.values()))  # as in `environment.choose_models`
         if len(groups) > 1 and f"{recipe}-full" not in groups:
             raise ValueError(f"notebook 06 could not choose between {' and '.join(sorted(groups))}; publish only one")
-        names = groups.get(f"{recipe}-full") or next(iter(groups.values()))  # as in `environment.choose_models`
-        needed = {name_model(kind, p.name) for p in REPORT_PARTICLES for kind in ENSEMBLES[choice](p.name)}
-        if choice in COMMITTEES and any("_fold_" in name for name in names):  # at least one fold of each architecture
-            needed = {name_model(kind, "fold_0") for kind in COMMITTEES[choice]}
-        missing = sorted(needed - names)
-        if missing:
+        if missing := sorted(_list_needed(choice, names) - names):
             raise ValueError(
                 f"{work / 'ensemble.json'} chose {choice!r}, which needs {', '.join(missing)} too; give the whole "
                 "folder of models, or run the ensemble notebook (05) again"
             )
         shutil.copyfile(work / "ensemble.json", dataset / "ensemble.json")
+
+
+def _list_needed(choice: str, names: set[str]) -> set[str]:
+    """The models that an ensemble needs at least: those of its specialists or, if there are folds, the first fold of
+    each architecture."""
+    from kaggle_utils.inference.ensemble import ENSEMBLES
+    from kaggle_utils.inference.merging import COMMITTEES
+    from kaggle_utils.models.folder import name_model
+    from kaggle_utils.particles import REPORT_PARTICLES
+
+    if choice in COMMITTEES and any("_fold_" in name for name in names):
+        return {name_model(architecture, "fold_0") for architecture in COMMITTEES[choice]}
+    return {
+        name_model(kind, particle.name) for particle in REPORT_PARTICLES for kind in ENSEMBLES[choice](particle.name)
+    }
 
 
 def find_faults(folder: Path, python: str = PYTHON) -> list[str]:
