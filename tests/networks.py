@@ -1,7 +1,9 @@
-"""Weights for networks that nobody trained."""
+"""Weights for networks that nobody trained, and a count of what is in memory."""
 
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def enliven(network: nn.Module, seed: int = 0) -> nn.Module:
@@ -16,3 +18,22 @@ def enliven(network: nn.Module, seed: int = 0) -> nn.Module:
             layer.weight.data.normal_(0, (2 / inputs) ** 0.5, generator=generator)
             layer.bias.data.normal_(0.2, 0.1, generator=generator)
     return network.eval().requires_grad_(False)
+
+
+class Alive(TorchDispatchMode):
+    """Counts the bytes of all tensors that operations made and that are still there; keeps the most."""
+
+    def __init__(self):
+        super().__init__()
+        self.most, self._storages = 0, {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        given = {t.untyped_storage()._cdata for t in torch.utils._pytree.tree_leaves(args) if torch.is_tensor(t)}
+        output = function(*args, **(kwargs or {}))
+        for tensor in torch.utils._pytree.tree_leaves(output):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in given:
+                self._storages[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self._storages = {key: entry for key, entry in self._storages.items() if not entry[0].expired()}
+        self.most = max(self.most, sum(count for _, count in self._storages.values()))
+        return output

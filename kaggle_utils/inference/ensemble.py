@@ -13,6 +13,7 @@ from pathlib import Path
 from reprlib import repr as shorten
 
 import numpy as np
+import torch
 
 from kaggle_utils.inference.predictor import Predictor, load_volume
 from kaggle_utils.models.config import read_config
@@ -158,8 +159,8 @@ def combine_masks(
     """
     claims = Claims(probabilities[0].shape, thresholds, frequencies, recalls, weights)
     for index, probability in enumerate(probabilities):
-        claims.add(index, probability)
-    return claims.winner
+        claims.add(index, torch.as_tensor(probability))
+    return claims.winner.numpy()
 
 
 def annotate(
@@ -173,32 +174,37 @@ def annotate(
     """Return the annotated mask of a normalised volume, uint8 (z, y, x), and the probability of each voxel's particle,
     float32 (0 in the background).
 
-    `predictors` are those of the ensemble's models; `report` is told as by `Predictor.predict`. One model after the
-    other goes through the volume, and the rule decides as soon as a particle's models have spoken: beside the volume
-    and what `Predictor.predict` holds for one model, memory has 14 bytes a voxel at most (the two results, the
-    particle's mean and what it claims), however many models there are. All of them on one slab after the other would
-    save nothing, for each voxel goes through each network once anyway, and would have every network keep its planes
-    between slabs. Raises as `Predictor.predict`."""
-    claims = Claims(volume.shape, ensemble.thresholds, ensemble.frequencies, ensemble.recalls, weights)
-    remaining, loaded = iter(predictors), load_volume(volume, predictors)
-    for index, group in enumerate(ensemble.members):
-        claims.add(index, _average(p.predict(loaded, run, report) for p in islice(remaining, len(group))))
-    return ensemble.number(claims.winner), claims.confidence
+    `predictors` are those of the ensemble's models; `report` is told as by `Predictor.run`. One model after the other
+    goes through the volume, which is uploaded once, and the rule decides on the device, as soon as a particle's models
+    have spoken: beside the volume and what `Predictor.run` holds for one model, memory has 14 bytes a voxel at most
+    (the two results, the particle's mean and what it claims), however many models there are. All of them on one slab
+    after the other would save nothing, for each voxel goes through each network once anyway, and would have every
+    network keep its planes between slabs. Raises as `Predictor.run`."""
+    loaded = load_volume(volume, predictors)
+    return _decide(ensemble, (p.predict_probabilities(loaded, run, report)[0] for p in predictors), weights)
 
 
 def combine(ensemble: Ensemble, outputs: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Return annotated mask and confidence, as `annotate` does, of the probabilities (z, y, x) that each of the
     ensemble's models gives."""
-    claims = Claims(outputs[0].shape, ensemble.thresholds, ensemble.frequencies, ensemble.recalls)
+    return _decide(ensemble, map(torch.as_tensor, outputs), RuleWeights())
+
+
+def _decide(ensemble: Ensemble, outputs: Iterable[torch.Tensor], weights: RuleWeights) -> tuple[np.ndarray, np.ndarray]:
     remaining = iter(outputs)
     for index, group in enumerate(ensemble.members):
-        claims.add(index, _average(islice(remaining, len(group))))
-    return ensemble.number(claims.winner), claims.confidence
+        mean = _average(islice(remaining, len(group)))
+        if index == 0:
+            known = ensemble.thresholds, ensemble.frequencies, ensemble.recalls
+            claims = Claims(mean.shape, *known, weights, mean.device)
+        claims.add(index, mean)
+        del mean  # before the next model needs the memory
+    return ensemble.number(claims.winner.cpu().numpy()), claims.confidence.cpu().numpy()
 
 
 class Claims:
     """Who has each voxel so far, by the report's rule: `winner` uint8, 0 for nobody, and `confidence` float32, the
-    winner's probability."""
+    winner's probability; on the device of the probabilities."""
 
     def __init__(
         self,
@@ -207,32 +213,39 @@ class Claims:
         frequencies: np.ndarray,
         recalls: np.ndarray,
         weights: RuleWeights = RuleWeights(),  # noqa: B008 (frozen)
+        device: str | torch.device = "cpu",
     ):
-        self.winner, self.confidence = np.zeros(shape, np.uint8), np.zeros(shape, np.float32)
-        self._thresholds, self._weight = thresholds, weights.probability
-        self._standing = weights.frequency * np.asarray(frequencies) + weights.recall * np.asarray(recalls)
+        self.winner = torch.zeros(shape, dtype=torch.uint8, device=device)
+        self.confidence = torch.zeros(shape, device=device)
+        # The lowest numbers in single precision that reach them: torch would round the thresholds to it, up or down.
+        least = np.asarray(thresholds, np.float32)
+        self._least = np.where(least < thresholds, np.nextafter(least, np.float32(np.inf)), least)
+        standing = weights.frequency * np.asarray(frequencies) + weights.recall * np.asarray(recalls)
+        self._standing, self._weight = torch.tensor(standing, device=device), weights.probability
 
-    def add(self, index: int, probability: np.ndarray) -> None:
+    @torch.inference_mode()
+    def add(self, index: int, probability: torch.Tensor) -> None:
         """Give the next particle what it claims, unless a particle before it has as good a claim."""
         winner, confidence = self.winner, self.confidence
-        claim = probability >= self._thresholds[index]
+        claim = probability >= float(self._least[index])
         # The sums are for the few voxels that several claim. In double precision: rounded ones would find equals where
         # there are none, and differences where there are none.
-        contested = claim & (winner > 0)
-        mine = self._standing[index] + self._weight * probability[contested].astype(np.float64)
-        theirs = self._standing[winner[contested] - 1] + self._weight * confidence[contested].astype(np.float64)
-        claim[contested] = mine > theirs
-        np.copyto(winner, np.uint8(index + 1), where=claim)
-        np.copyto(confidence, probability, where=claim)
+        contested = torch.nonzero((claim & (winner > 0)).view(-1))[:, 0]
+        before = winner.view(-1)[contested].long() - 1
+        mine = self._standing[index] + self._weight * probability.reshape(-1)[contested].double()
+        theirs = self._standing[before] + self._weight * confidence.view(-1)[contested].double()
+        claim.view(-1)[contested] = mine > theirs
+        winner.masked_fill_(claim, index + 1)
+        torch.where(claim, probability, confidence, out=confidence)
 
 
-def _average(outputs: Iterable[np.ndarray]) -> np.ndarray:
-    """The mean of arrays that need not all be in memory together."""
+def _average(outputs: Iterable[torch.Tensor]) -> torch.Tensor:
+    """The mean of tensors that need not all be in memory together."""
     outputs = iter(outputs)
     total, count = next(outputs), 1
     for output in outputs:
         total, count = total + output, count + 1
-    return total if count == 1 else total / np.float32(count)
+    return total if count == 1 else total / count
 
 
 def save_choice(work: str | Path, name: str, folder: str | Path) -> None:

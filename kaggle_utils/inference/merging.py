@@ -165,10 +165,10 @@ class Merger:
 
     def _annotate(self, maps: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         committee, thresholds = self._committee, np.full(len(REPORT_PARTICLES), _CLAIM)
-        claims = Claims(maps.shape[1:], thresholds, committee.frequencies, committee.recalls)
+        claims = Claims(maps.shape[1:], thresholds, committee.frequencies, committee.recalls, device=maps.device)
         for index, particle in enumerate(REPORT_PARTICLES):
-            claims.add(index, maps[committee.particles.index(particle.name)].cpu().numpy())
-        return claims.winner, claims.confidence
+            claims.add(index, maps[committee.particles.index(particle.name)])
+        return claims.winner.cpu().numpy(), claims.confidence.cpu().numpy()
 
 
 def find_by_committee(

@@ -6,6 +6,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
 from itertools import product
 from typing import Any
 
@@ -81,11 +82,15 @@ class Predictor:
         """Compute in another precision from now on."""
         self._type, self._networks = precision, self._turn_networks(precision)
 
-    def _turn_networks(self, precision: torch.dtype) -> list[Callable[[torch.Tensor], torch.Tensor]]:
+    def _turn_networks(self, precision: torch.dtype) -> list[Callable]:
+        """A network for each view; one that is streamed as a function that has it streamed along an axis, for which it
+        is cut up once: that takes as long as a slab on a fast GPU."""
         networks = [
             turn_network(self.model.network, *view).to(self.device, precision, memory_format=torch.channels_last_3d)
             for view in VIEWS[: self._most_views]
         ]
+        if not self.model.config["window"]:
+            return [cache(partial(StreamedNetwork, network)) for network in networks]
         return [_Compiled(network, self.model.name) for network in networks] if self._compiled else networks
 
     @torch.inference_mode()
@@ -94,8 +99,14 @@ class Predictor:
     ) -> np.ndarray:
         """Return the probabilities, float32 (z, y, x), of a normalised volume, float32 (z, y, x); of a model with
         several particles one for each, (particles, z, y, x). Raises as `run`."""
-        probabilities = soften(self.predict_logits(volume, run, report))
+        probabilities = self.predict_probabilities(volume, run, report)
         return probabilities[0 if self._channels == 1 else slice(None)].cpu().numpy()
+
+    def predict_probabilities(
+        self, volume: np.ndarray | DeviceVolume, run: str = "", report: Callable[[int], object] = lambda voxels: None
+    ) -> torch.Tensor:
+        """Return the particles' probabilities, float32 (particles, z, y, x), where `predict_logits` has the logits."""
+        return soften(self.predict_logits(volume, run, report))
 
     @torch.inference_mode()
     def predict_logits(
@@ -148,7 +159,7 @@ class Predictor:
                 networks = self._turn_networks(precision)
 
     def _stream(
-        self, network: nn.Module, volume: DeviceVolume, precision: torch.dtype, given: int
+        self, cut: Callable[[int], StreamedNetwork], volume: DeviceVolume, precision: torch.dtype, given: int
     ) -> Iterator[tuple[Box, torch.Tensor]]:
         """Yield the slabs of a volume and their logits (channels, z, y, x), after `given` voxels."""
         shape, inputs = volume.shape, volume.get(precision)
@@ -157,7 +168,7 @@ class Predictor:
         edges = [_round_up(size, divisor) for size in shape]
         planes = self._plan_planes(shape, axis, precision.itemsize)
         kept: Kept = {}
-        stream, fed, done = StreamedNetwork(network, axis), 0, 0
+        stream, fed, done = cut(axis), 0, 0
         given //= math.prod(shape) // shape[axis]
 
         def push(planes: int) -> tuple[int, torch.Tensor | None, Kept]:
@@ -178,7 +189,7 @@ class Predictor:
                 done += logits.shape[axis + 2]
 
     def _run_windows(
-        self, network: nn.Module, volume: DeviceVolume, precision: torch.dtype, given: int
+        self, network: Callable[[torch.Tensor], torch.Tensor], volume: DeviceVolume, precision: torch.dtype, given: int
     ) -> Iterator[tuple[Box, torch.Tensor]]:
         """Yield the cores of a volume's windows and their logits (channels, z, y, x), after `given` voxels."""
         window, halo, divisor = self.model.config["window"], self.model.config["halo"], self.model.network.divisor

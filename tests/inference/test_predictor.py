@@ -458,9 +458,6 @@ def test_channels_stay_last_through_every_layer(architecture, stem, few_planes, 
     network = fold_norms(enliven(build_model(architecture, 2, particles=2, stem=stem)))
     settings = {"particles": ["ribosome", "thyroglobulin"], "window": 32 if architecture == "vnet" else None, "halo": 4}
     predictor = Predictor(TrainedModel("model_a", network, settings, {}), views=2)
-    weights = [tensor for turned in predictor._networks for tensor in turned.parameters() if tensor.dim() == 5]
-    assert all(tensor.is_contiguous(memory_format=torch.channels_last_3d) for tensor in weights) and len(weights) > 20
-
     seen, take, call = [], StreamedNetwork._take, nn.Module.__call__
     keep = partial(torch.Tensor.contiguous, memory_format=torch.channels_last_3d)
 
@@ -468,6 +465,8 @@ def test_channels_stay_last_through_every_layer(architecture, stem, few_planes, 
         for output in outputs:
             if isinstance(output, torch.Tensor) and output.shape[1] > 1 and not output.is_meta:
                 assert output.stride(1) == 1 and torch.is_inference_mode_enabled(), layer
+                if getattr(layer, "weight", None) is not None and layer.weight.dim() == 5:
+                    assert layer.weight.is_contiguous(memory_format=torch.channels_last_3d), layer
                 seen.append(str(layer))
 
     def looking_take(self, operation, inputs, kept, last):

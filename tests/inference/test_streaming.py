@@ -6,10 +6,8 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from networks import enliven
+from networks import Alive, enliven
 from torch import nn
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from kaggle_utils.inference.streaming import NotStreamable, StreamedNetwork, count_numbers
 from kaggle_utils.models.folder import build_model, fold_norms
@@ -311,25 +309,6 @@ def test_the_vnet_is_refused_by_its_norms_name():
 # ---- memory
 
 
-class Alive(TorchDispatchMode):
-    """Counts the numbers in all tensors that operations made and that are still there; keeps the most."""
-
-    def __init__(self):
-        super().__init__()
-        self.most, self._storages = 0, {}
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        given = {t.untyped_storage()._cdata for t in torch.utils._pytree.tree_leaves(args) if torch.is_tensor(t)}
-        output = function(*args, **(kwargs or {}))
-        for tensor in torch.utils._pytree.tree_leaves(output):
-            storage = tensor.untyped_storage()
-            if storage._cdata not in given:
-                self._storages[storage._cdata] = StorageWeakRef(storage), storage.nbytes() // tensor.element_size()
-        self._storages = {key: entry for key, entry in self._storages.items() if not entry[0].expired()}
-        self.most = max(self.most, sum(count for _, count in self._storages.values()))
-        return output
-
-
 @pytest.mark.parametrize("kind", [("unet", 4), ("baseline", 8), ("unet", 16), ("unet", 8, 6, True)])
 def test_what_a_call_holds_is_what_it_says_it_held(kind):
     """The plan for a slab's planes rests on it; it is counted here as tensors come and go. Beside it, at most: what
@@ -341,4 +320,4 @@ def test_what_a_call_holds_is_what_it_says_it_held(kind):
         with Alive() as alive, torch.inference_mode():
             _, kept = stream.advance(slab, kept, number == 3)
         before, after = after, sum(map(count_numbers, kept.values()))
-        assert stream.held / 2 < alive.most <= stream.held + before + after
+        assert stream.held / 2 < alive.most / 4 <= stream.held + before + after
