@@ -2,7 +2,7 @@
 
 Comes in: runs and a recipe. Goes out: a model folder for each particle or each fold.
 `losses` says what is learnt, `learner` takes a step, `fitting` is the loop, `checkpoints` lets it go on after a crash,
-`train` does all of it for many models on many devices. Next: inference runs the folders."""
+`train` does all of it for many models, `workers` on many devices. Next: inference runs the folders."""
 
 from kaggle_utils.training.fitting import evaluate, fit, read_history
 from kaggle_utils.training.losses import (

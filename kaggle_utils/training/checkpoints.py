@@ -181,6 +181,34 @@ def find_changes(wanted: dict, found: dict) -> str:
 
 
 @contextmanager
+def owning(folder: Path) -> Iterator[None]:
+    """Let nobody else train in a model folder meanwhile; raises BlockingIOError, naming it, when another process does.
+
+    The lock is the system's own, on the folder: it ends with its process, however that ends. There is none on Windows,
+    nor on network drives that have no locks."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError(
+                error.errno,
+                f"{folder}: another process trains this model; wait for it, or end it, and run again",
+            ) from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
 def telling(path: Path) -> Iterator[None]:
     """Let an OSError in writing a training's file name that file and say what to do."""
     try:

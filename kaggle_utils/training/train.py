@@ -1,11 +1,9 @@
 """Training by a recipe, from runs to model folders: a model for each particle or for each fold, on all devices."""
 
-import multiprocessing
-import os
 import zlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,64 +29,42 @@ from kaggle_utils.preprocessing.subvolumes import (
     preprocess_and_filter_subvolumes,
 )
 from kaggle_utils.recipes import CompetitionRecipe, ModelRecipe, Recipe
-from kaggle_utils.training.checkpoints import OtherSettings, find_changes, telling
+from kaggle_utils.training.checkpoints import OtherSettings, find_changes, owning, telling
 from kaggle_utils.training.fitting import evaluate, fit
+from kaggle_utils.training.workers import Job, run_jobs
 
 
 def train_models(
     data: str | Path,
     runs: Sequence[str],
-    architecture: str,
+    architecture: str | Sequence[str],
     particles: Sequence[str],
     recipe: Recipe,
     folder: str | Path,
     devices: Sequence[str] = ("cpu",),
 ) -> list[Path]:
-    """Train models of `architecture` and return their model folders, below `folder`: one for each of `particles`, or by
-    the competition recipe, whatever these are, one for all particles for each fold.
+    """Train models of one architecture, or of several, and return their model folders, below `folder`: one for each of
+    `particles`, or by the competition recipe, whatever these are, one for all particles for each fold.
 
     With several devices the models are shared out among them, one process each, and the CPU's threads with them.
     Nothing else in a model's training depends on how many there are: processes with as many threads give the same
     weights on the CPU, to the last bit; another number of threads rounds sums otherwise. A finished model is left as it
-    is, a started one is resumed. Raises as `load_runs`, `build_datasets` and `fit` do."""
+    is, a started one is resumed.
+
+    A training that fails, or whose process dies, is tried once more; then it is left out with a warning, and the others
+    go on. Raises what `load_runs`, `build_datasets` and `fit` do when none is left, and OtherSettings at once."""
     train: Callable[..., Path] = train_model
-    targets: Sequence[object] = list(particles)
+    targets: dict[str, object] = {particle: particle for particle in particles}
     if isinstance(recipe, CompetitionRecipe):
-        train, targets = train_fold, list_folds(len(runs), recipe)
+        train, targets = train_fold, {f"fold_{fold}": fold for fold in list_folds(len(runs), recipe)}
         _check_runs(data, runs, recipe)  # before hours of training, not when a run's fold comes
-    jobs = [(train, data, tuple(runs), architecture, target, recipe, Path(folder)) for target in targets]
-    if len(devices) == 1:
-        loaded = load_runs(data, runs, recipe)
-        return [train(loaded, *job[3:], device=devices[0]) for job in jobs]
-    context = multiprocessing.get_context("spawn")
-    free = context.Queue()
-    for position, device in enumerate(devices):
-        free.put((position, device))
-    threads = max(1, (os.cpu_count() or 1) // len(devices))
-    pool = ProcessPoolExecutor(len(devices), mp_context=context, initializer=_enter_worker, initargs=(free, threads))
-    futures = [pool.submit(_train_in_worker, job) for job in jobs]
-    try:
-        for future in as_completed(futures):
-            future.result()
-    finally:
-        # After an error, what has not begun need not, and nobody waits for hours to be told.
-        pool.shutdown(wait=False, cancel_futures=True)
-    return [future.result() for future in futures]
-
-
-_worker: dict = {}
-
-
-def _enter_worker(free: multiprocessing.Queue, threads: int) -> None:
-    torch.set_num_threads(threads)
-    _worker["position"], _worker["device"] = free.get()
-
-
-def _train_in_worker(job: tuple) -> Path:
-    train, data, runs, *rest = job
-    if "runs" not in _worker:
-        _worker["runs"] = load_runs(data, runs, rest[-2])
-    return train(_worker["runs"], *rest, device=_worker["device"], position=_worker["position"])
+    architectures = [architecture] if isinstance(architecture, str) else architecture
+    jobs = [
+        Job(name_model(kind, name), train, (kind, target, recipe, Path(folder)))
+        for kind in architectures
+        for name, target in targets.items()
+    ]
+    return run_jobs(partial(load_runs, data, tuple(runs), recipe), jobs, devices)
 
 
 def train_model(
@@ -116,16 +92,14 @@ def train_model(
     }
     if _is_finished(folder, config):
         return folder
-    datasets = build_datasets(runs, particle, recipe)
-    torch.manual_seed(recipe.seed)
-    network = build(network_recipe, recipe)
-    fit(network, datasets, network_recipe, folder, config, recipe.threshold, device, position)
-    network.load_state_dict(load_weights(folder / "weights.safetensors", network.state_dict()))
-    scores = {split: evaluate(network, datasets[split], recipe.threshold, device)[0] for split in SPLITS}
-    picks = sum(int((run.points["particle_type"] == particle).sum()) for run in runs)
-    finished = {**config, "min_size_fraction": recipe.min_size_fraction, "scores": scores, "picks": picks}
-    with telling(folder / "config.json"):
-        save_config(folder, finished, {particle: recipe.threshold})
+    with owning(folder):
+        datasets = build_datasets(runs, particle, recipe)
+        network = _train_network(datasets, network_recipe, recipe, folder, config, device, position)
+        scores = {split: evaluate(network, datasets[split], recipe.threshold, device)[0] for split in SPLITS}
+        picks = sum(int((run.points["particle_type"] == particle).sum()) for run in runs)
+        finished = {**config, "min_size_fraction": recipe.min_size_fraction, "scores": scores, "picks": picks}
+        with telling(folder / "config.json"):
+            save_config(folder, finished, {particle: recipe.threshold})
     return folder
 
 
@@ -179,37 +153,50 @@ def train_fold(
     }
     if _is_finished(folder, config):
         return folder
+    with owning(folder):
+        datasets = {"train": Crops(others, names, recipe, device), "validation": _hold_out(held_out, recipe)}
+        network = _train_network(datasets, network_recipe, recipe, folder, config, device, position)
+        scores = dict(zip(names, evaluate(network, datasets["validation"], device=device), strict=True))
+        counts = pd.concat([run.points for run in others])["particle_type"].value_counts()
+        finished = {
+            **config,
+            "folds": len(list_folds(len(runs), recipe)),
+            "ensemble": "average",
+            "merge": recipe.merge,
+            "decoder": recipe.decoder,
+            "views": recipe.views,
+            "offset": (0.0, 0.0, 0.0),
+            "scores": {"validation": scores},
+            "picks": {name: int(counts.get(name, 0)) for name in names},
+        }
+        with telling(folder / "config.json"):
+            save_config(folder, finished, dict.fromkeys(names, recipe.threshold))
+    return folder
+
+
+def _hold_out(run: Run, recipe: CompetitionRecipe) -> TensorDataset:
+    """Sub-volumes of a run, in a grid, and their masks, to validate on; raises ValueError when no particle is there."""
     # The very spheres that the crops have, or the best epoch would be the best at something else.
-    centres, radii, labels = locate_spheres(held_out.points, held_out.voxel_spacing, names)
-    masks = paint_spheres(centres, radii * recipe.radius_fraction, labels, held_out.volume.shape)
+    centres, radii, labels = locate_spheres(run.points, run.voxel_spacing, PARTICLE_NAMES)
+    masks = paint_spheres(centres, radii * recipe.radius_fraction, labels, run.volume.shape)
     if not masks.any():
-        raise ValueError(f"run {held_out.name} holds no particle to validate on; leave it out of the runs")
+        raise ValueError(f"run {run.name} holds no particle to validate on; leave it out of the runs")
     size = recipe.subvolume_size
     cubes = preprocess_and_filter_subvolumes(
-        held_out.volume, masks, place_subvolumes(masks.shape, size), size, recipe.background_ratio, recipe.seed
+        run.volume, masks, place_subvolumes(masks.shape, size), size, recipe.background_ratio, recipe.seed
     )
-    validation = TensorDataset(*(torch.from_numpy(array)[:, None] for array in cubes))
-    torch.manual_seed(seed)
-    network = build(network_recipe, recipe)
-    datasets = {"train": Crops(others, names, recipe, device), "validation": validation}
-    fit(network, datasets, network_recipe, folder, config, device=device, position=position)
+    return TensorDataset(*(torch.from_numpy(array)[:, None] for array in cubes))
+
+
+def _train_network(
+    datasets: dict, settings: ModelRecipe, recipe: Recipe, folder: Path, config: dict, device: str, position: int
+) -> nn.Module:
+    """A network with the weights that its training found best."""
+    torch.manual_seed(config["seed"])
+    network = build(settings, recipe)
+    fit(network, datasets, settings, folder, config, recipe.threshold, device, position)
     network.load_state_dict(load_weights(folder / "weights.safetensors", network.state_dict()))
-    scores = dict(zip(names, evaluate(network, validation, device=device), strict=True))
-    counts = pd.concat([run.points for run in others])["particle_type"].value_counts()
-    finished = {
-        **config,
-        "folds": len(list_folds(len(runs), recipe)),
-        "ensemble": "average",
-        "merge": recipe.merge,
-        "decoder": recipe.decoder,
-        "views": recipe.views,
-        "offset": (0.0, 0.0, 0.0),
-        "scores": {"validation": scores},
-        "picks": {name: int(counts.get(name, 0)) for name in names},
-    }
-    with telling(folder / "config.json"):
-        save_config(folder, finished, dict.fromkeys(names, recipe.threshold))
-    return folder
+    return network
 
 
 def _check_runs(data: str | Path, runs: Sequence[str], recipe: CompetitionRecipe) -> None:

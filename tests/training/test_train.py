@@ -1,9 +1,15 @@
 """Training: it learns, it keeps the best epoch, it survives being killed, and it never mixes what differs."""
 
 import json
+import multiprocessing
 import os
 import pickle
 import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -22,12 +28,13 @@ from kaggle_utils.models.config import read_config
 from kaggle_utils.models.folder import build_model, load_model, name_model, save_config
 from kaggle_utils.models.weights import load_tensors, save_tensors
 from kaggle_utils.particles import PARTICLES
-from kaggle_utils.preprocessing.subvolumes import Run, build_datasets
+from kaggle_utils.preprocessing.subvolumes import Run, build_datasets, load_runs
 from kaggle_utils.recipes import PUBLISHED, Augmentation, get_recipe
 from kaggle_utils.training import checkpoints, fitting, learner, train
 from kaggle_utils.training.fitting import evaluate, fit, read_history
 from kaggle_utils.training.learner import prefix, select
 from kaggle_utils.training.train import train_fold, train_model, train_models
+from kaggle_utils.training.workers import Job, run_jobs
 
 SMOKE = get_recipe("report", "smoke")
 RECIPE = replace(SMOKE, subvolume_size=16, unet=replace(SMOKE.unet, epochs=4), vnet=replace(SMOKE.vnet, window=16))
@@ -555,6 +562,131 @@ def test_two_workers_train_the_models_that_one_process_trains(recipe, targets, d
     with pytest.raises(ValueError, match="trained differently .*seed was 0, is 1") as caught:
         train_models(data, ["A", "B"], "vnet", particles, replace(recipe, seed=1), tmp_path / "two")
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)  # so it gets out of a worker, too
+
+
+KINDS = ["unet", "vnet"]
+LONG = replace(COMPETITION, **{kind: replace(COMPETITION.unet, architecture=kind, epochs=8) for kind in KINDS})
+
+
+def train_long(data: Path, folder: Path, devices=("cpu", "cpu")) -> list[Path]:
+    return train_models(data, ["A", "B"], KINDS, [], LONG, folder, devices)
+
+
+@pytest.fixture(scope="module")
+def long_trainings(one_thread, data, tmp_path_factory) -> list[Path]:
+    """Both folds of both architectures, from one process with a worker's threads; not to be changed."""
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
+    folders = train_long(data, tmp_path_factory.mktemp("long"), ["cpu"])
+    torch.set_num_threads(1)
+    return folders
+
+
+def require_same(folders: list[Path], others: list[Path]) -> None:
+    assert [folder.name for folder in folders] == [other.name for other in others]
+    for folder, other in zip(folders, others, strict=True):
+        assert (folder / "weights.safetensors").read_bytes() == (other / "weights.safetensors").read_bytes()
+        assert read_config(folder) == read_config(other)
+        pd.testing.assert_frame_equal(without_seconds(folder), without_seconds(other))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+def test_a_killed_worker_costs_no_model(data, long_trainings, tmp_path):
+    """Real processes: both workers are killed in the middle of a fold; others go on from the checkpoints."""
+    killed, done = set(), threading.Event()
+
+    def kill() -> None:
+        while not done.is_set() and len(killed) < 2:
+            halves = {path.parent for path in tmp_path.glob("*/last.safetensors")}
+            for worker in multiprocessing.active_children():
+                if len(halves) > len(killed) and worker.pid not in killed and len(killed) < 2:
+                    os.kill(worker.pid, signal.SIGKILL)
+                    killed.add(worker.pid)
+            time.sleep(0.01)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    folders = train_long(data, tmp_path)
+    done.set(), killer.join()
+    assert len(killed) == 2
+    require_same(folders, long_trainings)
+
+
+START = """
+import sys
+from pathlib import Path
+sys.path[:0] = {path}
+from test_train import train_long
+if __name__ == "__main__":
+    train_long(Path({data}), Path({folder}))
+"""
+
+
+def find_children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_killed_parent_leaves_no_worker_and_a_rerun_goes_on(data, long_trainings, tmp_path):
+    """And while it lives, nobody else trains its folders."""
+    folder, script = tmp_path / "models", tmp_path / "start.py"
+    runs = load_runs(data, ["A", "B"], LONG)
+    script.write_text(START.format(path=[str(Path(__file__).parent)], data=repr(str(data)), folder=repr(str(folder))))
+    with subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL) as parent:
+        deadline = time.monotonic() + 120
+        while len(begun := list(folder.glob("*/last.safetensors"))) < 1:
+            assert parent.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        fold = int(begun[0].parent.name[-1])
+        kind = "vnet" if "vnet" in begun[0].parent.name else "unet"
+        os.kill(parent.pid, signal.SIGSTOP)  # its workers go on
+        try:
+            with pytest.raises(BlockingIOError, match=f"fold_{fold}: another process trains this model; wait for it"):
+                train_fold(runs, kind, fold, LONG, folder)
+        finally:
+            workers = find_children(parent.pid)
+            parent.kill()
+    assert len(workers) >= 2  # and the tracker of resources
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    require_same(train_long(data, folder), long_trainings)
+
+
+def train_or_fail(runs, kind, target, recipe, folder, device, position) -> Path:
+    """As `train_model` as far as a queue can tell; how often each is called stands in a file."""
+    calls = folder / target
+    calls.write_text(calls.read_text() + device + " " if calls.exists() else device + " ")
+    if target == "never" or (target == "second" and len(calls.read_text().split()) < 2):
+        raise MemoryError(f"{target} needs more than there is")
+    if target == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return folder / target
+
+
+def load_nothing() -> list:
+    return []
+
+
+@pytest.mark.parametrize("devices", [["cpu"], ["cpu", "cpu:0"]])
+def test_what_fails_is_tried_once_more_and_left_out_then(devices, tmp_path):
+    """On another device, where there is one; the others go on."""
+    targets = ["never", "first", "second", *(["killed"] if len(devices) > 1 else [])]
+    jobs = [Job(f"model_{target}", train_or_fail, ("unet", target, RECIPE, tmp_path)) for target in targets]
+    with pytest.warns(UserWarning) as told:
+        folders = run_jobs(load_nothing, jobs, devices)
+    assert [folder.name for folder in folders] == ["first", "second"]
+    told = [str(one.message) for one in told]
+    start = "model_never is left out: it failed 2 times, the last time with MemoryError: never needs more than there is"
+    assert told[0] == f"{start}; run again to train it"
+    if len(devices) > 1:
+        assert "model_killed is left out" in told[1] and "has died (exit code -9)" in told[1]
+    for target in set(targets) - {"first"}:
+        assert sorted((tmp_path / target).read_text().split()) == sorted((2 * devices)[:2])
+    with pytest.raises(MemoryError, match="never needs more"):
+        run_jobs(load_nothing, jobs[:1], devices)
 
 
 def test_the_table_has_the_published_numbers_beside_ours(tmp_path):

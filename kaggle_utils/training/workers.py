@@ -1,0 +1,188 @@
+"""Many trainings on several devices: a process for each device, and one queue of jobs.
+
+A training that fails, or whose process dies, is tried once more, on another device where there is one, from its last
+checkpoint on. What fails again is left out, and the others go on."""
+
+import multiprocessing
+import os
+import pickle
+import threading
+import traceback
+import warnings
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from kaggle_utils.models.weights import explain
+from kaggle_utils.preprocessing.subvolumes import Run
+from kaggle_utils.training.checkpoints import OtherSettings
+
+_TRIES = 2
+
+
+class Job(NamedTuple):
+    """A model to be trained: by a function that takes the runs, these settings, a device and the line of the progress
+    bar, and returns the model's folder."""
+
+    name: str
+    train: Callable[..., Path]
+    settings: tuple
+
+
+class Queue:
+    """Jobs that wait, and what became of the others."""
+
+    def __init__(self, jobs: Sequence[Job]):
+        self._jobs, self._waiting = jobs, deque(range(len(jobs)))
+        self._failed: dict[int, list[str]] = {}  # job -> the devices that it failed on
+        self._outcomes: dict[int, Path | Exception] = {}
+
+    def __bool__(self) -> bool:
+        return len(self._outcomes) < len(self._jobs)
+
+    def take(self, device: str, others: Sequence[str] = ()) -> tuple[int, Job] | None:
+        """The next job for a device, if any; not one that has failed on it, which another one can try."""
+        for number in self._waiting:
+            if device not in self._failed.get(number, ()) or not set(others) - {*self._failed[number]}:
+                self._waiting.remove(number)
+                return number, self._jobs[number]
+        return None
+
+    def settle(self, number: int, outcome: Path | Exception, device: str) -> None:
+        """Note what a job ended in; raises OtherSettings, of which no other try can make anything else."""
+        if isinstance(outcome, OtherSettings):
+            raise outcome
+        if isinstance(outcome, Exception):
+            self._failed.setdefault(number, []).append(device)
+            if len(self._failed[number]) < _TRIES:
+                self._waiting.append(number)
+                return
+        self._outcomes[number] = outcome
+
+    def finish(self) -> list[Path]:
+        """Return the folders of the models that are trained, and warn of the others; raises the first one's error when
+        there are no others."""
+        outcomes = [self._outcomes[number] for number in range(len(self._jobs))]
+        folders = [outcome for outcome in outcomes if isinstance(outcome, Path)]
+        if not folders:
+            for outcome in outcomes:
+                if isinstance(outcome, Exception):
+                    raise outcome
+        for job, outcome in zip(self._jobs, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                warnings.warn(
+                    f"{job.name} is left out: it failed {_TRIES} times, the last time with {explain(outcome)}; "
+                    "run again to train it",
+                    stacklevel=4,
+                )
+        return folders
+
+
+def run_jobs(load: Callable[[], list[Run]], jobs: Sequence[Job], devices: Sequence[str]) -> list[Path]:
+    """Run jobs on devices: in this process, or where there are several devices in one process each, with their share
+    of the CPU's threads; return the folders of those that end well. `load` returns the runs, which each process reads
+    once. Raises and warns as `Queue` does, and raises what `load` does in this process."""
+    queue = Queue(jobs)
+    if len(devices) == 1:
+        runs = load()
+        while taken := queue.take(devices[0]):
+            queue.settle(taken[0], _try(runs, taken[1], devices[0], 0), devices[0])
+        return queue.finish()
+    threads, devices = max(1, (os.cpu_count() or 1) // len(devices)), devices[: len(jobs)]
+    workers = [_Worker(load, device, position, threads) for position, device in enumerate(devices)]
+    running: dict[_Worker, int] = {}
+    try:
+        while queue:
+            for worker in workers:
+                if worker not in running and (taken := queue.take(worker.device, devices)):
+                    running[worker], job = taken
+                    worker.start(job)
+            ready = wait([worker.connection for worker in running])
+            for worker in [worker for worker in running if worker.connection in ready]:
+                queue.settle(running.pop(worker), worker.collect(), worker.device)
+    finally:
+        for worker in workers:
+            worker.end()
+    return queue.finish()
+
+
+class _Worker:
+    """A process on a device, which takes one job after the other; one that has died is replaced."""
+
+    def __init__(self, load: Callable[[], list[Run]], device: str, position: int, threads: int):
+        self.device, self._settings = device, (load, device, position, threads)
+        self._begin()
+
+    def _begin(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self._process = context.Process(target=_work, args=(theirs, *self._settings), daemon=True)
+        self._process.start()
+        theirs.close()  # or its end would not be seen here
+
+    def start(self, job: Job) -> None:
+        """Have the process begin a job."""
+        with suppress(OSError):  # it has died meanwhile, as `collect` will find
+            self.connection.send(job)
+
+    def collect(self) -> Path | Exception:
+        """What the job ended in, once there is something to read."""
+        try:
+            return self.connection.recv()
+        except (EOFError, OSError):
+            self._process.join()
+            code = self._process.exitcode
+            self._begin()
+            return ChildProcessError(f"the process that trained it on {self.device} has died (exit code {code})")
+
+    def end(self) -> None:
+        """End the process; it loses what it has learnt since its last checkpoint."""
+        self._process.kill()
+        self._process.join()
+
+
+def _work(connection: Connection, load: Callable[[], list[Run]], device: str, position: int, threads: int) -> None:
+    """Take jobs until the process that hands them out is gone; then a training ends, too, for nobody knows of it."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    if torch.device(device).type == "cuda":
+        torch.cuda.set_device(device)
+    runs = None
+    while True:
+        job = connection.recv()
+        try:
+            runs = load() if runs is None else runs
+        except Exception as error:
+            outcome = error
+        else:
+            outcome = _try(runs, job, device, position)
+        connection.send(_make_sendable(outcome))
+
+
+def _end_with_parent() -> None:
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
+
+
+def _try(runs: list[Run], job: Job, device: str, position: int) -> Path | Exception:
+    try:
+        return job.train(runs, *job.settings, device, position)
+    except Exception as error:
+        return error
+
+
+def _make_sendable(outcome: Path | Exception) -> Path | Exception:
+    """An error that gets to another process, with the lines of code that it comes from as a note."""
+    if isinstance(outcome, Exception):
+        outcome.add_note("".join(traceback.format_exception(outcome)))
+        try:
+            pickle.loads(pickle.dumps(outcome))
+        except Exception:
+            return RuntimeError(explain(outcome))
+    return outcome
