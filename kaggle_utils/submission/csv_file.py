@@ -292,10 +292,11 @@ def _violation(rule: str, lines: Iterable[int], notes: Iterable | None = None) -
 
 def _unknown(what: str, names: pd.Series, lines: pd.Series, why: str) -> list[str]:
     """Return a line for each unknown name, with the lines of the file that have it."""
-    distinct, found = names.unique(), []
-    for name in distinct[:_SHOWN]:
-        found += _violation(f"{what} {_quote(name)} {why}", lines[names == name])
-    return found + [f"{len(distinct) - _SHOWN} more unknown names of a {what}"] * (len(distinct) > _SHOWN)
+    found: dict[str, list[int]] = {}  # pandas 3.0 may take a name that ends in a NUL for the name without it
+    for name, line in zip(names, lines, strict=True):
+        found.setdefault(name, []).append(line)
+    violations = [_violation(f"{what} {_quote(name)} {why}", found[name])[0] for name in list(found)[:_SHOWN]]
+    return violations + [f"{len(found) - _SHOWN} more unknown names of a {what}"] * (len(found) > _SHOWN)
 
 
 def _quote(text: str) -> str:
