@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name in RECIPE_NAMES:
         table, views = count_recipe(name)
         print(f"\n{name}:")
-        print(table.T.to_string(float_format="{:,.4g}".format))
+        print(table.T.to_string(float_format=lambda value: f"{value:,.0f}" if value > 1000 else f"{value:.4g}"))
         for speed in options.teraflops:
             passes = table["a view: TFLOP"] / speed + table["a view: GB"] / options.gigabytes
             seconds = views * (table["networks"] * passes).sum()
