@@ -19,13 +19,14 @@ import multiprocessing
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib.metadata import version
@@ -586,15 +587,18 @@ class Runner:
         return {"error": why}
 
     def close(self) -> None:
-        """End the process."""
+        """End the process, and those that it has started."""
         if self._process is not None:
+            with suppress(ProcessLookupError):  # it may not have its group yet
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.kill()
             self._process.join()
             self._process = None
 
 
 def serve(pipe, machine: Machine) -> None:
-    """Run the checks whose names come through a pipe."""
+    """Run the checks whose names come through a pipe, in a group of processes of its own."""
+    os.setpgrp()
     while True:
         check = pipe.recv()
         try:
