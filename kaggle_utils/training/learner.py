@@ -8,6 +8,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,12 +31,14 @@ class Learner:
     """A network in training, which takes `steps` steps in all."""
 
     def __init__(self, network: nn.Module, settings: ModelRecipe, device: str, steps: int):
-        self.network, self._settings, self._device, self._steps = network, settings, torch.device(device), steps
+        self.network, self._settings, self._device = network, settings, torch.device(device)
         on_gpu = self._device.type == "cuda"
         # What a graph reads must stay where it is: there the rate is a tensor, which the schedule fills.
         rate = torch.full((), settings.learning_rate, device=device) if on_gpu else settings.learning_rate
         optimiser = OPTIMISERS[settings.optimiser]
         self._optimiser = optimiser(network.parameters(), lr=rate, fused=True, capturable=on_gpu)
+        # No method of this object's: with a circle of references its memory on the device would outlive it.
+        self._find_rate = partial(find_rate, steps=steps, warm_up=settings.warm_up)
         self._schedule = LambdaLR(self._optimiser, self._find_rate)
         # Its scale keeps small gradients in half precision; and with it the optimiser leaves out, on the device, a step
         # whose gradients are not finite.
@@ -123,15 +126,6 @@ class Learner:
     def _make_scaler(self) -> torch.amp.GradScaler:
         return torch.amp.GradScaler(self._device.type, **({} if self._half else {"init_scale": 1.0}))
 
-    def _find_rate(self, done: int) -> float:
-        """The share of the recipe's rate after so many steps: it warms up, then falls as half a cosine (Loshchilov and
-        Hutter 2017); constant where the recipe has no warm-up."""
-        progress, warm_up = done / self._steps, self._settings.warm_up
-        if warm_up is None:
-            return 1.0
-        falling = (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up))) / 2
-        return min((progress + 1e-3) / warm_up, falling if progress > warm_up else 1.0)
-
     @property
     def scale(self) -> dict:
         """The state of the loss scaler, in numbers; empty where it does not change."""
@@ -165,7 +159,7 @@ class Learner:
             moments = select(tensors, f"optimiser.{name}")
             # In the layout of the parameter, which a file has not.
             laid_out = {key: torch.empty_like(parameter, device="cpu").copy_(moments[key]) for key in _MOMENTS[1:]}
-            state[index] = {"step": moments["step"], **laid_out}
+            state[index] = {"step": moments["step"].clone(), **laid_out}
         groups = self._optimiser.state_dict()["param_groups"]
         self._optimiser.load_state_dict({"state": state, "param_groups": groups})
         if scale and self._half:  # a training may begin on one device and go on on another
@@ -194,6 +188,16 @@ class Graph:
             place.copy_(tensor, non_blocking=True)
         self._graph.replay()
         return self._result.clone()
+
+
+def find_rate(done: int, steps: int, warm_up: float | None) -> float:
+    """Return the share of the recipe's rate after so many of all steps: it warms up, then falls as half a cosine
+    (Loshchilov and Hutter 2017); constant without a warm-up."""
+    if warm_up is None:
+        return 1.0
+    progress = done / steps
+    falling = (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up))) / 2
+    return min((progress + 1e-3) / warm_up, falling if progress > warm_up else 1.0)
 
 
 def choose_precision(device: torch.device) -> torch.dtype:

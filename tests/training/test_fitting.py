@@ -1,5 +1,6 @@
 """What the competition recipe adds to the fit loop: techniques do what their formulas say, and a resume keeps them."""
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -136,3 +137,16 @@ def test_validation_is_the_mean_dice_of_the_particles_that_are_there():
     data = TensorDataset(torch.zeros(1, 1, 4, 4, 4), torch.from_numpy(masks))
     result = fitting._validate(network, data, SETTINGS, 0.5, "cpu")
     assert result["validation_dice"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("terminal", "notebook", "often"), [(True, False, True), (False, True, True), (False,) * 3])
+def test_a_progress_bar_is_rare_where_nobody_watches(terminal, notebook, often, tmp_path, monkeypatch):
+    """Each of its updates is a line in the log of a worker."""
+    monkeypatch.setattr(fitting.sys.stderr, "isatty", lambda: terminal, raising=False)
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    if notebook:
+        monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    intervals, bar = [], fitting.tqdm
+    monkeypatch.setattr(fitting, "tqdm", lambda **options: intervals.append(options["mininterval"]) or bar(**options))
+    train(replace(SETTINGS, epochs=1), tmp_path)
+    assert intervals == [0.1 if often else 10.0]

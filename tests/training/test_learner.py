@@ -1,7 +1,9 @@
 """A step does what its formulas say, waits for no device, and is the same when it is a graph."""
 
+import gc
 import math
 import warnings
+import weakref
 from collections import Counter
 from dataclasses import replace
 
@@ -13,7 +15,7 @@ from kaggle_utils.models.folder import build_model
 from kaggle_utils.models.vnet import NormaliseGroups
 from kaggle_utils.recipes import get_recipe
 from kaggle_utils.training import learner
-from kaggle_utils.training.learner import Learner
+from kaggle_utils.training.learner import Learner, find_rate
 from kaggle_utils.training.losses import cross_entropy_tversky_loss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -35,17 +37,25 @@ def make_batch(seed: int = 0, size: int = 2, edge: int = 16) -> tuple[torch.Tens
 
 
 def test_the_rate_warms_up_and_falls_as_half_a_cosine():
-    one = make_learner(replace(SETTINGS, warm_up=0.1, learning_rate=2e-3), steps=200)
-    rates, batch = [one.rate], make_batch(edge=8)
-    for _ in range(200):
+    rates = [find_rate(done, steps=1000, warm_up=0.1) for done in range(1000)]
+    assert 0 < rates[0] < 0.02 and rates[50] == pytest.approx(0.5, rel=0.05) and rates[100] == max(rates) == 1
+    assert rates[550] == pytest.approx(0.5) and rates[999] < 1e-5
+    assert find_rate(900, steps=1000, warm_up=None) == 1
+
+
+def test_the_rate_goes_on_where_a_training_was():
+    whole, batch = make_learner(EVERYTHING), make_batch()
+    rates = []
+    for _ in range(4):
+        rates.append(whole.rate)
+        whole.step(*batch)
+    assert rates == [EVERYTHING.learning_rate * find_rate(done, 100, 0.1) for done in range(4)]
+    resumed = make_learner(EVERYTHING)
+    resumed.restore(whole.gather(), whole.scale, 4)
+    for one in (whole, resumed):
+        assert one.rate == EVERYTHING.learning_rate * find_rate(4, 100, 0.1)
         one.step(*batch)
-        rates.append(one.rate)
-    assert 0 < rates[0] < 5e-5 and rates[10] == pytest.approx(1e-3, rel=0.05)
-    assert rates[20] == max(rates) == pytest.approx(2e-3)
-    assert rates[110] == pytest.approx(1e-3) and rates[199] < 1e-6
-    constant = make_learner()
-    constant.step(*batch)
-    assert constant.rate == SETTINGS.learning_rate
+    assert all(torch.equal(tensor, whole.gather()[name]) for name, tensor in resumed.gather().items())
 
 
 def test_gradients_are_clipped_to_their_norm():
@@ -204,3 +214,16 @@ def test_the_fused_optimiser_is_torchs_plain_one():
     for (name, tensor), wanted in zip(one.network.named_parameters(), other.parameters(), strict=True):
         if not name.endswith("bias"):  # before a batch norm its gradient is the noise of rounding
             torch.testing.assert_close(tensor, wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_a_learner_is_gone_when_nobody_has_it():
+    """At once, not when Python looks for circles: a GPU's memory is for the next one."""
+    one = make_learner(EVERYTHING)
+    one.step(*make_batch())
+    network = weakref.ref(one.network)
+    gc.disable()
+    try:
+        del one
+        assert network() is None
+    finally:
+        gc.enable()
