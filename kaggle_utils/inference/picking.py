@@ -140,7 +140,7 @@ def find_candidates(
         smooth = torch.zeros(volume.shape, device=volume.device) if smooth is None else smooth
         ball = max(2.0, radius * radius_fraction)
         if decoder == "peaks":
-            _, centre = _seek_centres(volume, _find_highest(volume, least), ball, radius * _APART, smooth)
+            _, centre = _seek_centres(volume, _find_highest(volume, least, _MOST), ball, radius * _APART, smooth)
         else:
             centre = _find_components(volume, max(CLAIMED, least), ball, radius * _APART, smooth)
         confidence = _weigh_balls(volume, centre, ball)[0].cpu().numpy()
@@ -204,7 +204,7 @@ def find_peaks(heatmap: np.ndarray, threshold: float, radius: float) -> tuple[np
     Indices, int (n, 3), z y x, and values (n,). Of equally high voxels the first in reading order counts as the higher
     one, so a plateau that is nowhere wider than `radius` gives one peak at most."""
     heatmap = _to_tensor(heatmap)
-    index = _find_peaks(heatmap, torch.nonzero(heatmap.reshape(-1) >= float(threshold))[:, 0], radius)
+    index = _find_peaks(heatmap, _find_highest(heatmap, threshold, heatmap.numel()), radius)
     value = heatmap.reshape(-1)[index]
     order = torch.argsort(value, descending=True, stable=True)
     return _unravel(index[order], heatmap.shape).T.cpu().numpy(), value[order].cpu().numpy()
@@ -245,16 +245,16 @@ def _move(place: torch.Tensor, step: torch.Tensor, shape: tuple[int, int, int]) 
     return moved
 
 
-def _find_highest(volume: torch.Tensor, least: float) -> torch.Tensor:
-    """Return the flat indices of the voxels with at least `least`, in rising order, but of no more than `_MOST`."""
+def _find_highest(volume: torch.Tensor, least: float, most: int) -> torch.Tensor:
+    """Return the flat indices of the voxels with at least `least`, in rising order, but of no more than `most`."""
     lines = volume.reshape(-1, volume.shape[2])
     index = torch.empty(0, dtype=torch.int64, device=volume.device)
     # Most lines have none. Beside a map there shall be nothing of its size, so the others come in parts.
     for some in torch.nonzero(lines.amax(dim=1) >= float(least))[:, 0].split(max(1, _READ // lines.shape[1])):
         line, place = torch.nonzero(lines[some] >= float(least), as_tuple=True)
         index = torch.cat([index, some[line] * lines.shape[1] + place])
-        if len(index) > _MOST:
-            highest, order = torch.topk(volume.reshape(-1)[index], _MOST, sorted=False)
+        if len(index) > most:
+            highest, order = torch.topk(volume.reshape(-1)[index], most, sorted=False)
             index, least = index[order], highest.min()
     return index.sort().values
 
