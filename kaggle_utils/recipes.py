@@ -157,7 +157,7 @@ _SCALES: dict[str, Any] = {
 # The competition recipe. What public solutions agree on: small spheres, rare types lifted, light networks at half the
 # resolution, weighted cross-entropy beside an overlap loss, flips and quarter turns, averaged weights, averaged logits
 # of several networks. benchmarks/accuracy.py says what each is worth where minutes of training can tell.
-# Four crops of 80 voxels a step are for every GPU. Memory asks for no fewer: 0.6 GB are what they take. More would be no
+# Four crops of 80 voxels a step are for every GPU. Memory asks for no fewer: they take 0.6 GB. More would be no
 # faster: on an H200 a U-Net's step takes 5.8 ms with four and 18.7 ms with sixteen, on a T4 the work of a crop counts
 # even more; and the rate and the number of steps belong to four.
 _COMPETITION_UNET = ModelRecipe(
