@@ -2,6 +2,8 @@
 
 Arrays are (z, y, x)."""
 
+import math
+import mmap
 import warnings
 
 import numpy as np
@@ -20,38 +22,50 @@ _OUT_OF_MEMORY = (
 
 
 class DeviceVolume:
-    """A normalised volume, float32 (z, y, x), on a device, in each precision that networks ask for.
+    """A normalised volume, float32 (z, y, x), on a device, in each precision that networks ask for: cast and uploaded
+    when it is asked for, and not again."""
 
-    Its last voxels are repeated until `divisor` divides all edges; `shape` is the one without these. It is padded, cast
-    and uploaded when it is asked for, and not again."""
-
-    def __init__(self, volume: np.ndarray, device: str | torch.device, divisor: int):
-        self.shape, self.device, self.divisor = volume.shape, torch.device(device), divisor
+    def __init__(self, volume: np.ndarray, device: str | torch.device):
+        self.shape, self.device = volume.shape, torch.device(device)
         self._volume = volume
         self._uploaded: dict[torch.dtype, torch.Tensor] = {}
 
     def get(self, precision: torch.dtype) -> torch.Tensor:
-        """Return the padded volume; raises MemoryError when the device has too little for it."""
+        """Return the volume in a precision; raises MemoryError when the device has too little for it."""
         if precision not in self._uploaded:
-            padded = _pad(self._volume, [-(-size // self.divisor) * self.divisor for size in self.shape])
+            # A copy where torch needs one: it warns of what cannot be written to.
+            volume = torch.from_numpy(np.require(self._volume, requirements=["C", "W"]))
             try:
-                self._uploaded[precision] = torch.from_numpy(padded).to(self.device, precision)
+                self._uploaded[precision] = volume.to(self.device, precision)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 raise MemoryError(f"{self.device} has too little memory for a volume of {self.shape} voxels") from error
         return self._uploaded[precision]
 
+    def cut(self, box: tuple[slice, ...], precision: torch.dtype) -> torch.Tensor:
+        """Return a part of the volume in a precision; beyond its ends the last voxels are repeated."""
+        part = self.get(precision)[box]
+        for axis, (side, size) in enumerate(zip(box, self.shape, strict=True)):
+            if side.stop > size:
+                inside = torch.arange(side.stop - side.start, device=part.device).clamp_(max=size - 1 - side.start)
+                part = part.index_select(axis, inside)
+        return part
+
 
 def make_sum(channels: int, shape: tuple[int, int, int], device: str | torch.device) -> torch.Tensor:
     """Return zeros, float32 (channels, z, y, x), on the device, or on the host, with a warning, when it has too little
     memory for them; raises MemoryError when that has too little, too."""
+    lacking = f"{device} has too little memory for {channels} sums of {shape} voxels"
     try:
-        return torch.zeros(channels, *shape, device=device)
-    except (RuntimeError, MemoryError) as error:
+        if torch.device(device).type != "cpu":
+            return torch.zeros(channels, *shape, device=device)
+        # Not from the heap: what else finds room there between two tomograms would leave none for a sum in one piece.
+        memory = mmap.mmap(-1, 4 * channels * math.prod(shape))
+        return torch.frombuffer(memory, dtype=torch.float32).view(channels, *shape)
+    except (RuntimeError, MemoryError, OSError) as error:
         if not is_out_of_memory(error):
             raise
-        lacking = f"{device} has too little memory for {channels} sums of {shape} voxels"
         if torch.device(device).type == "cpu":
             raise MemoryError(lacking) from error
     warnings.warn(f"{lacking}; they are kept on the host", stacklevel=2)
@@ -63,11 +77,3 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
         words in str(error).lower() for words in _OUT_OF_MEMORY
     )
-
-
-def _pad(volume: np.ndarray, shape: list[int]) -> np.ndarray:
-    """Repeat the last voxels of each axis up to `shape`; without any, a copy is made only where torch needs one."""
-    missing = [wanted - size for wanted, size in zip(shape, volume.shape, strict=True)]
-    if any(missing):
-        return np.pad(volume, [(0, count) for count in missing], mode="edge")
-    return np.require(volume, requirements=["C", "W"])  # torch warns of what cannot be written to

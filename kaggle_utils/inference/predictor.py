@@ -162,7 +162,7 @@ class Predictor:
         self, cut: Callable[[int], StreamedNetwork], volume: DeviceVolume, precision: torch.dtype, given: int
     ) -> Iterator[tuple[Box, torch.Tensor]]:
         """Yield the slabs of a volume and their logits (channels, z, y, x), after `given` voxels."""
-        shape, inputs = volume.shape, volume.get(precision)
+        shape = volume.shape
         axis = max(range(3), key=lambda a: (shape[a], a))
         divisor = self.model.network.divisor
         edges = [_round_up(size, divisor) for size in shape]
@@ -174,8 +174,8 @@ class Predictor:
         def push(planes: int) -> tuple[int, torch.Tensor | None, Kept]:
             # The last slab is as thin as can be, for with it all layers compute what they have been waiting for.
             stop = min(fed + planes, max(fed + divisor, edges[axis] - divisor))
-            slab = inputs[tuple(slice(fed, stop) if a == axis else slice(0, edge) for a, edge in enumerate(edges))]
-            slab = slab[None, None].to(memory_format=torch.channels_last_3d)
+            box = tuple(slice(fed, stop) if a == axis else slice(0, edge) for a, edge in enumerate(edges))
+            slab = volume.cut(box, precision)[None, None].to(memory_format=torch.channels_last_3d)
             return stop, *stream.advance(slab, kept, last=stop == edges[axis])
 
         while fed < edges[axis]:
@@ -193,15 +193,15 @@ class Predictor:
     ) -> Iterator[tuple[Box, torch.Tensor]]:
         """Yield the cores of a volume's windows and their logits (channels, z, y, x), after `given` voxels."""
         window, halo, divisor = self.model.config["window"], self.model.config["halo"], self.model.network.divisor
-        edges, inputs = [min(window, _round_up(size, divisor)) for size in volume.shape], volume.get(precision)
+        edges = [min(window, _round_up(size, divisor)) for size in volume.shape]
         places = list(product(*(_place_windows(size, window, halo) for size in volume.shape)))
         cores = np.cumsum([math.prod(core.stop - core.start for _, core in place) for place in places])
         done = int(np.searchsorted(cores, given, side="right"))
 
         def run(count: int) -> torch.Tensor:
             starts = [[start for start, _ in place] for place in places[done : done + count]]
-            boxes = [tuple(map(slice, low, np.add(low, edges))) for low in starts]
-            windows = torch.stack([inputs[box] for box in boxes])[:, None]
+            boxes = [tuple(slice(low, low + edge) for low, edge in zip(place, edges, strict=True)) for place in starts]
+            windows = torch.stack([volume.cut(box, precision) for box in boxes])[:, None]
             return network(windows.to(memory_format=torch.channels_last_3d))
 
         while done < len(places):
@@ -264,8 +264,7 @@ def load_volume(volume: np.ndarray | DeviceVolume, predictors: Sequence[Predicto
     """Return a volume for all of some predictors, which are on one device; one that is there already stays as it is."""
     if isinstance(volume, DeviceVolume):
         return volume
-    divisor = math.lcm(*(predictor.model.network.divisor for predictor in predictors))
-    return DeviceVolume(volume, predictors[0].device, divisor)
+    return DeviceVolume(volume, predictors[0].device)
 
 
 def to_probabilities(logits: torch.Tensor) -> torch.Tensor:
