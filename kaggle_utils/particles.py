@@ -1,4 +1,4 @@
-"""The one table of particles: everything else that depends on a particle is derived from it."""
+"""The table of particles. Everything else that depends on a particle is derived from it."""
 
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -38,7 +38,7 @@ _BY_NAME = {particle.name: particle for particle in PARTICLES}
 
 
 def get_particle(name: str) -> Particle:
-    """Return the particle called `name`; raises ValueError naming the known ones otherwise."""
+    """Return the particle called `name`; raises ValueError, naming the known ones, for any other name."""
     if name in _BY_NAME:
         return _BY_NAME[name]
     near = get_close_matches(name, _BY_NAME, 1)

@@ -1,8 +1,8 @@
 """Frozen settings: what is trained, how, and at which size.
 
-The `report` recipe at `full` scale is the project report to the letter. The report trained for hours on a GPU; at
-`demo` scale the same code runs in minutes on two CPU cores, and `smoke` only proves that nothing breaks. Everything in
-which the scales differ stands in `_SCALES`."""
+The `report` recipe at `full` scale follows the project report to the letter. The report trained for hours on a GPU; at
+`demo` scale the same code runs in minutes on two CPU cores, and `smoke` only shows that nothing breaks. `_SCALES` and
+`_COMPETITION_SCALES` have all differences between the scales."""
 
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -12,12 +12,13 @@ from typing import Any
 class ModelRecipe:
     """How one network is built, trained and run over a tomogram.
 
-    `width` counts the channels of the first block, `stem` has it work at half the resolution. `validate_every` is in
-    epochs. `window` is the edge in voxels of the cubes that the network sees at inference (None: any size, because its
-    layers only look at a neighbourhood) and `halo` the margin that is cut off their predictions. `warm_up` is the share
-    of the training in which the learning rate rises, before half a cosine (None: it is constant); `clip` the largest
-    norm of a gradient; `mixup` the share of mixed batches; `average` the decay of the weights' moving average (0:
-    none); `best` the number of best validated weights that are averaged in the end."""
+    `width` is the number of channels of the first block; with `stem` the network works at half the resolution.
+    `validate_every` is in epochs; training stops after `patience` validations without a better one (None: never).
+    `window` is the edge in voxels of the cubes that the network sees at inference (None: any size, for layers that only
+    see a neighbourhood), and `halo` the margin that is cut off their predictions. `warm_up` is the share of the
+    training in which the learning rate rises, before it falls along half a cosine (None: constant rate); `clip` is the
+    largest norm of a gradient, `mixup` the share of mixed batches, `average` the decay of the weights' moving average
+    (0: none), and `best` how many of the best validated weights are averaged at the end."""
 
     architecture: str
     width: int
@@ -40,12 +41,12 @@ class ModelRecipe:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole way of working, from tomogram type to threshold.
+    """All settings, from the type of tomogram to the threshold.
 
     `subvolume_size` is in voxels; `background_ratio` is the number of background sub-volumes kept for each positive
-    one; `split` is either "subvolumes" (at random, the report's way) or "runs" (whole runs apart); `ratios` are the
-    shares of training, validation and test; `radius_fraction` scales the labels' spheres; components smaller than
-    `min_size_fraction` of a particle's sphere are no picks."""
+    one; `split` is either "subvolumes" (at random, as in the report) or "runs" (whole runs stay together); `ratios` are
+    the shares of training, validation and test; `radius_fraction` scales the labels' spheres; components smaller than
+    `min_size_fraction` of a particle's sphere are not picks."""
 
     name: str
     scale: str
@@ -69,8 +70,9 @@ class Augmentation:
     """How a crop is changed each time it is drawn.
 
     `turned` is the share of crops that are turned about z by up to `turn` degrees and tilted by up to `tilt` (the
-    others stay on the grid); `gain`, `shift` and `noise` are in standard deviations of the volume; `other_types`
-    is the share of crops that read from another type of tomogram, where a run has one."""
+    others stay on the grid). Intensities are multiplied by 1 - `gain` to 1 + `gain`; `shift` and `noise` are in
+    standard deviations of the volume. `other_types` is the share of crops that read from another type of tomogram,
+    where a run has one."""
 
     flips: bool = True
     quarter_turns: bool = True
@@ -87,9 +89,9 @@ class Augmentation:
 class CompetitionRecipe(Recipe):
     """One network for all particles, trained on crops that are drawn on the fly, once for each run that is left out.
 
-    `folds` is how many runs are left out in turn (None: all); `crops` are drawn in an epoch, the share `centred` of
-    them near a particle. How outputs become candidates (`merge`, `decoder`, test-time `views`) is what the folds start
-    from."""
+    `folds` is how many runs are left out in turn (None: all). An epoch has `crops` crops, the share `centred` of them
+    near a particle. `merge`, `decoder` and test-time `views` say how outputs become candidates, until the calibration
+    chooses."""
 
     folds: int | None = None
     crops: int = 1000
@@ -104,10 +106,11 @@ RECIPE_NAMES = ("competition", "report")
 SCALES = ("demo", "full")
 
 # Sections 4.1, 4.4 and 5.2 of the report. It does not give the edge of its sub-volumes, the share of background, the
-# split ratios, nor the learning rate and epochs of the baseline: those here are ours. The V-Net's group norm computes
-# statistics over all that it sees. On an unseen simulated run, windows twice as wide as the training cubes, a fifth of
-# them cut off all round, had the best mean Dice: 0.557, against 0.534 for the whole volume, 0.51 to 0.55 for windows of
-# the training size (the large virus-like particles need the room), 0.53 with Gaussian weights (benchmarks/windows.py).
+# split ratios, or the learning rate and epochs of the baseline: those here are ours. The V-Net's group norm computes
+# statistics over its whole input, so the window matters. On an unseen simulated run, windows twice as wide as the
+# training cubes, with a fifth of them cut off all round, had the best mean Dice: 0.557. The whole volume had 0.534,
+# windows of the training size 0.51 to 0.55 (the large virus-like particles need the room), Gaussian weights 0.53
+# (benchmarks/windows.py).
 _REPORT = Recipe(
     name="report",
     scale="full",
@@ -145,8 +148,8 @@ PUBLISHED: dict[str, dict[str, tuple[float | None, float, float, float]]] = {
     },
 }
 
-# What changes with the scale, and nothing else does. Each entry: sub-volume edge, then (width, learning rate, epochs,
-# validate every) of a network.
+# All that changes with the scale: edge of the sub-volumes, then (width, learning rate, epochs, validate every) of each
+# network.
 _SCALES: dict[str, Any] = {
     "full": None,
     "demo": {"subvolume_size": 40, "baseline": (8, 3e-3, 4, 1), "unet": (8, 5e-3, 6, 1), "vnet": (8, 5e-3, 6, 2)},
@@ -154,12 +157,12 @@ _SCALES: dict[str, Any] = {
 }
 
 
-# The competition recipe. What public solutions agree on: small spheres, rare types lifted, light networks at half the
-# resolution, weighted cross-entropy beside an overlap loss, flips and quarter turns, averaged weights, averaged logits
-# of several networks. benchmarks/accuracy.py says what each is worth where minutes of training can tell.
-# Four crops of 80 voxels a step are for every GPU. Memory asks for no fewer: they take 0.6 GB. More would be no
-# faster: on an H200 a U-Net's step takes 5.8 ms with four and 18.7 ms with sixteen, on a T4 the work of a crop counts
-# even more; and the rate and the number of steps belong to four.
+# The competition recipe. Public solutions agree on small spheres, more weight for rare types, light networks at half
+# the resolution, weighted cross-entropy with an overlap loss, flips and quarter turns, averaged weights, and averaged
+# logits of several networks. benchmarks/accuracy.py measures what each is worth, as far as minutes of training can
+# tell. A step has four crops of 80 voxels on every GPU. They need only 0.6 GB. More crops would gain little: on an H200
+# a U-Net's step takes 5.8 ms with four and 18.7 ms with sixteen, and on a T4 the crops are an even larger part of a
+# step's time. The learning rate and the number of steps are those for four.
 _COMPETITION_UNET = ModelRecipe(
     "unet",
     32,
@@ -174,8 +177,9 @@ _COMPETITION_UNET = ModelRecipe(
     average=0.999,
     best=3,
 )
-# With a halo of 22 four windows of 192 fill the 630 voxels of the competition's y and x; with 24 five do, and in all
-# 56 % more work. In a demo (windows of 96) halos of 11 and 12 had the same F-beta, and those of 4 to 16 within 0.002.
+# With a halo of 22, four windows of 192 cover the 630 voxels of the competition's y and x; with 24 it takes five, and
+# in all 56 % more work. In a demo (windows of 96), halos of 11 and 12 had the same F-beta, and halos of 4 to 16 were
+# within 0.002 of it.
 _COMPETITION = CompetitionRecipe(
     name="competition",
     scale="full",
@@ -188,8 +192,9 @@ _COMPETITION = CompetitionRecipe(
     views=4,
 )
 
-# The same for the competition recipe: sub-volume edge, decay of the moving average, crops of an epoch, folds, views,
-# then (width, learning rate, epochs). In short trainings the best weights differ too much to be averaged.
+# The same for the competition recipe: edge of the sub-volumes, decay of the moving average, crops of an epoch, folds,
+# views, then (width, learning rate, epochs) of each network. `best` is 1: after short trainings the best weights differ
+# too much to be averaged.
 _COMPETITION_SCALES: dict[str, dict[str, Any]] = {
     "demo": {
         "subvolume_size": 48,
@@ -213,7 +218,7 @@ _COMPETITION_SCALES: dict[str, dict[str, Any]] = {
 
 
 def get_recipe(name: str = "competition", scale: str = "demo") -> Recipe:
-    """Return the settings of recipe `name` at `scale`; raises ValueError naming the choices otherwise."""
+    """Return the settings of recipe `name` at `scale`; raises ValueError, naming the choices, for an unknown one."""
     if name not in RECIPE_NAMES:
         raise ValueError(f"unknown recipe {name!r}; choose from {', '.join(RECIPE_NAMES)}")
     if scale not in _SCALES:

@@ -339,7 +339,7 @@ def save_by_torch(content: object, **options) -> bytes:
     return file.getvalue()
 
 
-NOT_OURS = "no safetensors file with the kit's checksum"
+NOT_OURS = "not a safetensors file with the kit's checksum"
 HAND_MADE = {
     "torch's": (save_by_torch({"encoder.0.weight": torch.zeros(3)}), NOT_OURS),
     "an older form of torch's": (save_by_torch({}, _use_new_zipfile_serialization=False), NOT_OURS),

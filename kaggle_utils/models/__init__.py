@@ -1,7 +1,7 @@
-"""The networks (baseline, U-Net, V-Net), and the model folder that rebuilds a trained one by itself.
+"""The networks (baseline, U-Net, V-Net), and the model folder with all that is needed to run a trained one again.
 
 Comes in: an architecture and a width, or a model folder. Goes out: a network that takes (n, 1, z, y, x) and returns
-logits, or a `TrainedModel`, which is a network with its settings and thresholds.
+logits, or a `TrainedModel`: a network with its settings and thresholds.
 Next: training fills model folders, inference runs them."""
 
 from kaggle_utils.models.baseline import Baseline3D

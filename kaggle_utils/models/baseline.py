@@ -1,4 +1,4 @@
-"""The report's first attempt (section 4.1): one convolution each way, kept to show what the U-Net gains."""
+"""The report's first attempt (section 4.1): one convolution down and one up. It shows what the U-Net gains."""
 
 import torch
 from torch import nn
@@ -7,8 +7,8 @@ from torch import nn
 class Baseline3D(nn.Module):
     """Conv 1 to `width`, ReLU, max-pool, upsampling, conv `width` to 1.
 
-    Takes (n, 1, z, y, x), edges divisible by `divisor`, and returns logits of the same shape. The report's closing
-    sigmoid is, as for all networks of the kit, left to the loss and to inference."""
+    Takes (n, 1, z, y, x), edges divisible by `divisor`, and returns logits of the same shape. The report's network ends
+    in a sigmoid; here, as for all networks of the kit, the loss and inference apply it."""
 
     divisor = 2
 

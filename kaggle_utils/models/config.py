@@ -1,5 +1,5 @@
-"""What the JSON of a model folder may say. It may come from a stranger: each value that inference reads is checked when
-it is read, so that no later step needs to."""
+"""Rules for the JSON files of a model folder. The folder may come from a stranger, so each value that inference reads
+is checked when its file is read, and no later step needs to check it."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -12,19 +12,20 @@ from kaggle_utils.particles import PARTICLE_NAMES
 from kaggle_utils.system.files import is_number, read_json
 
 _AGAIN = "train the model again"
-# What models, merging and picking know; they stand above this module. tests/test_strangers.py compares.
+# The names that models, merging and picking know. These stand above this module, so it cannot import them;
+# tests/test_strangers.py compares the lists.
 _ARCHITECTURES = ["baseline", "unet", "vnet"]
 _COMMITTEES = ["unet", "vnet", "average"]
 _MERGES = ["logits", "probabilities", "ranks", "vote"]
 _DECODERS = ["peaks", "components"]
 
-# A rule: what a value must be, in words, and as a test of it and the config that it is in.
+# A rule: what a value must be, in words, and a test of the value, given its config.
 _Rule = tuple[str, Callable[[object, dict], bool]]
 
 
 class Settings(dict):
-    """An object in a JSON file. A key that it lacks is no slip of the code but a fault of the file, and told as such:
-    `settings[key]` then raises ValueError."""
+    """An object from a JSON file. A missing key is a fault of the file, not of the code, so `settings[key]` raises
+    ValueError and names the file."""
 
     def __init__(self, path: Path, content: dict):
         super().__init__(content)
@@ -35,10 +36,10 @@ class Settings(dict):
 
 
 def read_config(folder: str | Path) -> Settings:
-    """Return a finished model folder's `config.json`, in which each value that inference reads is sound, or absent.
+    """Return the `config.json` of a finished model folder. Each value that inference reads is valid or missing.
 
-    Raises FileNotFoundError for an unfinished folder, and ValueError naming file and key for a value that is not sound,
-    and later for one that is absent where it is needed."""
+    Raises FileNotFoundError for an unfinished folder, and ValueError, naming file and key, for an invalid value. A
+    missing value raises ValueError when something asks for it."""
     path = Path(folder) / "config.json"
     config = _read(path)
     for key, (words, is_sound) in _RULES.items():
@@ -48,8 +49,8 @@ def read_config(folder: str | Path) -> Settings:
 
 
 def read_thresholds(folder: str | Path, particles: Sequence[str]) -> dict[str, float]:
-    """Return the thresholds of `particles`, from 0 to 1, in a model folder's `thresholds.json`; raises as `read_config`
-    does, also for absent ones."""
+    """Return the thresholds of `particles`, each from 0 to 1, in a model folder's `thresholds.json`. Raises as
+    `read_config` does, and ValueError for a missing threshold."""
     path = Path(folder) / "thresholds.json"
     content = _read(path)
     for name in particles:
@@ -73,7 +74,7 @@ def _read(path: Path) -> Settings:
     except ValueError as error:
         raise ValueError(f"{error}; {_AGAIN}") from error
     if not isinstance(content, Settings):
-        raise ValueError(f"{path} holds no JSON object; {_AGAIN}")
+        raise ValueError(f"{path} is not a JSON object; {_AGAIN}")
     return content
 
 
@@ -89,7 +90,7 @@ def _number(least: float, most: float) -> _Rule:
     return f"a number from {least} to {most}", lambda value, _: is_number(value, least, most)
 
 
-def _choice(choices: Sequence[str]) -> _Rule:  # no set, for the value need not be hashable
+def _choice(choices: Sequence[str]) -> _Rule:  # not sets: a value may be unhashable
     return f"one of {', '.join(choices)}", lambda value, _: value in choices
 
 
@@ -128,7 +129,8 @@ def _are_scores(value: object, config: dict) -> bool:
 
 
 def _list_by_particle(value: object, config: dict) -> list:
-    """What a value says of each particle: of a network for several it must be an object of all their names."""
+    """The parts of a value, one for each particle. For a network for several particles, the value must be an object
+    with one entry for each of their names."""
     if "particles" not in config:
         return [value]
     return list(value.values()) if isinstance(value, dict) and value.keys() == set(config["particles"]) else [None]
@@ -138,8 +140,8 @@ _RULES: dict[str, _Rule] = {
     "architecture": _choice(_ARCHITECTURES),
     "width": _whole(1, 256),
     "particle": _choice(PARTICLE_NAMES),
-    "particles": (f"a list of several of {', '.join(PARTICLE_NAMES)}, and not for a baseline", _are_particles),
-    "stem": ("true or false, and not true for a baseline", _is_stem),
+    "particles": (f"a list of two or more of {', '.join(PARTICLE_NAMES)}, but not for a baseline", _are_particles),
+    "stem": ("true or false, but not true for a baseline", _is_stem),
     "window": ("null or a whole number from 1 to 1024", _is_window),
     "halo": _whole(0, 512),
     "tomogram": _text("a name of letters, digits, '_', '.', '+' and '-'", r"\w[\w.+-]{0,99}"),  # it goes into a glob
@@ -151,8 +153,8 @@ _RULES: dict[str, _Rule] = {
     "decoder": _choice(_DECODERS),
     "offset": ("three numbers from -1000 to 1000 (Angstrom)", _is_offset),
     "ensemble": _choice(_COMMITTEES),
-    "picks": ("a whole number, or one for each of its particles", _are_picks),
-    "scores": ("an object whose validation, if any, has a recall for each particle", _are_scores),
+    "picks": ("a whole number, or an object with one for each particle", _are_picks),
+    "scores": ("an object whose validation, if present, has a recall for each particle", _are_scores),
     "folds": _whole(1, 1000),
     "held_out": _text("a text of up to 200 characters", "(?s).{0,200}"),
 }

@@ -1,8 +1,8 @@
 """Networks by name, and the model folder: everything that is needed to run a trained model again.
 
-A model folder holds `config.json` (architecture, particles, inference window, scores), `weights.safetensors` (the best
-epoch's, or the average of the best), `thresholds.json` ({particle: threshold}), `history.csv`, and the checkpoints
-`last.safetensors` and `previous.safetensors`, from which a training that was cut off goes on.
+A model folder holds `config.json` (architecture, particles, inference window, scores), `weights.safetensors` (of the
+best epoch, or the average of the best few), `thresholds.json` ({particle: threshold}), `history.csv`, and the
+checkpoints `last.safetensors` and `previous.safetensors`, from which an interrupted training goes on.
 Every network takes (n, 1, z, y, x) and returns logits."""
 
 import json
@@ -46,26 +46,24 @@ class TrainedModel:
     def particle(self) -> str:
         """The particle that a specialist finds; raises ValueError for a network that finds several."""
         if len(self.particles) > 1:
-            raise ValueError(
-                f"model {self.name} finds {', '.join(self.particles)}, where one for one particle is needed"
-            )
+            raise ValueError(f"model {self.name} finds {', '.join(self.particles)}; give a model for one particle here")
         return self.particles[0]
 
     @property
     def threshold(self) -> float:
-        """The probability from which a specialist claims a voxel."""
+        """The probability that a voxel must reach to be claimed by a specialist."""
         return self.thresholds[self.particle]
 
 
 def name_model(architecture: str, target: str) -> str:
-    """Return the name of one particle's model as the report writes it, e.g. "3d_unet_model_apo_ferritin", or of a
-    fold's."""
+    """Return a model's name as the report writes it, e.g. "3d_unet_model_apo_ferritin"; `target` is a particle or a
+    fold."""
     return f"{_PREFIXES[architecture]}_{target.replace('-', '_')}"
 
 
 def build_model(architecture: str, width: int, particles: int = 1, stem: bool = False) -> nn.Module:
-    """Return a new network: one output for one particle, for several one more, for the background; `stem` is the
-    U-Net's. Raises ValueError for an unknown architecture."""
+    """Return a new network. For one particle it has one output, for several one for the background and one for each.
+    `stem` as in `UNet3D`. Raises ValueError for an unknown architecture."""
     if architecture not in ARCHITECTURES:
         raise ValueError(f"unknown architecture {architecture!r}; choose from {', '.join(ARCHITECTURES)}")
     several = {"outputs": particles + 1} if particles > 1 else {}
@@ -73,35 +71,35 @@ def build_model(architecture: str, width: int, particles: int = 1, stem: bool = 
 
 
 def count_parameters(network: nn.Module) -> int:
-    """Return how many numbers a network learns."""
+    """Return how many parameters a network has."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
 def save_weights(folder: str | Path, weights: Mapping[str, torch.Tensor]) -> None:
-    """Write a network's weights, its `state_dict`, into a model folder, atomically."""
+    """Write a network's `state_dict` into a model folder, atomically."""
     save_tensors(Path(folder) / "weights.safetensors", weights)
 
 
 def save_config(folder: str | Path, config: dict, thresholds: dict[str, float]) -> None:
-    """Write `thresholds.json`, then `config.json`, which makes a model folder complete."""
+    """Write `thresholds.json`, then `config.json`, which marks a model folder as complete."""
     write_text(Path(folder) / "thresholds.json", json.dumps(thresholds, indent=1))
     write_text(Path(folder) / "config.json", json.dumps(config, indent=1))
 
 
 def load_model(folder: str | Path, device: str = "cpu") -> TrainedModel:
-    """Rebuild a trained model from its folder alone, in evaluation mode, its batch norms folded into the convolutions.
+    """Rebuild a trained model from its folder alone, in evaluation mode, with batch norms folded into the convolutions.
 
-    Weights are read as tensors, everything else is JSON, and all of it is checked, for it may come from a stranger.
-    Raises FileNotFoundError for an unfinished folder, and ValueError, naming the file, for one
-    that is broken, values that cannot be, and files that do not fit together."""
+    The folder may come from a stranger: weights are read as tensors and everything else as JSON, and all of it is
+    checked. Raises FileNotFoundError for an unfinished folder, and ValueError, naming the file, for a broken file, an
+    invalid value, and files that do not fit together."""
     folder = Path(folder)
     config = read_config(folder)
-    _ = [config[key] for key in ("architecture", "width", "window", "halo")]  # without which nothing can run
+    _ = [config[key] for key in ("architecture", "width", "window", "halo")]  # raises when one is missing
     particles = config["particles"] if "particles" in config else [config["particle"]]
     thresholds = read_thresholds(folder, particles)
     refuse_old(folder)
     require_file(folder / "weights.safetensors")
-    with torch.device("meta"):  # without memory, until the weights are known to fit
+    with torch.device("meta"):  # takes no memory before the weights are known to fit
         network = build_model(config["architecture"], config["width"], len(particles), config.get("stem", False))
     try:
         weights = load_weights(folder / "weights.safetensors", network.state_dict())
@@ -117,13 +115,14 @@ def refuse_old(folder: str | Path) -> None:
     for name in ("weights.pt", "last.pt", "previous.pt"):
         if (path := Path(folder) / name).exists():
             raise ValueError(
-                f"{path} is of an earlier version of the kit, and is not read any more; "
+                f"{path} was written by an earlier version of the kit and cannot be read; "
                 "delete its folder and train the model again"
             )
 
 
 def agree(models: Sequence[TrainedModel], key: str) -> Any:
-    """Return the setting that is in all models' configs; raises ValueError, naming the models, when there is none."""
+    """Return the setting `key` that all models' configs share; raises ValueError, naming the models, when some lack it
+    or they differ."""
     if not models:
         raise ValueError("an ensemble needs at least one model")
     lacking = [model.name for model in models if key not in model.config]
@@ -133,13 +132,13 @@ def agree(models: Sequence[TrainedModel], key: str) -> Any:
     first = next(iter(values.values()))
     if any(value != first for value in values.values()):
         listed = ", ".join(f"{name} has {value!r}" for name, value in values.items())
-        raise ValueError(f"the ensemble's models have different settings of {key}: {listed}")
+        raise ValueError(f"the ensemble's models have different settings of {key}: {listed}; use models that agree")
     return first
 
 
 def fold_norms(network: nn.Module) -> nn.Module:
-    """Fold each batch norm of a network in evaluation mode into the convolution before it, in place: a pass over the
-    activations less for each, with the same result. Returns the network."""
+    """Fold each batch norm of a network in evaluation mode into the convolution before it, in place. The result is the
+    same, with one pass over the activations less for each. Returns the network."""
     for block in network.modules():
         if isinstance(block, nn.Sequential):
             for index, (layer, norm) in enumerate(pairwise(block)):

@@ -15,8 +15,8 @@ def double_convolution(inputs: int, outputs: int) -> nn.Sequential:
 class UNet3D(nn.Module):
     """Two levels down, a bottleneck, two levels up with concatenated skip connections; `width` is 32 in the report.
 
-    Takes (n, 1, z, y, x), edges divisible by `divisor`, and returns logits (n, outputs, z, y, x). With `stem` all of it
-    works on voxels of twice the size: a strided convolution before it and a transposed one after it do the rest.
+    Takes (n, 1, z, y, x), edges divisible by `divisor`, and returns logits (n, outputs, z, y, x). With `stem` the
+    network works at half the resolution: it begins with a strided convolution and ends with a transposed one.
     """
 
     def __init__(self, width: int = 32, outputs: int = 1, stem: bool = False):

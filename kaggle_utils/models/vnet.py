@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import nn
 
-_GROUPS = 4  # of channels in a group norm; the report does not give it
+_GROUPS = 4  # of channels in each group norm; the report does not give their number
 
 
 class GroupNorm(nn.GroupNorm):
-    """Torch's group norm; on CUDA one that keeps channels last and half precision, where torch's copies its input to
-    single precision and channels first."""
+    """Torch's group norm; on CUDA our own. Torch's copies its input to single precision and channels first; ours keeps
+    half precision and channels last."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.is_cuda:
@@ -42,7 +42,7 @@ class NormaliseGroups(torch.autograd.Function):
         sums = slope.sum((2, 3, 4), dtype=torch.float32)
         products = inverse * ((slope * x).sum((2, 3, 4), dtype=torch.float32) - mean * sums)
 
-        # Less its part along the mean and its part along the normalised input, neither of which changes the output.
+        # Subtract the part along the mean and the part along the normalised input, because neither changes the output.
         along = -inverse.square() * _average_groups(weight.float() * products, x, ctx.groups)
         rest = -inverse * _average_groups(weight.float() * sums, x, ctx.groups) - along * mean
         gradient = torch.addcmul(_spread(rest, x), x, _spread(along, x))
@@ -51,13 +51,13 @@ class NormaliseGroups(torch.autograd.Function):
 
 
 def _average_groups(sums: torch.Tensor, x: torch.Tensor, groups: int) -> torch.Tensor:
-    """The mean over a group's voxels for each of its channels, (n, channels), of the sums of each channel's."""
+    """The mean over the voxels of each channel's group, (n, channels), from the sums over each channel's voxels."""
     by_group = sums.view(len(x), groups, -1)
     return (by_group.sum(2, keepdim=True) * (groups / x[0].numel())).expand_as(by_group).reshape_as(sums)
 
 
 def _spread(each: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """A number for each channel, (n, channels), as one for each voxel."""
+    """Numbers for each channel, (n, channels), in a shape that broadcasts over voxels, and in the type of `x`."""
     return each[:, :, None, None, None].to(x.dtype)
 
 
@@ -82,12 +82,12 @@ class ResidualBlock(nn.Module):
 
 
 class VNet3D(nn.Module):
-    """Three levels down by strided convolutions, a bottleneck, three up with skip connections added; `width` is 8 in
-    the report.
+    """Three levels down by strided convolutions, a bottleneck, three levels up with added skip connections; `width` is
+    8 in the report.
 
     Takes (n, 1, z, y, x), edges divisible by `divisor`, and returns logits (n, outputs, z, y, x). Group norm makes each
-    output depend on the whole input, so a trained V-Net wants inputs of about its training size. `stem` is that of the
-    U-Net."""
+    output depend on the whole input, so a trained V-Net needs inputs of about its training size. `stem` as in
+    `UNet3D`."""
 
     def __init__(self, width: int = 8, outputs: int = 1, stem: bool = False):
         super().__init__()

@@ -276,11 +276,11 @@ def test_a_folder_of_a_network_for_several_particles_rebuilds_it(architecture, t
     assert model.particles == tuple(names)
     with torch.inference_mode():
         torch.testing.assert_close(model.network(volume), network(volume), rtol=1e-5, atol=1e-5)
-    with pytest.raises(ValueError, match="finds ribosome, beta-amylase, where one for one particle is needed"):
+    with pytest.raises(ValueError, match="finds ribosome, beta-amylase; give a model for one particle here"):
         _ = model.particle
     another = [*names, "thyroglobulin"]
     for wrong, message in [
-        ({"stem": False}, "it (has 'stem.bias', too|lacks enc1.shortcut.weight)"),
+        ({"stem": False}, "it (also has 'stem.bias'|lacks enc1.shortcut.weight)"),
         ({"particles": another}, "final.weight has the shape .*, not .*"),
     ]:
         save_config(tmp_path, {**config, "particles": names, "stem": True, **wrong}, dict.fromkeys(another, 0.5))
@@ -415,7 +415,7 @@ def test_a_folder_of_an_earlier_version_is_told_as_such(name, tmp_path):
     save(tmp_path / "model_a")
     (tmp_path / "model_a" / "weights.safetensors").unlink()
     (tmp_path / "model_a" / name).write_bytes(b"anything")
-    with pytest.raises(ValueError, match=f"model_a.{name} is of an earlier version .* train the model again"):
+    with pytest.raises(ValueError, match=f"model_a.{name} was written by an earlier version .* train the model again"):
         load_model(tmp_path / "model_a")
 
 
