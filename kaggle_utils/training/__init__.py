@@ -1,8 +1,8 @@
 """From training data to model folders, by a recipe.
 
 Comes in: runs and a recipe. Goes out: a model folder for each particle or each fold.
-`losses` says what is learnt, `learner` takes a step, `fitting` is the loop, `checkpoints` lets it go on after a crash,
-`train` does all of it for many models, `workers` on many devices. Next: inference runs the folders."""
+`losses` has the loss functions, `learner` takes a step, `fitting` is the loop, `checkpoints` let it go on after a
+crash, `train` trains all models of a recipe, `workers` shares them out to devices. Next: inference runs the models."""
 
 from kaggle_utils.training.fitting import evaluate, fit, read_history
 from kaggle_utils.training.losses import (

@@ -1,8 +1,8 @@
-"""Checkpoints: all that changes in a training, written so that neither a kill nor a full disk nor a damaged file can
-take more of it than the minutes since the last one.
+"""Checkpoints: all that changes in a training. A kill, a full disk or a damaged file costs at most the minutes since
+the last good one.
 
 The last checkpoint is `last.safetensors`, the one before it `previous.safetensors`. A new one is complete and on the
-disk before either is touched, so at every instant there is a good one."""
+disk before either is touched, so there is a good one at every moment."""
 
 import copy
 import json
@@ -26,26 +26,25 @@ LAST, PREVIOUS = "last.safetensors", "previous.safetensors"
 
 
 class State:
-    """All that changes in a training: the learner, the best weights so far, the history of the finished epochs, and
-    where in the next one, which has `steps` steps, it is.
+    """All that changes in a training: the learner, the best weights so far, the history of the finished epochs, and the
+    position in the current one, which has `steps` steps.
 
-    Torch's global random numbers are no part of it: no layer draws any, and batches, crops and mixup have the
-    generator."""
+    Torch's global random state is not part of it: no layer uses it, and batches, crops and mixup use `generator`."""
 
     def __init__(self, network: nn.Module, settings: ModelRecipe, device: str, steps: int):
         self.learner = Learner(network, settings, device, settings.epochs * steps)
         self._settings, self._steps = settings, steps
         self._best: list[tuple[float, dict]] = []  # validation Dice and weights, the best first
         self.history: list[dict] = []  # a row for each finished epoch
-        self.losses: list[float] = []  # of the steps of the next epoch that are done
-        self.failed = 0  # steps whose loss is not finite, in a row, the last one of them
-        self.seconds = 0.0  # which the steps of the next epoch took
-        self.generator = torch.Generator()  # as they left it
-        self._good_last = False  # whether the folder's last checkpoint is one to go on from
+        self.losses: list[float] = []  # of the steps of the current epoch so far
+        self.failed = 0  # the latest steps in a row whose loss is not finite
+        self.seconds = 0.0  # that the current epoch has taken so far
+        self.generator = torch.Generator()  # in its state after these steps
+        self._good_last = False  # whether training can go on from the folder's last checkpoint
 
     @property
     def done(self) -> int:
-        """How many steps are done in all."""
+        """The number of steps taken so far, in all epochs."""
         return len(self.history) * self._steps + len(self.losses)
 
     def keep_best(self, dice: float) -> None:
@@ -53,12 +52,12 @@ class State:
         if len(self._best) == self._settings.best and dice <= self._best[-1][0]:
             return
         weights = {name: tensor.cpu().clone() for name, tensor in self.learner.judged.state_dict().items()}
-        # Of equals the earlier one is the better: it was there first.
+        # Of equal ones the earlier one stays first.
         self._best = sorted([*self._best, (dice, weights)], key=lambda kept: -kept[0])[: self._settings.best]
 
     def average_best(self) -> dict[str, torch.Tensor]:
-        """The mean of the best weights (Izmailov et al. 2018), counters are those of the best; empty before the first
-        validation."""
+        """The mean of the best weights (Izmailov et al. 2018), with the counters of the very best; empty before the
+        first validation."""
         if not self._best:
             return {}
         (_, first), *others = self._best
@@ -70,8 +69,8 @@ class State:
         }
 
     def save(self, folder: str | Path, config: dict) -> None:
-        """Write the last checkpoint, and keep the one before it; raises OSError, as on a full disk, and then leaves
-        both as they were."""
+        """Write a checkpoint, and keep the one before it. Raises OSError, for example on a full disk, and then leaves
+        both old ones as they were."""
         last = Path(folder) / LAST
         complete = last.with_name(f".{LAST}.tmp")
         with telling(last):
@@ -83,10 +82,10 @@ class State:
         self._good_last = True
 
     def resume(self, folder: str | Path, config: dict) -> None:
-        """Take up the last checkpoint, or with a warning the one before it, where there are any.
+        """Go on from the last checkpoint or, with a warning, from the one before it; do nothing when there are none.
 
-        Raises ValueError, OtherSettings for those of other settings or data, when none can be taken up; the state is
-        then the one that it was. MemoryError when there is no room for one."""
+        When none can be used, raises ValueError (OtherSettings when its settings or data are others) and leaves the
+        state as it was. Raises MemoryError when a checkpoint does not fit into memory."""
         folder, refused = Path(folder), []
         refuse_old(folder)
         fresh = copy.deepcopy(self._gather())
@@ -96,7 +95,7 @@ class State:
             try:
                 self._take(path, config)
             except ValueError as error:
-                self._apply(*fresh)  # it may have been half way
+                self._apply(*fresh)  # some of it may have been applied
                 refused.append(error)
             else:
                 self._good_last = path.name == LAST
@@ -105,7 +104,7 @@ class State:
                 break
         else:
             if refused:
-                them = "it" if len(refused) == 1 else f"it and {PREVIOUS}, which is no better,"
+                them = "it" if len(refused) == 1 else f"it and {PREVIOUS}, which cannot be used either,"
                 raise type(refused[0])(
                     f"checkpoint {refused[0]}; delete {them} to start the training again, "
                     "or choose another work folder (CZII_WORK)"
@@ -113,24 +112,24 @@ class State:
         remove_leftovers(folder / "*")
 
     def _take(self, path: Path, config: dict) -> None:
-        """Take up a checkpoint; raises ValueError, naming it, when that does not work."""
+        """Apply one checkpoint; raises ValueError, naming its file, when that fails."""
         try:
             tensors, numbers = load_tensors(path)
         except OSError as error:
             raise ValueError(f"{path} cannot be read ({explain(error)})") from error
         try:
             if not isinstance(numbers, dict) or numbers.keys() != {*self._gather()[1], "config"}:
-                raise ValueError("it holds something other than a training")
+                raise ValueError("it is not a checkpoint of a training")
             changes = find_changes(config, numbers["config"])
             if not changes:
                 self._apply(tensors, numbers)
-        except Exception as error:  # it may hold anything
+        except Exception as error:  # the file may contain anything
             raise ValueError(f"{path} cannot be read ({explain(error)})") from error
         if changes:
-            raise OtherSettings(f"{path} was trained differently ({changes})")
+            raise OtherSettings(f"{path} was trained with other settings or data ({changes})")
 
     def _gather(self) -> tuple[dict[str, torch.Tensor], dict]:
-        """All of it: tensors by name, and what JSON holds."""
+        """The whole state: tensors by name, and the rest, which JSON can hold."""
         best = [prefix(f"best.{place}", weights) for place, (_, weights) in enumerate(self._best)]
         tensors = {**self.learner.gather(), "generator": self.generator.get_state()}
         numbers = {
@@ -144,23 +143,23 @@ class State:
         return {name: tensor for part in (tensors, *best) for name, tensor in part.items()}, numbers
 
     def _apply(self, tensors: dict[str, torch.Tensor], numbers: dict) -> None:
-        """Set all that `_gather` returns; raises anything for what is not of that form."""
+        """Set the state to what `_gather` returned; raises any kind of error for what has another form."""
         best, history, losses = (numbers[key] for key in ("best", "history", "losses"))
         if [row["epoch"] for row in history] != list(range(1, len(history) + 1)):
             raise ValueError("its epochs are not in order")
         if len(history) > self._settings.epochs or len(losses) > self._steps * (len(history) < self._settings.epochs):
-            raise ValueError("it is further than the training goes")
+            raise ValueError("it has more epochs or steps than the training")
         if not all(map(math.isfinite, [numbers["seconds"], *best])):
             raise ValueError("a number in it is not finite")
         if len(best) != min(sum("validation_dice" in row for row in history), self._settings.best):
-            raise ValueError("it has kept too few or too many weights")
+            raise ValueError("it has too few or too many best weights")
         done = len(history) * self._steps + len(losses)
         wanted = {**self.learner.describe(done), **describe({"generator": self.generator.get_state()})}
         for place in range(len(best)):
             wanted |= prefix(f"best.{place}", describe(self.learner.network.state_dict()))
         found = describe(tensors)
         if wrong := [name for name in (wanted | found) if wanted.get(name) != found.get(name)]:
-            raise ValueError(f"its {wrong[0]} is not of this network, or not there")
+            raise ValueError(f"its {wrong[0]} is missing or does not fit this network")
         self.learner.restore(tensors, numbers["scaler"], done)
         self.generator.set_state(tensors["generator"])
         self._best = [(dice, select(tensors, f"best.{place}")) for place, dice in enumerate(best)]
@@ -169,11 +168,11 @@ class State:
 
 
 class OtherSettings(ValueError):
-    """What lies in a folder was trained with other settings or data."""
+    """A model or checkpoint was trained with other settings or data."""
 
 
 def find_changes(wanted: dict, found: dict) -> str:
-    """Return what of a config is not as `wanted`, in words; empty where all is."""
+    """Return in words which settings of `found` differ from `wanted`; empty when none does."""
     wanted = json.loads(json.dumps(wanted))
     return "; ".join(
         f"{key} was {found.get(key)!r}, is {wanted[key]!r}" for key in wanted if found.get(key) != wanted[key]
@@ -182,10 +181,11 @@ def find_changes(wanted: dict, found: dict) -> str:
 
 @contextmanager
 def owning(folder: Path) -> Iterator[None]:
-    """Let nobody else train in a model folder meanwhile; raises BlockingIOError, naming it, when another process does.
+    """Lock a model folder against other trainings; raises BlockingIOError, naming the folder, when another process
+    trains in it.
 
-    The lock is the system's own, on the folder: it ends with its process, however that ends. There is none on Windows,
-    nor on network drives that have no locks."""
+    The system holds the lock, and drops it when the process ends, however that happens. Windows, and network drives
+    without locks, have none."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
         import fcntl
@@ -210,12 +210,12 @@ def owning(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def telling(path: Path) -> Iterator[None]:
-    """Let an OSError in writing a training's file name that file and say what to do."""
+    """Make an OSError from writing a training's file name the file and say what to do."""
     try:
         yield
     except OSError as error:
         raise OSError(
             error.errno,
-            f"{path} cannot be written ({error.strerror or error}); make room, or the folder writable, and train "
-            "again: it goes on from the last checkpoint",
+            f"{path} cannot be written ({error.strerror or error}); make room, or make the folder writable, "
+            "and train again: it goes on from the last checkpoint",
         ) from error

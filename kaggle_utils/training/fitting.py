@@ -26,16 +26,16 @@ from kaggle_utils.training.checkpoints import State, telling
 from kaggle_utils.training.learner import forward
 from kaggle_utils.training.losses import LOSSES
 
-_SAVE_EVERY = 120.0  # seconds of training that a kill may cost, at most
-_READ_EVERY = 20  # steps on a GPU
+_SAVE_EVERY = 120.0  # seconds between checkpoints, which a kill may cost
+_READ_EVERY = 20  # steps between two looks at the losses, on a GPU
 _MOST_FAILED = 10  # steps in a row whose loss is not finite
 _BAD_BATCH = "bad_batch.safetensors"
 _MIXING = 0.4  # the beta distribution's parameter in mixup (Zhang et al. 2018)
 
 
 def read_history(folder: str | Path) -> pd.DataFrame:
-    """Return a model folder's training history: a row an epoch; validation columns are NaN where it was not
-    validated."""
+    """Return a model folder's training history: one row for each epoch, with NaN in the validation columns of epochs
+    without validation."""
     return pd.read_csv(Path(folder) / "history.csv")
 
 
@@ -49,29 +49,30 @@ def fit(
     device: str = "cpu",
     position: int = 0,
 ) -> pd.DataFrame:
-    """Train a network and return its history: epoch, training loss, and where it was validated the validation loss and
-    Dice (with several particles, the mean over those in the validation data).
+    """Train a network and return its history: epoch, training loss and seconds, and after a validation its loss and
+    Dice (for several particles, the mean over those in the validation data).
 
     Parameters
     ----------
-    network : takes (n, 1, z, y, x), returns logits (n, channels, z, y, x); trained in place and left as after the last
-        epoch, without moving average.
-    datasets : "train", sub-volumes and masks (n, 1, z, y, x) or `Crops`, and "validation", which is no `Crops`.
-    settings : optimiser, loss, rate and its course, epochs, batch size, averages.
+    network : takes (n, 1, z, y, x), returns logits (n, channels, z, y, x). Trained in place: afterwards it has the
+        weights of the last epoch, not of the moving average.
+    datasets : "train" is sub-volumes and masks (n, 1, z, y, x), or `Crops`; "validation" is sub-volumes and masks.
+    settings : optimiser, loss, learning rate and its schedule, epochs, batch size, averages.
     folder : gets `weights.safetensors` (those with the best validation Dice, or the average of the best few),
         `history.csv`, and the checkpoints `last.safetensors` and `previous.safetensors`, each written atomically.
-    config : kept in the checkpoints; a later call with another is refused, one with the same goes on after the last
-        step that was saved, some two minutes back at most, and ends with the weights of a training that nothing
-        disturbed, on the CPU to the last bit.
+    config : kept in the checkpoints. A later call with the same config goes on from the last checkpoint, which is some
+        two minutes old at most, and ends with the weights of an undisturbed training, on the CPU to the last bit. A
+        call with another config is refused.
     device : torch device; on a GPU the forward pass runs in half precision.
-    position : line of the progress bar, for several at once.
+    position : line of the progress bar, when several trainings run at once.
 
     Raises
     ------
-    ValueError when `folder` holds checkpoints of other settings or data, or ones that cannot be read (it warns when it
-    can go on from the one before the last); FloatingPointError, naming the model, when the losses of ten steps in a row
-    are not finite (of fewer it warns, once); the first such batch is then in `bad_batch.safetensors`, and nothing of it
-    in the weights; OSError, naming the file, when one cannot be written, as on a full disk."""
+    ValueError when `folder` has checkpoints of other settings or data, or only ones that cannot be read (when only the
+    last one cannot, it warns and goes on from the one before).
+    FloatingPointError, naming the model, when the losses of ten steps in a row are not finite. Fewer give one warning.
+    Such steps do not change the weights, and the first such batch is kept in `bad_batch.safetensors`.
+    OSError, naming the file, when a file cannot be written, for example on a full disk."""
     keep_freed_memory()
     with _own_stream(device):
         network.to(device, memory_format=torch.channels_last_3d)
@@ -79,7 +80,7 @@ def fit(
 
 
 class _Training:
-    """What `fit` was given, and how far it is."""
+    """The arguments of `fit`, and the progress of its training."""
 
     def __init__(
         self,
@@ -94,17 +95,17 @@ class _Training:
         self._train, self._validation = datasets["train"], datasets["validation"]
         self._settings, self._folder, self._config, self._device = settings, folder, config, device
         self._threshold = threshold
-        self._steps = -(-len(self._train) // settings.batch_size)  # of an epoch
+        self._steps = -(-len(self._train) // settings.batch_size)  # in an epoch
         self._state = State(network, settings, device, self._steps)
-        self._unread: list[torch.Tensor] = []  # losses, on the device
-        # To read a loss is to wait for its step.
+        self._unread: list[torch.Tensor] = []  # losses that are still on the device
+        # Reading a loss waits for its step.
         self._read_every = _READ_EVERY if torch.device(device).type == "cuda" else 1
         self._told = False
 
     def run(self, position: int) -> pd.DataFrame:
         state, epochs = self._state, self._settings.epochs
         state.resume(self._folder, self._config)
-        if state.history:  # what lies there may be damaged, or of a later epoch than the checkpoint
+        if state.history:  # the files may be damaged, or of a later epoch than the checkpoint
             _write_results(self._folder, state)
         bar = {"desc": self._folder.name, "position": position, "mininterval": _choose_interval()}
         with tqdm(total=epochs * self._steps, initial=state.done, **bar) as self._bar:
@@ -115,7 +116,7 @@ class _Training:
         return pd.DataFrame(state.history)
 
     def _take_steps(self, started: float) -> None:
-        """Take the steps of the next epoch that are not done yet, and save the state now and then."""
+        """Take the remaining steps of the current epoch, and save the state from time to time."""
         state, saved = self._state, time.monotonic()
         state.learner.network.train()
         resumed_at = state.generator.get_state()
@@ -135,8 +136,8 @@ class _Training:
         self._read_losses()
 
     def _read_losses(self) -> None:
-        """Wait for the steps that were taken, and look at their losses; raises FloatingPointError when too many in a
-        row are not finite."""
+        """Read the losses of the latest steps, once these are done; raises FloatingPointError when too many in a row
+        are not finite."""
         state, epoch = self._state, len(self._state.history) + 1
         values = torch.stack(self._unread).tolist() if self._unread else []
         self._unread.clear()
@@ -148,16 +149,16 @@ class _Training:
                 self._keep_batch(place)
             if state.failed == _MOST_FAILED:
                 raise FloatingPointError(
-                    f"{self._folder.name}: the loss is {value} in {_MOST_FAILED} steps in a row, the last of them step "
-                    f"{place['step']} of epoch {epoch}; lower the learning rate, or look at the first one's batch, in "
-                    f"{self._folder / _BAD_BATCH}"
+                    f"{self._folder.name}: the loss is not finite in {_MOST_FAILED} steps in a row, up to step "
+                    f"{place['step']} of epoch {epoch}; lower the learning rate, or look at the batch of the first "
+                    f"such step, in {self._folder / _BAD_BATCH}"
                 )
         self._bar.update(len(values))
         if finite := [value for value in values if math.isfinite(value)]:
             self._bar.set_postfix(_postfix(finite[-1], state.history), refresh=False)
 
     def _end_epoch(self, started: float) -> None:
-        """Validate, and keep what there is."""
+        """Validate the network where it is due, and write the results and a checkpoint."""
         state, settings, epoch = self._state, self._settings, len(self._state.history) + 1
         finite = [loss for loss in state.losses if math.isfinite(loss)]
         row = {"epoch": epoch, "train_loss": float(np.mean(finite)) if finite else math.nan}
@@ -167,13 +168,14 @@ class _Training:
         state.history.append({**row, "seconds": time.perf_counter() - started})
         state.losses, state.seconds = [], 0.0
         _write_results(self._folder, state)
-        # Last, for it says that the epoch is done: what a kill leaves unwritten is written when it is done again.
+        # The checkpoint comes last, because it marks the epoch as done. After a kill before that, the end of the epoch
+        # is repeated.
         state.save(self._folder, self._config)
         self._bar.set_postfix(_postfix(row["train_loss"], state.history))
 
     def _draw_batches(self, generator: torch.Generator, done: int) -> Iterator:
-        """The batches of the next epoch after the first `done`, in an order, or with crops, that depend on the seed and
-        the epoch alone: a resumed training draws what the uninterrupted one would have drawn."""
+        """The batches of the current epoch after the first `done`. Their order, or their crops, depend only on the seed
+        and the epoch, so that a resumed training draws the same ones as an undisturbed one."""
         data, size = self._train, self._settings.batch_size
         generator.manual_seed(self._config["seed"] * 1_000_003 + len(self._state.history) + 1)
         if isinstance(data, Crops):
@@ -186,18 +188,18 @@ class _Training:
         return batches
 
     def _keep_batch(self, place: dict) -> None:
-        """Write the batch of a step whose loss is not finite, drawn once more, if that is possible; warn once."""
+        """Draw the batch of a step without a finite loss again, and write it if possible; warn once."""
         path = self._folder / _BAD_BATCH
         try:
             volumes, masks = next(self._draw_batches(torch.Generator(), place["step"] - 1))
             save_tensors(path, {"volumes": volumes, "masks": masks}, place)
-            kept = f"its batch is in {path}"
-        except Exception as error:  # the loss is what must be told
-            kept = f"its batch could not be kept: {explain(error)}"
+            kept = f"the batch is in {path}"
+        except Exception as error:  # the warning about the loss matters more
+            kept = f"the batch could not be kept: {explain(error)}"
         if not self._told:
             warnings.warn(
                 f"{self._folder.name}: the loss is {place['loss']} in epoch {place['epoch']}, step {place['step']}; "
-                f"the step is left out, and so are later ones of the kind ({kept})",
+                f"such steps are left out ({kept})",
                 stacklevel=2,
             )
         self._told = True
@@ -243,7 +245,7 @@ def _count(logits: torch.Tensor, masks: torch.Tensor, threshold: float) -> np.nd
 
 
 def _draw_share(mixup: float, generator: torch.Generator) -> float | None:
-    """Of a share `mixup` of batches, the share of each volume in a mixture of two."""
+    """For a share `mixup` of the batches, draw the share of each volume in a mixture of two; None for the others."""
     if not mixup or torch.rand(1, generator=generator) >= mixup:
         return None
     seed = int(torch.randint(2**62, (1,), generator=generator))
@@ -252,7 +254,7 @@ def _draw_share(mixup: float, generator: torch.Generator) -> float | None:
 
 @contextmanager
 def _own_stream(device: str) -> Iterator[None]:
-    """On CUDA a stream that is not the default one, in which graphs can be recorded, and that the device's."""
+    """On CUDA, work in a new stream of the device: graphs cannot be recorded in the default one."""
     if torch.device(device).type != "cuda":
         yield
         return
@@ -265,7 +267,7 @@ def _own_stream(device: str) -> Iterator[None]:
 
 
 def _choose_interval() -> float:
-    """Seconds between two updates of a progress bar: many where nobody watches, for each is a line in a log."""
+    """Seconds between two updates of a progress bar: more where nobody watches, because each is a line in a log."""
     return 0.1 if sys.stderr.isatty() or "ipykernel" in sys.modules else 10.0
 
 

@@ -1,7 +1,7 @@
-"""What learns: a network, its optimiser with its rate and its loss scale, and the moving average of its weights.
+"""A network in training, its optimiser with learning rate and loss scale, and the moving average of its weights.
 
-A step is so many small kernels that a GPU would wait for the host to start them. So nothing in a step waits for the
-device, and on CUDA the whole of it is recorded once, as a graph, and then run as one."""
+A step consists of so many small kernels that a GPU would wait for the host to start them. So nothing in a step waits
+for the device, and on CUDA the whole step is recorded once, as a graph, and then started with one call."""
 
 import copy
 import math
@@ -21,37 +21,36 @@ from kaggle_utils.recipes import ModelRecipe
 from kaggle_utils.training.losses import LOSSES
 
 OPTIMISERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what both optimisers keep of each parameter
-_WARM_UP = (
-    3  # steps on batches of a shape before one is recorded: libraries choose kernels and take memory in the first
-)
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what both optimisers keep for each parameter
+# Steps on batches of one shape before a step is recorded: in the first ones libraries choose kernels and take memory.
+_WARM_UP = 3
 
 
 class Learner:
-    """A network in training, which takes `steps` steps in all."""
+    """A network that is trained for `steps` steps in all."""
 
     def __init__(self, network: nn.Module, settings: ModelRecipe, device: str, steps: int):
         self.network, self._settings, self._device = network, settings, torch.device(device)
         on_gpu = self._device.type == "cuda"
-        # What a graph reads must stay where it is: there the rate is a tensor, which the schedule fills.
+        # A graph reads the rate from a fixed place, so on a GPU it is a tensor, which the schedule fills.
         rate = torch.full((), settings.learning_rate, device=device) if on_gpu else settings.learning_rate
         optimiser = OPTIMISERS[settings.optimiser]
         self._optimiser = optimiser(network.parameters(), lr=rate, fused=True, capturable=on_gpu)
-        # No method of this object's: with a circle of references its memory on the device would outlive it.
+        # Not a method of this object: a circle of references would keep its memory on the device alive.
         self._find_rate = partial(find_rate, steps=steps, warm_up=settings.warm_up)
         self._schedule = LambdaLR(self._optimiser, self._find_rate)
-        # Its scale keeps small gradients in half precision; and with it the optimiser leaves out, on the device, a step
-        # whose gradients are not finite.
+        # The scaler keeps small gradients from vanishing in half precision. It also lets the optimiser skip a step
+        # whose gradients are not finite, without asking the host.
         self._half = choose_precision(self._device) == torch.float16
         self._scaler = self._make_scaler()
         self._average: Any = copy.deepcopy(network).requires_grad_(False) if settings.average else None
         self._done = 0
-        self._graphs: dict[tuple, Graph] | None = {} if on_gpu else None  # none where there can be none
+        self._graphs: dict[tuple, Graph] | None = {} if on_gpu else None  # None where CUDA graphs are impossible
         self._seen: Counter = Counter()
 
     @property
     def judged(self) -> nn.Module:
-        """The network that is validated and kept: the moving average where there is one."""
+        """The network that is validated and kept: the moving average if there is one."""
         return self._average or self.network
 
     @property
@@ -60,11 +59,11 @@ class Learner:
         return float(self._optimiser.param_groups[0]["lr"])
 
     def step(self, volumes: torch.Tensor, masks: torch.Tensor, share: float | None = None) -> torch.Tensor:
-        """Change the weights by the gradient of a batch's loss, and return the loss, a tensor on the device that nobody
-        has waited for. When it is not finite, neither weights nor buffers change.
+        """Take a step on a batch and return its loss, a tensor on the device that may not be computed yet. When the
+        loss is not finite, neither weights nor buffers change.
 
-        With a `share` each volume is mixed with another one of the batch, 1 - share of it, to which both masks
-        contribute (Zhang et al. 2018)."""
+        With a `share`, each volume is mixed with another one of the batch, `share` of the one and 1 - `share` of the
+        other, and so are the losses for their masks (Zhang et al. 2018)."""
         batch = [volumes, masks] if share is None else [volumes, masks, torch.tensor(share)]
         loss = self._run(batch)
         self._schedule.step()
@@ -79,9 +78,11 @@ class Learner:
                 on_device = [tensor.to(self._device) for tensor in batch]
                 self._graphs[kind] = Graph(self._compute, on_device, self._graphs.values())
             except RuntimeError as error:
-                warnings.warn(f"steps run without a CUDA graph, and so more slowly: {explain(error)}", stacklevel=4)
+                warnings.warn(
+                    f"training steps are slower, because CUDA could not record a graph: {explain(error)}", stacklevel=4
+                )
                 scale, self._scaler, self._graphs = self._scaler.state_dict(), self._make_scaler(), None
-                self._scaler.load_state_dict(scale)  # the old one may be half way through a step
+                self._scaler.load_state_dict(scale)  # the old one may be in the middle of a step
         if self._graphs and kind in self._graphs:
             return self._graphs[kind](batch)
         return self._compute(*(tensor.to(self._device, non_blocking=True) for tensor in batch))
@@ -99,7 +100,7 @@ class Learner:
         self._scaler.update(None if self._half else 1.0)
         loss = loss.detach()
         finite = loss.isfinite()
-        for buffer, old in zip(buffers, before, strict=True):  # batch norm's statistics have seen what is not finite
+        for buffer, old in zip(buffers, before, strict=True):  # batch norm's statistics may not be finite
             torch.where(finite, buffer, old, out=buffer)
         if self._average:
             self._update_average()
@@ -114,7 +115,7 @@ class Learner:
 
     @torch.no_grad()
     def _update_average(self) -> None:
-        """Weights and batch norm's statistics are averaged, from the first step's on; its counters are copied."""
+        """Average weights and batch norm's statistics, from those after the first step on; copy its counters."""
         pairs = list(zip(self._average.state_dict().values(), self.network.state_dict().values(), strict=True))
         floats = [pair for pair in pairs if pair[0].is_floating_point() and self._done]
         if floats:
@@ -128,11 +129,11 @@ class Learner:
 
     @property
     def scale(self) -> dict:
-        """The state of the loss scaler, in numbers; empty where it does not change."""
+        """The state of the loss scaler, as numbers; empty when the scale is fixed."""
         return self._scaler.state_dict() if self._half else {}
 
     def gather(self) -> dict[str, torch.Tensor]:
-        """All tensors that a step changes, by the names that they have in a checkpoint."""
+        """All tensors that a step changes, by their names in a checkpoint."""
         names = [name for name, _ in self.network.named_parameters()]
         moments = self._optimiser.state_dict()["state"]
         return {
@@ -142,7 +143,7 @@ class Learner:
         }
 
     def describe(self, done: int) -> dict[str, tuple]:
-        """The shapes and types that `gather` gives after so many steps."""
+        """The shapes and types of what `gather` returns after `done` steps."""
         found = describe({key: tensor for key, tensor in self.gather().items() if not key.startswith("optimiser.")})
         for name, parameter in self.network.named_parameters() if done else ():
             for moment in _MOMENTS:
@@ -150,29 +151,29 @@ class Learner:
         return found
 
     def restore(self, tensors: Mapping[str, torch.Tensor], scale: dict, done: int) -> None:
-        """Take up what `gather` and `scale` gave after so many steps; the tensors are of that form."""
+        """Restore what `gather` and `scale` returned after `done` steps; the tensors must be as `describe` says."""
         self.network.load_state_dict(select(tensors, "network"))
         if self._average:
             self._average.load_state_dict(select(tensors, "average"))
         state = {}
         for index, (name, parameter) in enumerate(self.network.named_parameters() if done else ()):
             moments = select(tensors, f"optimiser.{name}")
-            # In the layout of the parameter, which a file has not.
+            # In the memory layout of the parameter, which a file does not keep.
             laid_out = {key: torch.empty_like(parameter, device="cpu").copy_(moments[key]) for key in _MOMENTS[1:]}
             state[index] = {"step": moments["step"].clone(), **laid_out}
         groups = self._optimiser.state_dict()["param_groups"]
         self._optimiser.load_state_dict({"state": state, "param_groups": groups})
-        if scale and self._half:  # a training may begin on one device and go on on another
+        if scale and self._half:  # the training may have begun on another device
             self._scaler.load_state_dict(scale)
         self._schedule = LambdaLR(self._optimiser, self._find_rate, last_epoch=done - 1)
         self._done = done
 
 
 class Graph:
-    """A computation that CUDA has recorded, to be run on other tensors of the same shapes; recording computes nothing.
+    """A computation that CUDA has recorded, to repeat on other tensors of the same shapes; recording computes nothing.
 
-    Recorded and run in the current stream, which must not be the default one. `others` of the same computation, which
-    never run at the same time, share their memory with it."""
+    It is recorded and run in the current stream, which must not be the default one. It shares memory with `others`,
+    graphs of the same computation, so that no two of them may run at the same time."""
 
     def __init__(self, compute: Callable[..., torch.Tensor], batch: list[torch.Tensor], others: Iterable["Graph"]):
         self._batch = [tensor.clone() for tensor in batch]
@@ -191,8 +192,8 @@ class Graph:
 
 
 def find_rate(done: int, steps: int, warm_up: float | None) -> float:
-    """Return the share of the recipe's rate after so many of all steps: it warms up, then falls as half a cosine
-    (Loshchilov and Hutter 2017); constant without a warm-up."""
+    """Return the learning rate after `done` of `steps` steps, as a share of the recipe's: it warms up, then falls along
+    half a cosine (Loshchilov and Hutter 2017). Without a warm-up it is constant."""
     if warm_up is None:
         return 1.0
     progress = done / steps
@@ -201,8 +202,8 @@ def find_rate(done: int, steps: int, warm_up: float | None) -> float:
 
 
 def choose_precision(device: torch.device) -> torch.dtype:
-    """Return the type that a device's forward pass should have: on a GPU half precision, with the exponents of single
-    precision from compute capability 8.0 on."""
+    """Return the type of numbers for a device's forward pass: float32 on a CPU; on a GPU bfloat16 from compute
+    capability 8.0 on, else float16."""
     if device.type != "cuda":
         return torch.float32
     return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
@@ -216,12 +217,12 @@ def forward(network: nn.Module, volumes: torch.Tensor) -> torch.Tensor:
 
 
 def prefix(part: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return tensors under names that begin with that of the part of a checkpoint that they make."""
+    """Return the tensors of one part of a checkpoint with the part's name before their own."""
     return {f"{part}.{name}": tensor for name, tensor in tensors.items()}
 
 
 def select(tensors: Mapping[str, torch.Tensor], part: str) -> dict[str, torch.Tensor]:
-    """Return one part of a checkpoint under the names that `prefix` was given."""
+    """Return the tensors of one part of a checkpoint without the part's name before their own."""
     return {name[len(part) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(f"{part}.")}
 
 

@@ -1,16 +1,16 @@
 """Losses. Each takes logits (n, channels, z, y, x) and masks (n, 1, z, y, x) and returns a scalar in float32.
 
-The report's have one channel; where there are more, the first is the background and a mask holds each voxel's
-channel."""
+The report's losses are for one channel. With more, the first channel is the background, and a mask has the number of
+each voxel's channel."""
 
 import torch
 from torch.nn import functional
 
-_VOXELS = (0, 2, 3, 4)  # the axes that a channel's voxels lie along
+_VOXELS = (0, 2, 3, 4)  # the axes of a channel's voxels
 _SMOOTH = 1.0  # keeps the Dice loss of an empty mask defined, and near 0 when nothing is claimed
 _POSITIVE_WEIGHT = 5.0  # report, section 5.2
-_PARTICLE_WEIGHT = 20.0  # of a particle's voxel against one of background, in the cross-entropy
-_FALSE_WEIGHT = 0.3  # of a false voxel in the Tversky index; a missed one has the rest, for the score asks for recall
+_PARTICLE_WEIGHT = 20.0  # of a particle's voxel in the cross-entropy, where background has 1
+_FALSE_WEIGHT = 0.3  # of a false voxel in the Tversky index; a missed one has the rest of 1, because recall counts more
 
 
 def dice_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
@@ -28,7 +28,7 @@ def bce_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
 
 def weighted_bce_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     """Binary cross-entropy in which a particle's voxels count five times (report, section 5.2)."""
-    weight = torch.full((), _POSITIVE_WEIGHT, device=logits.device)  # on the device: no copy to it
+    weight = torch.full((), _POSITIVE_WEIGHT, device=logits.device)  # made on the device, so nothing is copied to it
     return functional.binary_cross_entropy_with_logits(logits.float(), masks.float(), pos_weight=weight)
 
 
@@ -38,29 +38,30 @@ def cross_entropy_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tenso
 
 
 def tversky_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """1 - Tversky index (Salehi et al. 2017) of all voxels of a batch together, averaged over the particles in it; 0
-    when there are none."""
+    """1 - Tversky index (Salehi et al. 2017) of all voxels of a batch together, averaged over the particles that are
+    present; 0 when none is."""
     return _tversky(*_compare(logits, masks))
 
 
 def cross_entropy_tversky_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """The sum of both. Tversky alone, like any Dice, drives all outputs to 0 or 1, which ranks picks badly;
-    cross-entropy alone drowns the particles in background."""
+    """The sum of `cross_entropy_loss` and `tversky_loss`. Tversky alone, like any Dice, drives all outputs to 0 or 1,
+    so that picks cannot be ranked well; in cross-entropy alone the background outweighs the particles."""
     compared = _compare(logits, masks)
     return _cross_entropy(*compared) + _tversky(*compared)
 
 
 def _compare(logits: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The logarithms of all probabilities, and 1 where a voxel is the channel's, else 0; both are as the logits.
+    """Return the logarithms of all probabilities, and a tensor with 1 where a voxel belongs to the channel, else 0;
+    both have the shape of the logits.
 
-    From here on sums over all voxels tell all: no step has a shape that depends on what is in a mask, for which the
-    host would have to wait for the device."""
+    After this, losses need only sums over all voxels. No shape depends on a mask's content: for that the host would
+    have to wait for the device."""
     channels = torch.arange(logits.shape[1], device=logits.device, dtype=masks.dtype)
     return functional.log_softmax(logits.float(), dim=1), (masks == channels[:, None, None, None]).float()
 
 
 def _cross_entropy(logs: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    # Each channel's voxels, and the logarithms of what they are claimed to be with.
+    # For each channel, how many voxels it truly has, and the sum of the logarithms of their probabilities.
     voxels, claims = truth.sum(_VOXELS), (logs * truth).sum(_VOXELS)
     background, particles = voxels[0], voxels[1:].sum()
     weighted = claims[0] + _PARTICLE_WEIGHT * claims[1:].sum()

@@ -43,16 +43,17 @@ def train_models(
     folder: str | Path,
     devices: Sequence[str] = ("cpu",),
 ) -> list[Path]:
-    """Train models of one architecture, or of several, and return their model folders, below `folder`: one for each of
-    `particles`, or by the competition recipe, whatever these are, one for all particles for each fold.
+    """Train models of one architecture, or of several, and return their model folders, below `folder`. The report
+    recipe trains one model for each of `particles`; the competition recipe ignores `particles` and trains one for each
+    fold, for all particles.
 
-    With several devices the models are shared out among them, one process each, and the CPU's threads with them.
-    Nothing else in a model's training depends on how many there are: processes with as many threads give the same
-    weights on the CPU, to the last bit; another number of threads rounds sums otherwise. A finished model is left as it
-    is, a started one is resumed.
+    With several devices, each has its own process, and they share the models and the CPU's threads. The number of
+    devices changes nothing else: with the same number of threads, the weights on the CPU are the same to the last bit;
+    another number of threads rounds sums differently. A finished model is left as it is, and a started one is resumed.
 
-    A training that fails, or whose process dies, is tried once more; then it is left out with a warning, and the others
-    go on. Raises what `load_runs`, `build_datasets` and `fit` do when none is left, and OtherSettings at once."""
+    A training that fails, or whose process dies, is tried once more; if it fails again, it is left out with a warning,
+    and the others go on. When none is left, raises what `load_runs`, `build_datasets` and `fit` raise. OtherSettings is
+    raised at once."""
     train: Callable[..., Path] = train_model
     targets: dict[str, object] = {particle: particle for particle in particles}
     if isinstance(recipe, CompetitionRecipe):
@@ -79,7 +80,7 @@ def train_model(
     """Train one particle's model on runs from `load_runs` and return its model folder.
 
     The folder's `config.json` gets the voxel scores on the three shares of the data and the particle's count in the
-    training runs, which the ensemble rule wants. Raises ValueError when the folder holds a model that was trained with
+    training runs, which the ensemble rule needs. Raises ValueError when the folder has a model that was trained with
     other settings or data."""
     network_recipe: ModelRecipe = getattr(recipe, architecture)
     folder = Path(folder) / name_model(architecture, particle)
@@ -104,18 +105,18 @@ def train_model(
 
 
 def list_folds(runs: int, recipe: CompetitionRecipe) -> list[int]:
-    """Return the folds that a recipe trains, each the position of the run that it leaves out; raises ValueError for a
-    single run, from which none can be left out."""
+    """Return the folds that a recipe trains, each the position of the run that it leaves out. Raises ValueError for
+    fewer than two runs."""
     if runs < 2:
-        raise ValueError("the competition recipe leaves a run out to validate on: it needs at least two")
+        raise ValueError("the competition recipe leaves one run out to validate on, so it needs at least two; add runs")
     return list(range(runs if recipe.folds is None else min(recipe.folds, runs)))
 
 
 def build(network: ModelRecipe, recipe: Recipe) -> nn.Module:
-    """Return a new network as a recipe wants it: for one particle, or by the competition recipe for all; raises
-    ValueError for the baseline, which finds one, by the competition recipe."""
+    """Return a new network: for one particle, or with the competition recipe for all. Raises ValueError for the
+    baseline with the competition recipe, because it finds only one particle."""
     if isinstance(recipe, CompetitionRecipe) and network.architecture == "baseline":
-        raise ValueError("the baseline finds one particle: train it by the report recipe")
+        raise ValueError("the baseline finds only one particle; train it with the report recipe")
     particles = len(PARTICLES) if isinstance(recipe, CompetitionRecipe) else 1
     return build_model(network.architecture, network.width, particles, network.stem)
 
@@ -129,17 +130,18 @@ def train_fold(
     device: str = "cpu",
     position: int = 0,
 ) -> Path:
-    """Train one network for all particles on all runs from `load_runs` but the one at position `fold`, validate it on
-    that, and return its model folder.
+    """Train one network for all particles on all `runs` (from `load_runs`) except the one at position `fold`, validate
+    it on that one, and return its model folder.
 
-    No voxel and no pick of the run that is left out is ever drawn. `config.json` gets the voxel scores on it, the
-    particles' counts in the others, and under `held_out` its name. Raises ValueError for a run without particles, and
-    when the folder holds a model that was trained with other settings or data."""
+    Training never draws a voxel or a pick of the run that is left out. `config.json` gets this run's name as
+    `held_out`, the voxel scores on it, and the particles' counts in the other runs. Raises ValueError when this run has
+    no particles, and when the folder has a model that was trained with other settings or data."""
     network_recipe: ModelRecipe = getattr(recipe, architecture)
     folder = Path(folder) / name_model(architecture, f"fold_{fold}")
     names = list(PARTICLE_NAMES)
     held_out, others = runs[fold], [run for index, run in enumerate(runs) if index != fold]
-    # Each fold starts from other weights and draws other crops: networks that differ are worth more together.
+    # Each fold starts from other weights and draws other crops, because an ensemble gains more from networks that
+    # differ.
     seed = 1000 * recipe.seed + fold
     config = {
         "particles": names,
@@ -175,12 +177,13 @@ def train_fold(
 
 
 def _hold_out(run: Run, recipe: CompetitionRecipe) -> TensorDataset:
-    """Sub-volumes of a run, in a grid, and their masks, to validate on; raises ValueError when no particle is there."""
-    # The very spheres that the crops have, or the best epoch would be the best at something else.
+    """A run's sub-volumes, side by side, and their masks, to validate on; raises ValueError for a run without
+    particles."""
+    # The same spheres as in the crops, or the best epoch would be chosen for another task.
     centres, radii, labels = locate_spheres(run.points, run.voxel_spacing, PARTICLE_NAMES)
     masks = paint_spheres(centres, radii * recipe.radius_fraction, labels, run.volume.shape)
     if not masks.any():
-        raise ValueError(f"run {run.name} holds no particle to validate on; leave it out of the runs")
+        raise ValueError(f"run {run.name} has no particles to validate on; leave it out of the runs")
     size = recipe.subvolume_size
     cubes = preprocess_and_filter_subvolumes(
         run.volume, masks, place_subvolumes(masks.shape, size), size, recipe.background_ratio, recipe.seed
@@ -191,7 +194,7 @@ def _hold_out(run: Run, recipe: CompetitionRecipe) -> TensorDataset:
 def _train_network(
     datasets: dict, settings: ModelRecipe, recipe: Recipe, folder: Path, config: dict, device: str, position: int
 ) -> nn.Module:
-    """A network with the weights that its training found best."""
+    """Train a network and return it with its best weights."""
     torch.manual_seed(config["seed"])
     network = build(settings, recipe)
     fit(network, datasets, settings, folder, config, recipe.threshold, device, position)
@@ -200,7 +203,8 @@ def _train_network(
 
 
 def _check_runs(data: str | Path, runs: Sequence[str], recipe: CompetitionRecipe) -> None:
-    """Raise ValueError, naming the run, for one that cannot be left out: without picks, or smaller than a crop."""
+    """Raise ValueError, naming the run, when one cannot be left out to validate on: without picks, or smaller than a
+    crop."""
     for run in runs:
         shape = read_shape(run, data, "train", recipe.tomogram)
         if min(shape) < recipe.subvolume_size:
@@ -210,7 +214,7 @@ def _check_runs(data: str | Path, runs: Sequence[str], recipe: CompetitionRecipe
 
 
 def _describe(network: ModelRecipe, recipe: Recipe, runs: list[Run]) -> dict:
-    """What a model's config says of any training."""
+    """The part of a model's config that every training has."""
     return {
         "recipe": recipe.name,
         "scale": recipe.scale,
@@ -226,13 +230,14 @@ def _describe(network: ModelRecipe, recipe: Recipe, runs: list[Run]) -> dict:
 
 
 def _is_finished(folder: Path, config: dict) -> bool:
-    """Whether a folder holds a finished model; raises ValueError when it was trained otherwise."""
+    """Whether a folder has a finished model; raises ValueError when it was trained with other settings or data."""
     refuse_old(folder)
     if not (folder / "config.json").is_file() or not (folder / "weights.safetensors").is_file():
         return False
     if changes := find_changes(config, read_config(folder)):
         raise OtherSettings(
-            f"{folder} was trained differently ({changes}); delete it, or choose another work folder (CZII_WORK)"
+            f"{folder} was trained with other settings or data ({changes}); delete it, or choose another work folder "
+            "(CZII_WORK)"
         )
     return True
 

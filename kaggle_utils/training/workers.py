@@ -1,7 +1,7 @@
 """Many trainings on several devices: a process for each device, and one queue of jobs.
 
-A training that fails, or whose process dies, is tried once more, on another device where there is one, from its last
-checkpoint on. What fails again is left out, and the others go on."""
+A training that fails, or whose process dies, is tried once more from its last checkpoint, on another device if there is
+one. If it fails again, it is left out, and the others go on."""
 
 import multiprocessing
 import os
@@ -26,8 +26,8 @@ _TRIES = 2
 
 
 class Job(NamedTuple):
-    """A model to be trained: by a function that takes the runs, these settings, a device and the line of the progress
-    bar, and returns the model's folder."""
+    """A model to train. `train` takes the runs, `settings`, a device and the line of the progress bar, and returns the
+    model's folder."""
 
     name: str
     train: Callable[..., Path]
@@ -35,7 +35,7 @@ class Job(NamedTuple):
 
 
 class Queue:
-    """Jobs that wait, and what became of the others."""
+    """Jobs that wait, and the outcomes of the others."""
 
     def __init__(self, jobs: Sequence[Job]):
         self._jobs, self._waiting = jobs, deque(range(len(jobs)))
@@ -46,7 +46,8 @@ class Queue:
         return len(self._outcomes) < len(self._jobs)
 
     def take(self, device: str, others: Sequence[str] = ()) -> tuple[int, Job] | None:
-        """The next job for a device, if any; not one that has failed on it, which another one can try."""
+        """The next job for a device, or None. A job that failed on it stays in the queue while one of `others` can
+        still try it."""
         for number in self._waiting:
             if device not in self._failed.get(number, ()) or not set(others) - {*self._failed[number]}:
                 self._waiting.remove(number)
@@ -54,7 +55,7 @@ class Queue:
         return None
 
     def settle(self, number: int, outcome: Path | Exception, device: str) -> None:
-        """Note what a job ended in; raises OtherSettings, of which no other try can make anything else."""
+        """Note a job's outcome. Raises it if it is OtherSettings, because another try would end the same way."""
         if isinstance(outcome, OtherSettings):
             raise outcome
         if isinstance(outcome, Exception):
@@ -65,8 +66,8 @@ class Queue:
         self._outcomes[number] = outcome
 
     def finish(self) -> list[Path]:
-        """Return the folders of the models that are trained, and warn of the others; raises the first one's error when
-        there are no others."""
+        """Return the folders of the trained models, and warn of the others. When no model was trained, raises the first
+        one's error."""
         outcomes = [self._outcomes[number] for number in range(len(self._jobs))]
         folders = [outcome for outcome in outcomes if isinstance(outcome, Path)]
         if not folders:
@@ -84,9 +85,9 @@ class Queue:
 
 
 def run_jobs(load: Callable[[], list[Run]], jobs: Sequence[Job], devices: Sequence[str]) -> list[Path]:
-    """Run jobs on devices: in this process, or where there are several devices in one process each, with their share
-    of the CPU's threads; return the folders of those that end well. `load` returns the runs, which each process reads
-    once. Raises and warns as `Queue` does, and raises what `load` does in this process."""
+    """Run jobs on devices and return the folders of those that succeed. One device is used from this process; several
+    get one process each, with their share of the CPU's threads. `load` returns the runs; each process calls it once.
+    Raises and warns as `Queue` does, and with one device raises what `load` does."""
     queue = Queue(jobs)
     if len(devices) == 1:
         runs = load()
@@ -112,7 +113,7 @@ def run_jobs(load: Callable[[], list[Run]], jobs: Sequence[Job], devices: Sequen
 
 
 class _Worker:
-    """A process on a device, which takes one job after the other; one that has died is replaced."""
+    """A process on a device, which takes one job after the other. If it dies, a new one takes its place."""
 
     def __init__(self, load: Callable[[], list[Run]], device: str, position: int, threads: int):
         self.device, self._settings = device, (load, device, position, threads)
@@ -123,31 +124,32 @@ class _Worker:
         self.connection, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(theirs, *self._settings), daemon=True)
         self._process.start()
-        theirs.close()  # or its end would not be seen here
+        theirs.close()  # or this process would not notice that the other one has ended
 
     def start(self, job: Job) -> None:
-        """Have the process begin a job."""
-        with suppress(OSError):  # it has died meanwhile, as `collect` will find
+        """Let the process begin a job."""
+        with suppress(OSError):  # the process has died, which `collect` will notice
             self.connection.send(job)
 
     def collect(self) -> Path | Exception:
-        """What the job ended in, once there is something to read."""
+        """The job's outcome, when there is something to read."""
         try:
             return self.connection.recv()
         except (EOFError, OSError):
             self._process.join()
             code = self._process.exitcode
             self._begin()
-            return ChildProcessError(f"the process that trained it on {self.device} has died (exit code {code})")
+            return ChildProcessError(f"its training process on {self.device} has died (exit code {code})")
 
     def end(self) -> None:
-        """End the process; it loses what it has learnt since its last checkpoint."""
+        """End the process; what it has learnt since its last checkpoint is lost."""
         self._process.kill()
         self._process.join()
 
 
 def _work(connection: Connection, load: Callable[[], list[Run]], device: str, position: int, threads: int) -> None:
-    """Take jobs until the process that hands them out is gone; then a training ends, too, for nobody knows of it."""
+    """Take jobs until the process that sends them has ended. Then this one ends at once, even in a training, because
+    nobody waits for the result."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     if torch.device(device).type == "cuda":
@@ -178,7 +180,7 @@ def _try(runs: list[Run], job: Job, device: str, position: int) -> Path | Except
 
 
 def _make_sendable(outcome: Path | Exception) -> Path | Exception:
-    """An error that gets to another process, with the lines of code that it comes from as a note."""
+    """Make an error fit to be sent to another process, with its traceback as a note."""
     if isinstance(outcome, Exception):
         outcome.add_note("".join(traceback.format_exception(outcome)))
         try:

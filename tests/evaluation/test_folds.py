@@ -170,7 +170,7 @@ def test_runs_that_cannot_be_left_out_are_refused_before_any_training(phantom_da
     monkeypatch.setattr(train, "read_run", lambda run, data: RUNS[0].points.iloc[:0])
     with pytest.raises(ValueError, match=f"run {names[0]} has no picks"):
         train.train_models(phantom_data, names, "unet", NAMES, SMOKE, tmp_path)
-    with pytest.raises(ValueError, match="the baseline finds one particle"):
+    with pytest.raises(ValueError, match="the baseline finds only one particle"):
         train.build(SMOKE.baseline, SMOKE)
 
 

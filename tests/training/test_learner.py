@@ -189,8 +189,8 @@ def test_a_graph_does_what_its_steps_do(graph, monkeypatch):
         ]
     else:
         assert [str(warning.message) for warning in told] == [
-            "steps run without a CUDA graph, and so more slowly: RuntimeError: operation not permitted when stream is "
-            "capturing and much more"
+            "training steps are slower, because CUDA could not record a graph: RuntimeError: operation not permitted "
+            "when stream is capturing and much more"
         ]
 
 

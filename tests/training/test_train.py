@@ -231,12 +231,14 @@ def test_losses_that_are_not_finite_end_the_training_when_they_do_not_end(steps,
 
     monkeypatch.setitem(fitting.LOSSES, "dice", diverging)
     training = partial(fit, build_model("unet", 2), make_datasets(), replace(SMOKE.unet, epochs=5), folder, CONFIG)
-    with pytest.warns(UserWarning, match="ribosome: the loss is nan in epoch 2, step 2; the step is left out") as told:
+    with pytest.warns(
+        UserWarning, match="ribosome: the loss is nan in epoch 2, step 2; such steps are left out"
+    ) as told:
         if steps == 9:
             history = training()
             assert list(history["train_loss"].isna()) == [False, False, True, True, False] and len(told) == 1
         else:
-            match = "ribosome: the loss is nan in 10 steps in a row, the last of them step 2 of epoch 5; lower the"
+            match = "ribosome: the loss is not finite in 10 steps in a row, up to step 2 of epoch 5; lower the"
             with pytest.raises(FloatingPointError, match=match):
                 training()
     tensors, numbers = load_tensors(folder / "last.safetensors")
@@ -372,7 +374,9 @@ def test_other_settings_or_data_are_refused_and_nothing_is_overwritten(change, c
     if not finished:
         (folder / "config.json").unlink()  # written last of all
     before = contents(folder)
-    with pytest.raises(ValueError, match=f"3d_unet_model_apo_ferritin.* trained differently .*{complaint}.*CZII_WORK"):
+    with pytest.raises(
+        ValueError, match=f"3d_unet_model_apo_ferritin.* trained with other settings .*{complaint}.*CZII_WORK"
+    ):
         if callable(change):
             train_model(change(), "unet", "apo-ferritin", RECIPE, tmp_path)
         else:
@@ -416,14 +420,16 @@ def test_a_fold_of_other_settings_is_refused_and_nothing_is_overwritten(change, 
     if not finished:
         (fold / "config.json").unlink()
     before = contents(fold)
-    with pytest.raises(ValueError, match=f"3d_unet_model_fold_1.* trained differently .*{complaint}.*CZII_WORK"):
+    with pytest.raises(
+        ValueError, match=f"3d_unet_model_fold_1.* trained with other settings .*{complaint}.*CZII_WORK"
+    ):
         train_fold(RUNS, "unet", 1, replace(COMPETITION, **change), tmp_path)
     assert contents(fold) == before
 
 
 def test_a_run_without_particles_is_no_run_to_leave_out(tmp_path):
     bare = replace(RUNS[1], points=RUNS[1].points[:0])
-    with pytest.raises(ValueError, match="run B holds no particle to validate on"):
+    with pytest.raises(ValueError, match="run B has no particles to validate on"):
         train_fold([RUNS[0], bare], "unet", 1, COMPETITION, tmp_path)
 
 
@@ -559,7 +565,7 @@ def test_two_workers_train_the_models_that_one_process_trains(recipe, targets, d
         assert read_config(first) == read_config(second)
         pd.testing.assert_frame_equal(without_seconds(first), without_seconds(second))
 
-    with pytest.raises(ValueError, match="trained differently .*seed was 0, is 1") as caught:
+    with pytest.raises(ValueError, match="trained with other settings .*seed was 0, is 1") as caught:
         train_models(data, ["A", "B"], "vnet", particles, replace(recipe, seed=1), tmp_path / "two")
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)  # so it gets out of a worker, too
 

@@ -338,7 +338,7 @@ def test_a_full_disk_stops_a_training_that_goes_on_once_there_is_room(
             name, why = outcome["told"].split(" cannot be written (")
             assert Path(name.split("] ")[1]).parent.name == whole.name
             assert why.endswith(
-                "); make room, or the folder writable, and train again: it goes on from the last checkpoint"
+                "); make room, or make the folder writable, and train again: it goes on from the last checkpoint"
             )
             stopped.append((Path(name).name, sum(outcome["good"])))
         require_same(result, whole)
@@ -450,7 +450,7 @@ def require_right(resume, good, last: bytes, previous: bytes) -> str:
         assert equal(state, good["none"][1]) and not told
         assert "last.safetensors" in str(
             error
-        ) and "delete it and previous.safetensors, which is no better, to start" in str(error)
+        ) and "delete it and previous.safetensors, which cannot be used either, to start" in str(error)
         assert len(str(error).splitlines()) == 1
         return "error"
     assert equal(state, good["previous" if told else "last"][1])
@@ -536,26 +536,38 @@ def double(name: str):
 
 OTHER = edit("config", lambda config: {**config, "seed": 7, "data_checksum": 1})
 FOREIGN = {
-    "another training": (OTHER, "was trained differently (seed was 7, is 0; data_checksum was 1"),
+    "another training": (OTHER, "was trained with other settings or data (seed was 7, is 0; data_checksum was 1"),
     "no config": (edit("config", lambda _: []), "cannot be read"),
-    "another network": (swap("network", prefix("network", build_tiny(3).state_dict())), "is not of this network"),
-    "half a network": (drop("network.2.bias"), "its network.2.bias is not of this network, or not there"),
-    "double weights": (double("network.2.bias"), "its network.2.bias is not of this network"),
-    "no average": (swap("average", {}), "is not of this network"),
-    "another average": (double("average.2.bias"), "its average.2.bias is not of this network"),
-    "no moments": (swap("optimiser", {}), "is not of this network"),
-    "half the moments": (drop("optimiser.2.bias.exp_avg"), "its optimiser.2.bias.exp_avg is not of this network"),
-    "other moments": (swap("optimiser", {"optimiser.2.bias.exp_avg": torch.zeros(3)}), "is not of this network"),
-    "more moments": (lambda t, n: (t | {"optimiser.5.exp_avg": torch.zeros(1)}, n), "its optimiser.5.exp_avg is not"),
-    "best of another network": (double("best.0.2.bias"), "its best.0.2.bias is not of this network"),
-    "best without a layer": (drop("best.1.0.weight"), "its best.1.0.weight is not of this network"),
-    "one best of two": (edit("best", lambda best: best[:1]), "it has kept too few or too many weights"),
+    "another network": (swap("network", prefix("network", build_tiny(3).state_dict())), "does not fit this network"),
+    "half a network": (drop("network.2.bias"), "its network.2.bias is missing or does not fit this network"),
+    "double weights": (double("network.2.bias"), "its network.2.bias is missing or does not fit this network"),
+    "no average": (swap("average", {}), "does not fit this network"),
+    "another average": (double("average.2.bias"), "its average.2.bias is missing or does not fit this network"),
+    "no moments": (swap("optimiser", {}), "does not fit this network"),
+    "half the moments": (
+        drop("optimiser.2.bias.exp_avg"),
+        "its optimiser.2.bias.exp_avg is missing or does not fit this network",
+    ),
+    "other moments": (swap("optimiser", {"optimiser.2.bias.exp_avg": torch.zeros(3)}), "does not fit this network"),
+    "more moments": (
+        lambda t, n: (t | {"optimiser.5.exp_avg": torch.zeros(1)}, n),
+        "its optimiser.5.exp_avg is missing or",
+    ),
+    "best of another network": (double("best.0.2.bias"), "its best.0.2.bias is missing or does not fit this network"),
+    "best without a layer": (drop("best.1.0.weight"), "its best.1.0.weight is missing or does not fit this network"),
+    "one best of two": (edit("best", lambda best: best[:1]), "it has too few or too many best weights"),
     "an epoch less": (edit("history", lambda rows: rows[1:]), "its epochs are not in order"),
-    "epochs too many": (edit("history", lambda rows: [{**rows[0], "epoch": e} for e in range(1, 99)]), "is further"),
-    "steps too many": (edit("losses", lambda losses: [*losses, 1.0, 1.0]), "it is further than the training goes"),
+    "epochs too many": (
+        edit("history", lambda rows: [{**rows[0], "epoch": e} for e in range(1, 99)]),
+        "it has more epochs or steps",
+    ),
+    "steps too many": (
+        edit("losses", lambda losses: [*losses, 1.0, 1.0]),
+        "it has more epochs or steps than the training",
+    ),
     "no time": (edit("seconds", lambda _: float("nan")), "a number in it is not finite"),
     "a text": (edit("losses", lambda losses: [*losses[:-1], "half"]), "cannot be read"),
-    "no generator": (drop("generator"), "its generator is not of this network, or not there"),
+    "no generator": (drop("generator"), "its generator is missing or does not fit this network"),
 }
 
 
@@ -664,8 +676,8 @@ def test_a_loss_that_is_no_number_keeps_its_batch(read_every, tmp_path, monkeypa
         history = training()
     kept, place = load_tensors(folder / "bad_batch.safetensors")
     assert [str(warning.message) for warning in told] == [
-        f"3d_unet_model_ribosome: the loss is nan in epoch 1, step {place['step']}; the step is left out, and so are "
-        f"later ones of the kind (its batch is in {folder / 'bad_batch.safetensors'})"
+        f"3d_unet_model_ribosome: the loss is nan in epoch 1, step {place['step']}; such steps are left out "
+        f"(the batch is in {folder / 'bad_batch.safetensors'})"
     ]
     assert kept.keys() == {"volumes", "masks"} and place.keys() == {"epoch", "step", "loss"}
     assert np.isnan(place["loss"])
@@ -682,7 +694,7 @@ def test_a_loss_that_is_no_number_keeps_its_batch(read_every, tmp_path, monkeypa
 
 def test_a_batch_that_cannot_be_kept_does_not_hide_the_loss(tmp_path):
     (tmp_path / "model" / "bad_batch.safetensors").mkdir(parents=True)
-    with pytest.warns(UserWarning, match=r"the loss is nan in .*its batch could not be kept: IsADirectory"):
+    with pytest.warns(UserWarning, match=r"the loss is nan in .*the batch could not be kept: IsADirectory"):
         make_fit(tmp_path / "model")[1]()
 
 
