@@ -1,9 +1,9 @@
-"""What only Kaggle and the command line need: running the notebooks, and sending them away.
+"""What only Kaggle and the command line need: running the notebooks, and publishing them.
 
-Comes in: the repository. Goes out: executed notebooks, or a folder that the Kaggle CLI takes.
+Comes in: the repository. Goes out: executed notebooks, or a folder for the Kaggle CLI.
 `checks` finds what would stop the notebooks, `notebooks` runs them; `wheels` collects what Kaggle's image lacks,
 `publish` makes and checks the folder, `push` sends it.
-Nothing else imports it but the command line."""
+Only the command line imports this room."""
 
 from kaggle_utils.kaggle.checks import check_inputs
 from kaggle_utils.kaggle.notebooks import NotebookError, find_notebooks, run_notebooks

@@ -1,7 +1,7 @@
 """From runs to training data: picks become spheres of labels, volumes become sub-volumes or crops.
 
-Comes in: runs with their picks. Goes out: volumes and masks that fit each other, split into shares that share no voxel.
-`labels` paints, `subvolumes` cuts cubes side by side, `crops` draws and augments on the fly.
+Comes in: runs with their picks. Goes out: volumes with their masks, split into shares that have no voxel in common.
+`labels` paints spheres, `subvolumes` cuts cubes side by side, `crops` draws and augments crops on the fly.
 Next: training learns from them."""
 
 from kaggle_utils.preprocessing.crops import Crops

@@ -1,8 +1,8 @@
 """Training data drawn on the fly: crops from anywhere in the runs, turned, mirrored and disturbed, with their labels.
 
-A crop is one affine map. Its voxels are read from the volume through it and its particles' centres are brought into the
-crop by its inverse, so volume and labels cannot be turned differently. Only a few numbers of a crop are drawn on the
-host; all of a batch's voxels are made at once on the device. Arrays are (z, y, x) in voxels."""
+One affine map defines a crop. The voxels are read from the volume through it, and its inverse brings the particles'
+centres into the crop, so volume and labels cannot be turned differently. The host draws only a few numbers for each
+crop; the device makes all voxels of a batch at once. Arrays are (z, y, x) in voxels."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ from kaggle_utils.preprocessing.labels import locate_spheres
 from kaggle_utils.preprocessing.subvolumes import Run
 from kaggle_utils.recipes import Augmentation, CompetitionRecipe
 
-_AT_ONCE = 32  # crops that a GPU draws together, so that starting its kernels costs little beside what they do
-_LABELS = 256  # more than there are labels: in a number, what stands above them is whose label it is
+_AT_ONCE = 32  # crops that a GPU draws together: for fewer, starting its kernels would take much of the time
+_LABELS = 256  # more than any label, so that one number can hold a sphere's number and its label
 
 
 @dataclass(frozen=True)
 class _Place:
-    """What is drawn of a crop on the host. A voxel of it lies in the volume at centre + matrix @ (voxel - middle)."""
+    """What the host draws for a crop. A voxel of the crop lies in the volume at centre + matrix @ (voxel - middle)."""
 
     run: int
-    kind: int  # of tomogram: 0 is the recipe's, 1 ... the others that the run has
+    kind: int  # type of tomogram: 0 is the recipe's, 1, 2, ... are the run's others
     centre: np.ndarray
     matrix: np.ndarray
     gain: float
@@ -34,15 +34,15 @@ class _Place:
 
 
 class Crops:
-    """Crops of runs, drawn with random numbers that depend on a seed alone.
+    """Crops of runs. Each one's random numbers depend only on its seed.
 
-    A share of them, `recipe.centred`, has a particle somewhere near the middle, each type of particle as often as any
-    other: so the rare ones are lifted. The others come from anywhere.
+    A share of them, `recipe.centred`, has a particle near the middle. Each type of particle is drawn as often as any
+    other there, so rare types are seen more often. The other crops come from anywhere.
 
     Parameters
     ----------
-    runs : in memory; their volumes are copied to a GPU once, in single precision, for torch interpolates in that of the
-        places, and half precision cannot name a voxel of a tomogram.
+    runs : in memory. Their volumes are copied to a GPU once, in single precision: torch computes places in the
+        precision of the volume, and half precision cannot tell all voxels of a tomogram apart.
     particles : labelled 1, 2, ... in this order.
     recipe : edge of the crops, their number in an epoch, labels and augmentation.
     """
@@ -51,7 +51,7 @@ class Crops:
         self.recipe, self.device = recipe, torch.device(device)
         self._volumes = [[torch.from_numpy(v).to(self.device) for v in (run.volume, *run.others)] for run in runs]
         self._spheres = [locate_spheres(run.points, run.voxel_spacing, particles) for run in runs]
-        # Of each type that occurs: (run, index) of all its particles.
+        # For each type that occurs: (run, index) of all its particles.
         labels = [labels for _, _, labels in self._spheres]
         self._found = [
             [(run, index) for run, own in enumerate(labels) for index in np.flatnonzero(own == label)]
@@ -76,7 +76,8 @@ class Crops:
     def batches(self, seeds: Sequence[int], batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield batches of crops and labels, as `draw` returns them, one crop for each seed.
 
-        A GPU draws several batches at once, in a stream of its own: the next ones while a network learns from these."""
+        A GPU draws several batches at once, in its own stream: the next ones while a network learns from the current
+        ones."""
         if self.device.type != "cuda":
             for start in range(0, len(seeds), batch_size):
                 yield self.draw(seeds[start : start + batch_size])
@@ -89,18 +90,18 @@ class Crops:
             if start < len(seeds):
                 waiting = self._draw_aside(seeds[start : start + many], drawing)
             learning.wait_event(drawn)
-            for tensor in (volumes, labels):  # or their memory would be given away while the network still reads it
+            for tensor in (volumes, labels):  # or their memory could be used again while the network still reads it
                 tensor.record_stream(learning)
             yield from zip(volumes.split(batch_size), labels.split(batch_size), strict=True)
 
     def _draw_aside(self, seeds: Sequence[int], stream: torch.cuda.Stream) -> tuple:
-        """Start drawing in a stream; return what comes of it, and the event from which on it is there."""
+        """Start drawing in a stream. Return the crops and labels, and an event that tells when they are ready."""
         with torch.cuda.stream(stream):
             return self.draw(seeds), stream.record_event()
 
     def _draw_place(self, seed: int) -> _Place:
-        """Choose a run and a crop's centre in it, between voxels when the crop has an even edge, so that an upright
-        crop needs no interpolation; a map, and the disturbances."""
+        """Draw a run, a centre in it, a map, and the disturbances. For an even edge the centre lies between voxels, so
+        that an upright crop needs no interpolation."""
         generator, size, strength = np.random.default_rng(seed), self.recipe.subvolume_size, self.recipe.augmentation
         run = int(generator.integers(len(self._volumes)))
         place = generator.uniform(0, self._volumes[run][0].shape)
@@ -136,7 +137,7 @@ class Crops:
         size, tables = self.recipe.subvolume_size, []
         for number, place in enumerate(places):
             centres, radii, labels = self._spheres[place.run]
-            centres = (centres - place.centre) @ place.matrix + (size - 1) / 2  # a turn's transpose is its inverse
+            centres = (centres - place.centre) @ place.matrix + (size - 1) / 2  # its transpose is its inverse
             radii = radii * self.recipe.radius_fraction
             near = ((centres >= -radii[:, None]) & (centres <= size - 1 + radii[:, None])).all(axis=1)
             tables.append(np.column_stack([np.full(len(radii), number), centres, radii, labels])[near])
@@ -155,8 +156,8 @@ class Crops:
         inside = _spread(*away) <= (radius**2)[:, None, None, None]
         z, y, x = voxels
         index = _spread((crop.long()[:, None] * size + z) * size**2, y * size, x)
-        # The highest number wins a voxel: that of the last sphere, with its label. What is outside goes to voxel 0, as
-        # nothing, for to leave it out a GPU would have to wait until it is counted.
+        # The highest number wins a voxel: that of the last sphere, with its label. What is outside goes to voxel 0 with
+        # the number 0. To leave it out, the host would have to wait until a GPU has counted it.
         number = torch.arange(1, len(table) + 1, device=self.device, dtype=torch.int32) * _LABELS + label.int()
         number = torch.where(inside, number[:, None, None, None], 0).int().flatten()
         owner = torch.zeros(painted.numel(), dtype=torch.int32, device=self.device)
@@ -167,8 +168,8 @@ class Crops:
 def draw_matrix(generator: np.random.Generator, strength: Augmentation) -> np.ndarray:
     """Return a random map (3, 3) from a crop's z, y, x axes to the volume's: flips, turns about z, small tilts.
 
-    The missing wedge makes z special: what is seen from the side looks nothing like what is seen from above, so no turn
-    goes far from the z axis."""
+    The missing wedge makes z special: particles look different from the side than from above, so no crop is tilted
+    far."""
     matrix = np.diag(np.where(generator.random(3) < 0.5, -1.0, 1.0)) if strength.flips else np.eye(3)
     angle = np.pi / 2 * generator.integers(4) if strength.quarter_turns else 0.0
     tilts = np.zeros(2)
@@ -179,17 +180,17 @@ def draw_matrix(generator: np.random.Generator, strength: Augmentation) -> np.nd
         turn = np.eye(3)
         turn[np.ix_(axes, axes)] = [[np.cos(value), -np.sin(value)], [np.sin(value), np.cos(value)]]
         matrix = turn @ matrix
-    # Quarter turns must be exact: otherwise each upright crop would be interpolated by a hair.
+    # Quarter turns must be exact: otherwise rounding would make upright crops need interpolation.
     upright = np.rint(matrix)
     return upright if np.abs(matrix - upright).max() < 1e-9 else matrix
 
 
 def read_crops(volumes: Sequence[torch.Tensor], centres: np.ndarray, matrices: np.ndarray, size: int) -> torch.Tensor:
-    """Return crops, float32 (n, size, size, size): of each volume (z, y, x) what is at centre + matrix @ (voxel -
+    """Return a crop of each volume (z, y, x), float32 (n, size, size, size): its values at centre + matrix @ (voxel -
     middle), 0 outside.
 
-    Centres are (n, 3), matrices (n, 3, 3). A crop whose voxels are voxels of the volume is cut out, any other one is
-    interpolated linearly, at places that are right to 1e-4 voxels."""
+    Centres are (n, 3), matrices (n, 3, 3). A crop whose voxels are voxels of the volume is cut out. Any other one is
+    interpolated linearly, at places with errors below 1e-4 voxels."""
     corners = centres - (size - 1) / 2
     upright = ((np.rint(matrices) == matrices).all(axis=2) & (np.rint(corners) == corners)).all(axis=1)
     free = np.flatnonzero(~upright)
@@ -210,8 +211,8 @@ def read_crops(volumes: Sequence[torch.Tensor], centres: np.ndarray, matrices: n
 def _make_grids(
     shapes: np.ndarray, centres: np.ndarray, matrices: np.ndarray, size: int, device: torch.device
 ) -> torch.Tensor:
-    """Where each voxel of crops lies, (n, size, size, size, 3), as grid_sample wants it: x, y, z between -1 and 1, from
-    the first voxel's centre to the last one's."""
+    """Return the place of each voxel of the crops, (n, size, size, size, 3), as grid_sample needs it: x, y, z, where -1
+    is the centre of the first voxel and 1 that of the last."""
     scale = 2 / np.maximum(shapes - 1, 1)
     starts = centres - (size - 1) / 2 * matrices.sum(axis=2)
     maps = np.concatenate([matrices, starts[:, :, None]], axis=2) * scale[:, :, None] - [0, 0, 0, 1]
@@ -221,7 +222,7 @@ def _make_grids(
 
 
 def _cut(volume: torch.Tensor, corner: np.ndarray, matrix: np.ndarray, size: int) -> torch.Tensor:
-    """The cube at a corner of whole voxels, mirrored and turned by quarters as the matrix says."""
+    """Return the cube at a corner, which is a voxel, mirrored and turned by quarter turns as the matrix says."""
     low, high = np.maximum(corner, 0), np.clip(corner + size, 0, volume.shape)
     cube = volume[tuple(map(slice, low, high))]
     if cube.shape != (size, size, size):
@@ -236,6 +237,6 @@ def _spread(z: torch.Tensor, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 
 def _send(numbers: np.ndarray | list, device: torch.device) -> torch.Tensor:
-    """Numbers as float32 on a device; the host does not wait until they are there."""
+    """Return numbers as float32 on a device; the host does not wait for the copy."""
     tensor = torch.from_numpy(np.array(numbers, np.float32))
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -27,12 +27,12 @@ class Run:
     volume: np.ndarray
     voxel_spacing: float
     points: pd.DataFrame
-    others: tuple[np.ndarray, ...] = ()  # the same run's other types of tomogram, where the recipe wants them
+    others: tuple[np.ndarray, ...] = ()  # normalised volumes of the recipe's other types of tomogram
 
 
 def load_runs(data: str | Path, runs: Iterable[str], recipe: Recipe) -> list[Run]:
-    """Read training runs into memory: normalised volumes, picks, and those of the recipe's other types of tomogram that
-    a run has. Raises as `load_tomogram` and `read_run` do."""
+    """Read training runs into memory: normalised volumes, picks, and the recipe's other types of tomogram that a run
+    has. Raises as `load_tomogram` and `read_run` do."""
     loaded = []
     for name in runs:
         tomogram = load_tomogram(name, data, "train", recipe.tomogram)

@@ -1,7 +1,7 @@
-"""How good a result is: the report's voxel scores, the competition's F-beta, and the thresholds that suit it best.
+"""How good a result is: the report's voxel scores, the competition's F-beta, and the thresholds with the best scores.
 
 Comes in: masks, or tables of picks and of the truth. Goes out: numbers, their errors, and remarks on them.
-Nothing here uses a network or a file. Next: training, evaluation and the command line, which judge with these."""
+This room uses no network and no file. Next: training, evaluation and the command line use these scores."""
 
 from kaggle_utils.scoring.metrics import (
     MATCH_FRACTION,
