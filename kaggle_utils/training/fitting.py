@@ -149,8 +149,8 @@ class _Training:
                 self._keep_batch(place)
             if state.failed == _MOST_FAILED:
                 raise FloatingPointError(
-                    f"{self._folder.name}: the loss is not finite in {_MOST_FAILED} steps in a row, up to step "
-                    f"{place['step']} of epoch {epoch}; lower the learning rate, or look at the batch of the first "
+                    f"{self._folder.name}: the loss is not finite in {_MOST_FAILED} steps in a row (last: {value} in "
+                    f"step {place['step']} of epoch {epoch}); lower the learning rate, or look at the batch of the first "
                     f"such step, in {self._folder / _BAD_BATCH}"
                 )
         self._bar.update(len(values))

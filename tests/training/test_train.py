@@ -238,7 +238,9 @@ def test_losses_that_are_not_finite_end_the_training_when_they_do_not_end(steps,
             history = training()
             assert list(history["train_loss"].isna()) == [False, False, True, True, False] and len(told) == 1
         else:
-            match = "ribosome: the loss is not finite in 10 steps in a row, up to step 2 of epoch 5; lower the"
+            match = (
+                r"ribosome: the loss is not finite in 10 steps in a row \(last: nan in step 2 of epoch 5\); lower the"
+            )
             with pytest.raises(FloatingPointError, match=match):
                 training()
     tensors, numbers = load_tensors(folder / "last.safetensors")
