@@ -150,8 +150,8 @@ class _Training:
             if state.failed == _MOST_FAILED:
                 raise FloatingPointError(
                     f"{self._folder.name}: the loss is not finite in {_MOST_FAILED} steps in a row (last: {value} in "
-                    f"step {place['step']} of epoch {epoch}); lower the learning rate, or look at the batch of the first "
-                    f"such step, in {self._folder / _BAD_BATCH}"
+                    f"step {place['step']} of epoch {epoch}); lower the learning rate, or look at the batch of the "
+                    f"first such step, in {self._folder / _BAD_BATCH}"
                 )
         self._bar.update(len(values))
         if finite := [value for value in values if math.isfinite(value)]:
