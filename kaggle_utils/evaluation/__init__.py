@@ -1,8 +1,8 @@
-"""Which ensemble is best, and from which thresholds on: judged on runs that the models have not seen.
+"""Which ensemble is best, and with which thresholds, on data that its models have not seen.
 
-Comes in: runs and a folder of trained models. Goes out: the report's tables, the chosen ensemble, and thresholds,
-which go into the model folders. `folds` calibrates networks for all particles, `comparison` makes the tables.
-Next: submission uses what was chosen."""
+Comes in: runs and a folder of trained models. Goes out: the report's tables, the chosen ensemble, and thresholds, which
+are written into the model folders. `folds` calibrates networks for all particles, `comparison` makes the tables.
+Next: submission uses the chosen ensemble."""
 
 from kaggle_utils.evaluation.comparison import (
     Comparison,

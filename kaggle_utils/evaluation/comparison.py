@@ -1,4 +1,4 @@
-"""How good is what is trained: beside the report's results, and one ensemble beside another."""
+"""How good the trained models are, compared with the report's, and which ensemble is the best."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,9 +36,9 @@ class Example:
 class Comparison:
     """Which ensemble is best on data that its models have not seen.
 
-    `scores` has a row for each particle and a column for each contender, `metric` says what they are; `chosen` is the
-    name of the best ensemble. `check` judges on data that had no say. A calibration comes with the competition
-    recipe."""
+    `scores` has a row for each particle and a column for each contender; `metric` names the score, and `chosen` the
+    best ensemble. `check` has scores on data that were not used to choose. With the competition recipe there is a
+    calibration."""
 
     metric: str
     scores: pd.DataFrame
@@ -48,14 +48,14 @@ class Comparison:
 
     @property
     def leaders(self) -> pd.DataFrame:
-        """The columns of the four best, which are as many as a chart has room for."""
+        """The columns of the four best contenders, as many as fit into a chart."""
         order = self.scores.loc["score"] if "score" in self.scores.index else self.scores.mean()
         return self.scores[order.nlargest(4).index]
 
 
 def read_scores(folder: str | Path, architecture: str, split: str) -> dict[str, dict]:
-    """Return each particle's voxel scores and confusion matrix from the configs of trained models below `folder`: of
-    its specialist on a share of the data, or of all folds together on the runs that they left out.
+    """Return each particle's voxel scores and confusion matrix from the configs of trained models below `folder`. These
+    are a specialist's on one share of the data, or those of all folds together, each on the run that it left out.
 
     `split` is a specialist's "train", "validation" or "test". Raises FileNotFoundError when there are no models."""
     folds = sorted(Path(folder).glob(f"{name_model(architecture, 'fold')}_*/config.json"))
@@ -68,8 +68,8 @@ def read_scores(folder: str | Path, architecture: str, split: str) -> dict[str, 
 
 
 def compare_with_report(folder: str | Path, architecture: str, split: str = "test") -> pd.DataFrame:
-    """Return the voxel scores of trained models, in percent, beside those that the report published (its tables 1 and
-    2); `split` as in `read_scores`, which also says what is raised."""
+    """Return the voxel scores of trained models, in percent, beside the report's (its tables 1 and 2). `split` and
+    errors as in `read_scores`."""
     scores, rows = read_scores(folder, architecture, split), {}
     for particle, published in PUBLISHED[architecture].items():
         rows[particle] = {
@@ -83,8 +83,8 @@ def compare_with_report(folder: str | Path, architecture: str, split: str = "tes
 def predict_example(
     runs: Sequence[Run], recipe: Recipe, folder: str | Path, architecture: str, particle: str, device: str = "cpu"
 ) -> Example:
-    """Return the cube of held-out data that holds most of a particle, with what its network, the first fold's or the
-    specialist, makes of it; raises as `load_model` does."""
+    """Return the cube of held-out data with the most voxels of a particle, and its prediction by the first fold's
+    network or the particle's specialist. Raises as `load_model` does."""
     folds = isinstance(recipe, CompetitionRecipe)
     model = load_model(Path(folder) / name_model(architecture, "fold_0" if folds else particle), device)
     if folds:
@@ -111,10 +111,10 @@ def predict_example(
 def compare(runs: Sequence[Run], recipe: Recipe, folder: str | Path, device: str = "cpu") -> Comparison:
     """Find the best ensemble of the models below `folder`.
 
-    By the report recipe, it is the one with the best mean voxel F1 on the validation share, and the check is on the
-    test share. By the competition recipe, it is the best variant on the runs that were left out, whose thresholds are
-    kept (see `calibrate`), and the check is of its thresholds on runs that they were not tuned on, empty where only one
-    run was left out."""
+    With the report recipe, it has the best mean voxel F1 on the validation share, and the check is on the test share.
+    With the competition recipe, it is the best variant on the runs that were left out, and its thresholds are kept (see
+    `calibrate`). The check then applies thresholds to runs on which they were not tuned; it is empty when only one run
+    was left out."""
     if not isinstance(recipe, CompetitionRecipe):
         scores = compare_ensembles(runs, recipe, folder, "validation", device)["f1"]
         check = compare_ensembles(runs, recipe, folder, "test", device)["f1"]
@@ -132,11 +132,11 @@ def compare(runs: Sequence[Run], recipe: Recipe, folder: str | Path, device: str
 def compare_ensembles(
     runs: Sequence[Run], recipe: Recipe, folder: str | Path, share: str = "validation", device: str = "cpu"
 ) -> pd.DataFrame:
-    """Judge every ensemble on the sub-volumes of one share of `split_corners`: "validation" to choose one, "test" to
+    """Score every ensemble on the sub-volumes of one share of `split_corners`: "validation" to choose one, "test" to
     say how good it is.
 
     Returns voxel recall, precision and F1 (report, section 3) with a row for each particle and columns (metric,
-    ensemble). A sub-volume goes through each model once, whatever the number of ensembles."""
+    ensemble). A sub-volume goes through each model once, however many ensembles there are."""
     names = [particle.name for particle in REPORT_PARTICLES]
     models = {
         name_model(a, p): load_model(Path(folder) / name_model(a, p), device) for a in ("unet", "vnet") for p in names

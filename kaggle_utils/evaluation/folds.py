@@ -1,6 +1,6 @@
-"""What the folds say of the runs that they have not seen: which way to merge and decode is best, and the thresholds.
+"""Which way to merge and decode is best, and with which thresholds, on runs that the folds have not seen.
 
-Every network predicts only the run that its training left out, so nothing here is flattered by memory."""
+Each network predicts only the run that its training left out, so it cannot score well by memory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ _MEANS = ("logits", "probabilities")
 
 
 class Variant(NamedTuple):
-    """A way from networks to candidates: whose outputs, how they are merged, how they are decoded."""
+    """A way from networks to candidates: which networks, how they are merged, and how the result is decoded."""
 
     ensemble: str
     merge: str
@@ -36,11 +36,11 @@ class Variant(NamedTuple):
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was found on the runs that were left out.
+    """The results on the runs that were left out.
 
     `scores` has a row for each variant: its F-beta with thresholds on the plateau, in all (`score`) and for each
-    particle; `best` is the mean of networks with the highest. `curves` and `offset` are its own, `candidates` the
-    candidates of each on the runs `held_out`."""
+    particle. `best` is the variant with the highest score among those that average networks; `curves` and `offset` are
+    those of `best`. `candidates` has each variant's candidates on the runs `held_out`."""
 
     scores: pd.DataFrame
     best: Variant
@@ -51,19 +51,19 @@ class Calibration:
 
 
 def calibrate(runs: Sequence[Run], folder: str | Path, device: str = "cpu", views: int = 1) -> Calibration:
-    """Compare all variants on the runs that the models below `folder` left out, tune the best one's thresholds and
-    offset, and keep all that inference needs to know of it in the folders of these models.
+    """Compare all variants on the runs that the models below `folder` left out, tune thresholds and offset of the best
+    one, and write these settings into the models' folders.
 
-    A run was left out by one network of each architecture, but a new tomogram is seen by all folds, whose mean is
-    calmer: thresholds carry over as far as that is alike. A vote claims more the more voters there are, and ranks
-    change their scale, so these are compared, but never the best.
+    Only one network of each architecture left a run out, but on a new tomogram all folds are averaged, which is less
+    noisy. Thresholds carry over as far as both are alike. A vote claims more the more voters there are, and ranks
+    change their scale, so these two are compared but never chosen.
 
-    Raises ValueError for models that are no folds, when none of them left one of `runs` out, and as `find_models` and
-    `load_model` do."""
+    Raises ValueError for models that are not folds, and when none of them left one of `runs` out; also raises as
+    `find_models` and `load_model` do."""
     paths = find_models([folder])
     models = [load_model(path, device) for path in paths]
     if strangers := [model.name for model in models if "held_out" not in model.config]:
-        raise ValueError(f"{', '.join(strangers)} in {folder} left no run out; give a folder of folds alone")
+        raise ValueError(f"{', '.join(strangers)} in {folder} left no run out; give a folder that has only folds")
     found = predict_held_out(runs, models, device, views)
     names = sorted({model.config["held_out"] for model in models} & {run.name for run in runs})
     truth = pd.concat([run.points for run in runs if run.name in names])
@@ -75,7 +75,7 @@ def calibrate(runs: Sequence[Run], folder: str | Path, device: str = "cpu", view
         scores[variant] = {"score": score.score, **score.particles["f_beta"]}
     table = pd.DataFrame.from_dict(scores, orient="index")
     fit = [variant for variant in scores if variant.merge in _MEANS]
-    best = max(fit, key=lambda variant: scores[variant]["score"])  # the first of equals, which is the simplest
+    best = max(fit, key=lambda variant: scores[variant]["score"])  # the first of equal ones, which is the simplest
     thresholds = {name: curve.chosen for name, curve in curves[best].items()}
     offset = estimate_offset(apply_thresholds(found[best], thresholds), truth)
     settings = {**best._asdict(), "views": views, "offset": [float(value) for value in offset.correction]}
@@ -85,13 +85,15 @@ def calibrate(runs: Sequence[Run], folder: str | Path, device: str = "cpu", view
 
 
 def check_thresholds(table: pd.DataFrame, truth: pd.DataFrame, particles: Sequence[str]) -> pd.DataFrame:
-    """Tune thresholds on all runs but one, apply them to that one, for each in turn; score all of them together.
+    """For each run, tune thresholds on all other runs and apply them to it; score all runs together.
 
-    Returns F-beta, in all and for each particle, a row each for the argmax and the plateau, and for a threshold of 0.5.
+    Returns F-beta, in all and for each particle, with one row each for the argmax, the plateau, and a threshold of 0.5.
     Raises ValueError for fewer than two runs."""
     names = sorted(truth["experiment"].unique())
     if len(names) < 2:
-        raise ValueError("thresholds cannot be checked on a run that they were not tuned on: there is only one")
+        raise ValueError(
+            "checking thresholds needs two runs that were left out, but there is only one; train more folds"
+        )
     picks: dict[str, list[pd.DataFrame]] = {"argmax": [], "plateau": [], "0.5": []}
     for name in names:
         inside, others = table["experiment"] == name, truth[truth["experiment"] != name]
@@ -111,11 +113,12 @@ def check_thresholds(table: pd.DataFrame, truth: pd.DataFrame, particles: Sequen
 def predict_held_out(
     runs: Sequence[Run], models: Sequence[TrainedModel], device: str = "cpu", views: int = 1
 ) -> dict[Variant, pd.DataFrame]:
-    """Return the candidates of every variant on the runs that models left out, each run by those that did.
+    """Return the candidates of every variant on the runs that models left out, each run predicted by the models that
+    left it out.
 
-    Each network goes through its run once, whatever the number of variants, and what networks say together is merged
-    once for all its decoders, on their device: which holds each network's logits, 4 bytes a voxel and channel, and one
-    sum. Raises ValueError when no model left one of `runs` out, and for a run that not every architecture left out."""
+    Each network goes through its run once, however many variants there are, and networks are merged once for all
+    decoders, on their device. The device holds each network's logits, 4 bytes a voxel and channel, and one sum. Raises
+    ValueError when no model left one of `runs` out, and for a run that not every architecture left out."""
     chosen = [(run, [model for model in models if model.config["held_out"] == run.name]) for run in runs]
     chosen = [(run, members) for run, members in chosen if members]
     if not chosen:
@@ -124,7 +127,7 @@ def predict_held_out(
     kinds = {model.config["architecture"] for model in models}
     for run, members in chosen:
         if lacking := kinds - {model.config["architecture"] for model in members}:
-            raise ValueError(f"run {run.name} was left out by no finished {', '.join(lacking)}; train all folds first")
+            raise ValueError(f"run {run.name}: no finished {', '.join(lacking)} left it out; train all folds first")
     variants = _list_variants(kinds)
     tables: dict[Variant, list[pd.DataFrame]] = {variant: [] for variant in variants}
     for run, members in tqdm(chosen, desc="runs left out", unit="tomogram"):
@@ -145,7 +148,7 @@ def _decode(
         variant: tuple(i for i, m in enumerate(members) if m.config["architecture"] in COMMITTEES[variant.ensemble])
         for variant in variants
     }
-    # Whose outputs are merged how, and by which decoders that is read. Ranks are those of each network alone.
+    # Which networks are merged in which way, and the table of each decoder. Ranks are those of single networks.
     wanted: dict[tuple[tuple[int, ...], str], dict[str, pd.DataFrame]] = {}
     for variant, own in networks.items():
         ranked = variant.merge == "ranks"
@@ -162,7 +165,7 @@ def _decode(
         maps = merger.merge()
         for decoder in tables:
             tables[decoder] = merger.decode(maps, decoder)
-        del maps  # before the next sum
+        del maps  # before the next sum needs the memory
     return {
         variant: match_ranks([wanted[(i,), "logits"]["peaks"] for i in own])
         if variant.merge == "ranks"
@@ -172,7 +175,7 @@ def _decode(
 
 
 def _list_variants(architectures: set[str]) -> list[Variant]:
-    """Each architecture alone, and all of them merged in every way; components, for which all is the same, once."""
+    """Each architecture alone, and all of them merged in every way. Components are only compared for merged logits."""
     variants = [Variant(name, "logits", decoder) for name in sorted(architectures) for decoder in DECODERS]
     if len(architectures) > 1:
         variants += [Variant("average", merge, "peaks") for merge in MERGES]

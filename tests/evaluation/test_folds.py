@@ -113,7 +113,7 @@ def test_a_run_is_predicted_only_by_networks_that_left_it_out(trained, phantom_d
     for table in tables.values():
         assert set(table["experiment"]) <= {run.name for run in runs[:2]}
     everybody = [load_model(path) for path in sorted(trained.iterdir())]
-    with pytest.raises(ValueError, match=f"run {runs[1].name} was left out by no finished vnet; train all folds"):
+    with pytest.raises(ValueError, match=f"run {runs[1].name}: no finished vnet left it out; train all folds"):
         predict_held_out(runs, everybody[:3])
     with pytest.raises(ValueError, match="no model left one of the runs"):
         predict_held_out(runs[2:], [load_model(trained / "vnet_model_fold_0")])
