@@ -1,9 +1,9 @@
 """From a tomogram and trained models to particle centres.
 
 Comes in: a normalised volume and models. Goes out: an annotated mask, probabilities, and a table of picks.
-`device` has a volume uploaded once, `streaming` takes it through a network slab by slab, `predictor` adds views and
-windows; `ensemble` is the report's rule for many specialists, `merging` joins networks for all particles; `picking`
-turns masks into centres.
+`device` uploads a volume once, `streaming` takes it through a network slab by slab, `predictor` adds views and windows;
+`ensemble` is the report's rule for many specialists, `merging` joins networks for all particles; `picking` turns masks
+into centres.
 Next: evaluation compares the ways, submission runs the chosen one."""
 
 from kaggle_utils.inference.ensemble import (

@@ -1,4 +1,4 @@
-"""What a device holds of a tomogram: its volume, once for all networks and views, and sums of its size.
+"""What a device holds for a tomogram: its volume, once for all networks and views, and sums of its size.
 
 Arrays are (z, y, x)."""
 
@@ -9,8 +9,8 @@ import warnings
 import numpy as np
 import torch
 
-# How the many places that can run out of memory say so, where they raise a plain RuntimeError. cuDNN finds no way to
-# compute a convolution when all that it knows need more memory than there is.
+# Errors that mean that memory has run out, where torch raises a plain RuntimeError. In the last one, cuDNN finds no way
+# to compute a convolution, because all ways that it knows need more memory than there is.
 _OUT_OF_MEMORY = (
     "allocate memory",
     "not enough memory",
@@ -22,8 +22,8 @@ _OUT_OF_MEMORY = (
 
 
 class DeviceVolume:
-    """A normalised volume, float32 (z, y, x), on a device, in each precision that networks ask for: cast and uploaded
-    when it is asked for, and not again."""
+    """A normalised volume, float32 (z, y, x), on a device, in each precision that networks ask for. It is cast and
+    uploaded once for each precision, when it is first asked for."""
 
     def __init__(self, volume: np.ndarray, device: str | torch.device):
         self.shape, self.device = volume.shape, torch.device(device)
@@ -33,7 +33,7 @@ class DeviceVolume:
     def get(self, precision: torch.dtype) -> torch.Tensor:
         """Return the volume in a precision; raises MemoryError when the device has too little for it."""
         if precision not in self._uploaded:
-            # A copy where torch needs one: it warns of what cannot be written to.
+            # Copied only if it is not contiguous or cannot be written to: torch warns of such arrays.
             volume = torch.from_numpy(np.require(self._volume, requirements=["C", "W"]))
             try:
                 self._uploaded[precision] = volume.to(self.device, precision)
@@ -44,7 +44,7 @@ class DeviceVolume:
         return self._uploaded[precision]
 
     def cut(self, box: tuple[slice, ...], precision: torch.dtype) -> torch.Tensor:
-        """Return a part of the volume in a precision; beyond its ends the last voxels are repeated."""
+        """Return a part of the volume in a precision; beyond the volume's end its last voxels are repeated."""
         part = self.get(precision)[box]
         for axis, (side, size) in enumerate(zip(box, self.shape, strict=True)):
             if side.stop > size:
@@ -54,13 +54,14 @@ class DeviceVolume:
 
 
 def make_sum(channels: int, shape: tuple[int, int, int], device: str | torch.device) -> torch.Tensor:
-    """Return zeros, float32 (channels, z, y, x), on the device, or on the host, with a warning, when it has too little
-    memory for them; raises MemoryError when that has too little, too."""
+    """Return zeros, float32 (channels, z, y, x), on the device. When it has too little memory, they are on the host,
+    with a warning; raises MemoryError when the host has too little, too."""
     lacking = f"{device} has too little memory for {channels} sums of {shape} voxels"
     try:
         if torch.device(device).type != "cpu":
             return torch.zeros(channels, *shape, device=device)
-        # Not from the heap: what else finds room there between two tomograms would leave none for a sum in one piece.
+        # Not on the heap: there, small things that remain between two tomograms would leave no gap large enough for a
+        # sum.
         memory = mmap.mmap(-1, 4 * channels * math.prod(shape))
         return torch.frombuffer(memory, dtype=torch.float32).view(channels, *shape)
     except (RuntimeError, MemoryError, OSError) as error:
@@ -73,7 +74,7 @@ def make_sum(channels: int, shape: tuple[int, int, int], device: str | torch.dev
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether it says that memory has run out, on whatever device."""
+    """Whether an error means that memory has run out, on any device."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
         words in str(error).lower() for words in _OUT_OF_MEMORY
     )

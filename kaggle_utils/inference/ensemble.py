@@ -1,4 +1,5 @@
-"""Many models' outputs to one annotated mask, by the report's rule (section 4.4) and its mixtures (sections 4.3 and 7).
+"""From many models' outputs to one annotated mask, by the report's rule (section 4.4) and its mixtures (sections 4.3
+and 7).
 
 Arrays are (z, y, x). In an annotated mask 0 is background and the report's five particles are 1 to 5
 (`particles.report_label`)."""
@@ -21,12 +22,12 @@ from kaggle_utils.models.folder import TrainedModel, load_model, name_model
 from kaggle_utils.particles import REPORT_PARTICLES
 from kaggle_utils.system.files import read_json, write_text
 
-# Section 7: the U-Net was better at these two, the V-Net at the other three.
+# Section 7: the U-Net was better for these two particles, the V-Net for the other three.
 _UNET_IN_MIXED = ("virus-like-particle", "apo-ferritin")
 
 _CHOICE = "ensemble.json"
 
-# Ensemble -> the architectures whose probabilities are averaged, given a particle.
+# Ensemble -> function of the particle -> the architectures whose probabilities are averaged.
 ENSEMBLES = {
     "unet": lambda particle: ("unet",),
     "vnet": lambda particle: ("vnet",),
@@ -40,7 +41,7 @@ class RuleWeights:
     """How much each criterion counts where several particles claim a voxel.
 
     The report names the criteria and calls the probability a tie-breaker; the numbers are ours. Frequencies and recalls
-    lie between 0 and 1, so with 0.1 a probability decides only between claims that the other two leave about equal."""
+    are between 0 and 1, so a probability with the weight 0.1 decides only when the other two are nearly equal."""
 
     frequency: float = 1.0
     recall: float = 1.0
@@ -49,11 +50,11 @@ class RuleWeights:
 
 @dataclass(frozen=True)
 class Ensemble:
-    """The models that speak for some or all of the report's particles, in their order, and what the rule knows of them.
+    """The models for some or all of the report's particles, in the report's order, and what its rule needs.
 
-    `members` holds a group for each particle that has models, `labels` its number in the annotated mask, `frequencies`
-    its share of the training runs' picks, `recalls` the mean voxel recall of its models in validation, `thresholds` the
-    probability from which a voxel is claimed."""
+    Each of these has an entry for each particle with models: `members` its models, `labels` its number in the annotated
+    mask, `frequencies` its share of the training runs' picks, `recalls` the mean voxel recall of its models in
+    validation, and `thresholds` the probability that a voxel must reach to be claimed."""
 
     name: str
     members: tuple[tuple[TrainedModel, ...], ...]
@@ -65,11 +66,11 @@ class Ensemble:
 
     @property
     def models(self) -> list[TrainedModel]:
-        """All models, each once."""
+        """All models, in the order of `members`."""
         return [model for group in self.members for model in group]
 
     def number(self, winner: np.ndarray) -> np.ndarray:
-        """Return an annotated mask for positions among `members`, 1 the first and 0 nobody's."""
+        """Return an annotated mask from positions among `members`, where 1 is the first and 0 is none."""
         return np.concatenate([[np.uint8(0)], self.labels])[winner]
 
 
@@ -85,9 +86,9 @@ def load_specialists(name: str, folder: str | Path, device: str = "cpu") -> Ense
 
 
 def find_models(folders: Iterable[str | Path]) -> list[Path]:
-    """Return model folders, each once; for those among `folders` that only hold such, the ones inside (but no baseline,
-    which is there to be compared with). Of those, one whose training has not ended, or that cannot be read, is left out
-    with a warning. Raises FileNotFoundError for a folder that is neither."""
+    """Return model folders, each once. An entry of `folders` is a model folder, or contains some. From the latter,
+    baselines are left out, because they are only for comparison, and so are, with a warning, models whose training has
+    not ended or that cannot be read. Raises FileNotFoundError for an entry that is neither."""
     found: dict[Path, Path] = {}
     for folder in map(Path, folders):
         inside = [config.parent for config in sorted(folder.glob("*/config.json"))]
@@ -104,20 +105,20 @@ def find_models(folders: Iterable[str | Path]) -> list[Path]:
 
 
 def _is_unfinished(path: Path) -> bool:
-    """Whether it may be the folder of a model that cannot be used."""
+    """Whether a path may be the folder of a model that cannot be used."""
     if not os.access(path, os.R_OK | os.X_OK):
         return path.is_dir()
     return any(path.glob("*.safetensors")) and not (path / "config.json").is_file()
 
 
 def make_ensemble(name: str, models: Sequence[TrainedModel]) -> Ensemble:
-    """Gather the models of each particle, and what the rule needs of their configs.
+    """Gather the models of each particle, and what the rule needs from their configs.
 
-    Raises ValueError when there are none, and for a model of a particle that is not among the report's."""
+    Raises ValueError for no models, and for a model of a particle that is not among the report's five."""
     names = [particle.name for particle in REPORT_PARTICLES]
     for model in models:
         if model.particle not in names:
-            raise ValueError(f"model {model.name} finds {model.particle!r}, which is none of {', '.join(names)}")
+            raise ValueError(f"model {model.name} finds {model.particle!r}, which is not one of {', '.join(names)}")
     groups = [tuple(model for model in models if model.particle == particle) for particle in names]
     members = tuple(filter(None, groups))
     if not members:
@@ -145,8 +146,9 @@ def combine_masks(
 ) -> np.ndarray:
     """Decide every voxel by the report's rule (section 4.4).
 
-    A particle claims a voxel when its probability reaches its threshold. No claim gives 0, one claim that particle, and
-    of several the particle with the highest weighted sum of frequency, recall and probability (the first of equals).
+    A particle claims a voxel when its probability reaches its threshold. Without a claim the voxel is 0. With one claim
+    it is that particle's. With several, it goes to the particle with the highest weighted sum of frequency, recall and
+    probability (the first of equal ones).
 
     Parameters
     ----------
@@ -174,19 +176,19 @@ def annotate(
     """Return the annotated mask of a normalised volume, uint8 (z, y, x), and the probability of each voxel's particle,
     float32 (0 in the background).
 
-    `predictors` are those of the ensemble's models; `report` is told as by `Predictor.run`. One model after the other
-    goes through the volume, which is uploaded once, and the rule decides on the device, as soon as a particle's models
-    have spoken: beside the volume and what `Predictor.run` holds for one model, memory has 14 bytes a voxel at most
-    (the two results, the particle's mean and what it claims), however many models there are. All of them on one slab
-    after the other would save nothing, for each voxel goes through each network once anyway, and would have every
-    network keep its planes between slabs. Raises as `Predictor.run`."""
+    `predictors` are those of the ensemble's models; `report` is called as by `Predictor.run`. The volume is uploaded
+    once. One model after the other goes through it, and the rule decides on the device as soon as all models of a
+    particle are done. Beside the volume and what `Predictor.run` needs for one model, this takes at most 14 bytes a
+    voxel (the two results, the particle's mean and its claims), however many models there are. Running all models on
+    one slab after the other would save nothing, because each voxel goes through each network once anyway, and every
+    network would have to keep its planes between slabs. Raises as `Predictor.run`."""
     loaded = load_volume(volume, predictors)
     return _decide(ensemble, (p.predict_probabilities(loaded, run, report)[0] for p in predictors), weights)
 
 
 def combine(ensemble: Ensemble, outputs: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Return annotated mask and confidence, as `annotate` does, of the probabilities (z, y, x) that each of the
-    ensemble's models gives."""
+    """Return annotated mask and confidence, as `annotate` does, from the probabilities (z, y, x) of each of the
+    ensemble's models."""
     return _decide(ensemble, map(torch.as_tensor, outputs), RuleWeights())
 
 
@@ -203,8 +205,8 @@ def _decide(ensemble: Ensemble, outputs: Iterable[torch.Tensor], weights: RuleWe
 
 
 class Claims:
-    """Who has each voxel so far, by the report's rule: `winner` uint8, 0 for nobody, and `confidence` float32, the
-    winner's probability; on the device of the probabilities."""
+    """The owner of each voxel so far, by the report's rule: `winner` uint8, 0 for none, and `confidence` float32, the
+    winner's probability. Both are on the device of the probabilities."""
 
     def __init__(
         self,
@@ -217,7 +219,7 @@ class Claims:
     ):
         self.winner = torch.zeros(shape, dtype=torch.uint8, device=device)
         self.confidence = torch.zeros(shape, device=device)
-        # The lowest numbers in single precision that reach them: torch would round the thresholds to it, up or down.
+        # The lowest numbers in single precision that reach the thresholds: torch would round thresholds up or down.
         least = np.asarray(thresholds, np.float32)
         self._least = np.where(least < thresholds, np.nextafter(least, np.float32(np.inf)), least)
         standing = weights.frequency * np.asarray(frequencies) + weights.recall * np.asarray(recalls)
@@ -225,11 +227,12 @@ class Claims:
 
     @torch.inference_mode()
     def add(self, index: int, probability: torch.Tensor) -> None:
-        """Give the next particle what it claims, unless a particle before it has as good a claim."""
+        """Give the next particle the voxels that it claims, except where an earlier particle's claim is as good or
+        better."""
         winner, confidence = self.winner, self.confidence
         claim = probability >= float(self._least[index])
-        # The sums are for the few voxels that several claim. In double precision: rounded ones would find equals where
-        # there are none, and differences where there are none.
+        # Only the few voxels with several claims need the sums. They are in double precision: rounding would make equal
+        # sums differ, and different ones equal.
         contested = torch.nonzero((claim & (winner > 0)).view(-1))[:, 0]
         before = winner.view(-1)[contested].long() - 1
         mine = self._standing[index] + self._weight * probability.reshape(-1)[contested].double()
@@ -240,7 +243,7 @@ class Claims:
 
 
 def _average(outputs: Iterable[torch.Tensor]) -> torch.Tensor:
-    """The mean of tensors that need not all be in memory together."""
+    """The mean of tensors, of which only one at a time needs to be in memory."""
     outputs = iter(outputs)
     total, count = next(outputs), 1
     for output in outputs:
@@ -249,14 +252,14 @@ def _average(outputs: Iterable[torch.Tensor]) -> torch.Tensor:
 
 
 def save_choice(work: str | Path, name: str, folder: str | Path) -> None:
-    """Keep the name of the ensemble that the submission shall use, and of the folder of its models, in
+    """Write the name of the ensemble for the submission, and the name of its models' folder, into
     WORK/ensemble.json."""
     write_text(Path(work) / _CHOICE, json.dumps({"ensemble": name, "models": Path(folder).name}))
 
 
 def read_choice(work: str | Path, folder: str | Path | None = None) -> str:
-    """Return the name that `save_choice` kept, for the models in `folder`; raises FileNotFoundError or ValueError
-    saying what to do when there is none, or only one for other models."""
+    """Return the name that `save_choice` wrote, for the models in `folder`. Raises FileNotFoundError when there is
+    none, and ValueError when it is invalid or for other models; both say what to do."""
     path = Path(work) / _CHOICE
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: run the ensemble notebook (05) first, with the same work folder")
@@ -264,16 +267,16 @@ def read_choice(work: str | Path, folder: str | Path | None = None) -> str:
         choice = read_json(path)
         name, models = choice["ensemble"], choice["models"]
         if not isinstance(models, str):
-            raise TypeError("the name of a folder is a text")
+            raise TypeError("the name of the models' folder must be text")
     except (ValueError, KeyError, TypeError) as error:
-        cause = error.__cause__ or error  # of `read_json`, which names the file
+        cause = error.__cause__ or error  # the cause alone, because `read_json` also names the file
         why = f"{type(cause).__name__}: {cause}"
         raise ValueError(f"{path} names no ensemble ({why}); run the ensemble notebook (05) again") from error
-    if name not in list(ENSEMBLES):  # a list: whatever stands in the file, it need not be hashable
+    if name not in list(ENSEMBLES):  # a list, because the file's value may be unhashable
         raise ValueError(f"{path} names the unknown ensemble {shorten(name)}; choose from {', '.join(ENSEMBLES)}")
     if folder is not None and models != Path(folder).name:
         raise ValueError(
             f"{path} chose {name!r} of the models {models[:60]}, not of {Path(folder).name}: run the ensemble notebook "
-            "(05) with the recipe and scale of this one"
+            "(05) with the recipe and scale that are set here"
         )
     return name

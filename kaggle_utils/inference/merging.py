@@ -1,4 +1,4 @@
-"""Several multi-class networks to one table of candidates, and any ensemble to picks.
+"""From several networks for all particles to one table of candidates, and from any ensemble to picks.
 
 Arrays are (z, y, x) in voxels."""
 
@@ -21,15 +21,16 @@ from kaggle_utils.scoring.thresholds import apply_thresholds
 
 COMMITTEES = {"unet": ("unet",), "vnet": ("vnet",), "average": ("unet", "vnet")}  # name -> its networks' architectures
 MERGES = ("logits", "probabilities", "ranks", "vote")
-_CLAIM = 0.5  # the probability from which a voxel is a particle's, in the vote and in the annotated mask
+_CLAIM = 0.5  # probability that claims a voxel for a particle, in the vote and in the annotated mask
 
 
 @dataclass(frozen=True)
 class Committee:
     """Networks that each find all particles, and how their outputs become picks.
 
-    `thresholds` are the confidences from which a candidate is a pick; `offset` (x, y, z in Angstrom) is subtracted from
-    its coordinates; `frequencies` and `recalls` are what the report's rule knows of the report's particles."""
+    A candidate whose confidence reaches its particle's value in `thresholds` is a pick; `offset` (x, y, z in Angstrom)
+    is subtracted from its coordinates. `frequencies` and `recalls` are those of the report's particles, for its
+    rule."""
 
     name: str
     models: tuple[TrainedModel, ...]
@@ -48,10 +49,10 @@ class Committee:
 
 
 def make_committee(name: str, models: Sequence[TrainedModel], merge: str = "", decoder: str = "") -> Committee:
-    """Gather networks whose configs agree on particles, and on merge and decoder unless these are given.
+    """Gather networks whose configs agree on particles and views, and on merge and decoder unless these are given.
 
     Thresholds and offset are the means of the models'. Raises ValueError for models that disagree, and for an unknown
-    merge."""
+    merge or decoder."""
     merge, decoder = merge or agree(models, "merge"), decoder or agree(models, "decoder")
     for what, choice, choices in (("merge", merge, MERGES), ("decoder", decoder, DECODERS)):
         if choice not in choices:
@@ -74,19 +75,19 @@ def make_committee(name: str, models: Sequence[TrainedModel], merge: str = "", d
 
 
 class Merger:
-    """What the networks of a committee have said of one run so far.
+    """The outputs of a committee's networks for one run, merged so far.
 
-    "logits" and "probabilities" are averaged over the networks; "ranks" averages, over each network's own candidates,
-    how high they rank; "vote" is the report's rule (section 4.4) on what at least one network claims. `masks` says
+    "logits" and "probabilities" are averaged over the networks. "ranks" averages the ranks of candidates among each
+    network's own. "vote" applies the report's rule (section 4.4) to what at least one network claims. `masks` says
     whether the annotated mask is wanted, too.
 
-    There is one sum of a volume's size, float32, to which parts are added as the networks speak. Beside it one
-    network's logits are held for "ranks", and for "probabilities" and "vote" of several views, whose mean comes first.
+    There is one sum of a volume's size, float32, to which each network's parts are added. Beside it, one network's
+    logits are held for "ranks", and for "probabilities" and "vote" with several views, whose mean comes first.
     """
 
     def __init__(self, committee: Committee, voxel_spacing: float, run: str, masks: bool = False):
         self._committee, self._spacing, self._run, self._masks = committee, voxel_spacing, run, masks
-        self._fraction = agree(committee.models, "radius_fraction")  # now, not after all networks
+        self._fraction = agree(committee.models, "radius_fraction")  # fails now, not after all networks
         self._sum: Any = None  # a tensor, once there is one
         self._count = 0
         self._tables: list[pd.DataFrame] = []
@@ -94,7 +95,7 @@ class Merger:
     def add(
         self, predictor: Predictor, volume: DeviceVolume, report: Callable[[int], object] = lambda voxels: None
     ) -> None:
-        """Have one network speak; raises as `Predictor.run`."""
+        """Run one network and add its outputs; raises as `Predictor.run`."""
         merge = self._committee.merge
         if merge == "logits" or (merge != "ranks" and predictor.views == 1):
             for box, part in predictor.run(volume, self._run, report):
@@ -108,7 +109,7 @@ class Merger:
             self._tables.append(self.decode(soften(logits), "peaks"))
 
     def add_logits(self, logits: torch.Tensor) -> None:
-        """Take one network's logits, float32 (channels, z, y, x), which stay as they are."""
+        """Add one network's logits, float32 (channels, z, y, x), which are not changed."""
         for z in range(logits.shape[1]):
             self._take((slice(z, z + 1),), logits[:, z : z + 1], logits.shape[1:])
         self._count += 1
@@ -128,7 +129,7 @@ class Merger:
 
     @torch.inference_mode()
     def merge(self) -> torch.Tensor:
-        """Return the probabilities, float32 (particles, z, y, x), in the place of the sum, which is lost."""
+        """Return the probabilities, float32 (particles, z, y, x). They replace the sum, which is lost."""
         total, self._sum = self._sum, None
         if self._committee.merge == "logits":
             return soften(total, self._count)
@@ -154,7 +155,7 @@ class Merger:
         return candidates, annotated, confidence
 
     def decode(self, maps: torch.Tensor, decoder: str) -> pd.DataFrame:
-        """Return the candidates table of a map for each particle."""
+        """Return the candidates table, given a map for each particle."""
         arguments = self._committee.particles, self._spacing, self._run, decoder, self._fraction
         try:
             return find_candidates(maps, *arguments)
@@ -180,11 +181,11 @@ def find_by_committee(
     report: Callable[[int], object] = lambda voxels: None,
     masks: bool = False,
 ) -> tuple[pd.DataFrame, np.ndarray | None, np.ndarray | None]:
-    """Return the picks of a normalised volume, float32 (z, y, x), and what else `Merger.finish` does.
+    """Return the picks of a normalised volume, float32 (z, y, x), and the other results of `Merger.finish`.
 
-    A candidate is a pick when it reaches its particle's threshold; the committee's offset is taken off. `predictors`
-    are those of the committee's models; they run one after the other over a volume that is uploaded once, and what is
-    beside it in memory says `Merger`. `report` is told as by `Predictor.run`, which also says what is raised."""
+    A candidate is a pick when it reaches its particle's threshold; the committee's offset is subtracted. `predictors`
+    are those of the committee's models. They run one after the other over a volume that is uploaded once; `Merger` says
+    what else is in memory. `report` is called as by `Predictor.run`. Raises as `Predictor.run`."""
     merger, loaded = Merger(committee, voxel_spacing, run, masks), load_volume(volume, predictors)
     for predictor in predictors:
         merger.add(predictor, loaded, report)
@@ -203,10 +204,11 @@ def find_particles(
     report: Callable[[int], object] = lambda voxels: None,
     masks: bool = False,
 ) -> tuple[pd.DataFrame, np.ndarray | None, np.ndarray | None]:
-    """Return what `find_by_committee` does, for either kind of ensemble; one of specialists always has its mask.
+    """Return what `find_by_committee` does, for either kind of ensemble; an ensemble of specialists always returns its
+    mask.
 
-    A pick that a correction has moved outside is moved back to the volume's face. Raises FloatingPointError, naming the
-    run, for picks that are no places, and as `annotate` and `find_by_committee` do."""
+    A pick that a correction has moved out of the volume is moved back to its face. Raises FloatingPointError, naming
+    the run, for picks without finite coordinates, and as `annotate` and `find_by_committee` do."""
     if isinstance(ensemble, Committee):
         found = find_by_committee(volume, voxel_spacing, ensemble, predictors, run, report, masks)
         picks, annotated, confidence = found
@@ -222,12 +224,12 @@ def find_particles(
 
 
 def count_networks(ensemble: Ensemble | Committee) -> int:
-    """Return how many networks look at each particle, at most."""
+    """Return how many networks predict each particle, at most."""
     return len(ensemble.models) if isinstance(ensemble, Committee) else max(map(len, ensemble.members))
 
 
 def cut_networks(ensemble: Ensemble | Committee, count: int) -> Ensemble | Committee:
-    """Return an ensemble with the first `count` of the networks that look at each particle."""
+    """Return an ensemble with only the first `count` networks for each particle."""
     if isinstance(ensemble, Committee):
         return replace(ensemble, models=ensemble.models[:count])
     return replace(ensemble, members=tuple(group[:count] for group in ensemble.members))

@@ -1,7 +1,7 @@
 """From an annotated mask, or probabilities, to particle centres. Arrays are (z, y, x); picks are x, y, z in Angstrom.
 
-A candidates table is a picks table with a further column `confidence`, 0 to 1. Probabilities are decoded on the device
-that they are on: a full-size map takes a quarter of a second to the host, and a second there."""
+A candidates table is a picks table with a further column `confidence`, 0 to 1. Probabilities are decoded on their own
+device: to copy a full-size map to the host takes a quarter of a second, and to decode it there takes a second."""
 
 from collections.abc import Sequence
 from math import ceil, pi
@@ -17,26 +17,27 @@ from kaggle_utils.particles import REPORT_PARTICLES, get_particle
 
 DECODERS = ("peaks", "components")
 
-# The probability from which "components" takes a voxel for its particle's: no other one can have more.
+# The probability at which "components" claims a voxel for a particle: no other particle can have more.
 CLAIMED = 0.5
 
-# Voxels of a map that are looked at: in a tomogram of the competition ten times what trained spheres fill. A network
-# that has hardly learnt is above `least` everywhere, and would cost gigabytes.
+# How many of a map's highest voxels can start candidates: in a tomogram of the competition, ten times what trained
+# spheres fill. A network that has hardly learnt is above `least` everywhere, and would need gigabytes.
 _MOST = 2**21
-_READ = 2**22  # voxels of a map that are looked at in one go
+_READ = 2**22  # voxels of a map that are read at once
 
-# Components smaller than this share of a sphere are noise; larger than so many spheres, they may be several particles.
+# Components smaller than this share of a sphere are noise; those larger than so many spheres may be several particles.
 MIN_SIZE_FRACTION = 0.15
 _CROWDED = 1.5
 
-_APART = 0.5  # of a particle's radius: candidates as close as that would match the same particle, and are one
+_APART = 0.5  # of a particle's radius: candidates this close would match the same particle, so they become one
 
-# The ball, in trained spheres, in which "peaks" seeks a blob's centre: one no larger than a blob may stay anywhere in
-# it, a much larger one is drawn to the neighbours. It ends after so many steps, or with one of less than 0.01 voxel.
+# The radius, in those of trained spheres, of the ball in which "peaks" seeks a blob's centre. In a ball no larger than
+# the blob, a centre may stay anywhere; a much larger ball draws it to the neighbours. The search ends after so many
+# steps, or when a step is below 0.01 voxel.
 _WIDE = 1.25
 _STEPS = 8
 
-# Voxels that are compared at once: so many that calls cost little, on a CPU so few that they stay in the cache.
+# Voxels that are compared at once: enough that calls cost little; on a CPU, few enough to stay in the cache.
 _COMPARED = {"cpu": 2**17, "cuda": 2**23}
 
 
@@ -53,11 +54,11 @@ def pick_particles(
     Parameters
     ----------
     annotated : uint8 (z, y, x), 0 background, 1 to 5 the report's particles.
-    confidence : float16 or float32 (z, y, x), the probability of the particle that `annotated` names; 0 in background.
+    confidence : float16 or float32 (z, y, x), the probability of the particle in `annotated`; 0 in background.
     voxel_spacing : Angstrom.
     run : name for the table's `experiment`.
-    min_size_fraction : components with fewer voxels than this share of their particle's sphere are no picks.
-    radius_fraction : of the particle's radius, that the training masks' spheres had.
+    min_size_fraction : components with fewer voxels than this share of their particle's sphere are not picks.
+    radius_fraction : radius of the training masks' spheres, as a share of the particle's.
 
     Returns
     -------
@@ -68,7 +69,7 @@ def pick_particles(
     labels = np.zeros(count + 1, np.uint8)
     sizes = np.zeros(count + 1, np.int64)
     sums = np.zeros((4, count + 1))  # of z, y, x and confidence
-    # By planes, and of them the foreground alone: the temporaries stay in the cache, and background costs one look.
+    # Plane by plane, and only the foreground: the temporaries stay in the cache, and background is read only once.
     for z, (plane, numbers, probability) in enumerate(zip(annotated, components, confidence, strict=True)):
         inside = np.flatnonzero(plane != 0)
         component = numbers.reshape(-1)[inside]
@@ -98,7 +99,7 @@ def find_candidates(
     radius_fraction: float = 0.5,
     least: float = 0.1,
 ) -> pd.DataFrame:
-    """Return where particles may be, and how sure that is, from one map of probabilities for each particle.
+    """Return where particles may be, and how certain that is, from one map of probabilities for each particle.
 
     Parameters
     ----------
@@ -106,23 +107,25 @@ def find_candidates(
         arrays or as tensors on any device.
     voxel_spacing : Angstrom.
     run : name for the table's `experiment`.
-    decoder : one of `DECODERS`. "peaks" starts from the maxima of the map, smoothed over a trained sphere, and moves
-        each to the mean position of the probability in the ball around it, several times (mean shift; Comaniciu and
-        Meer 2002, doi:10.1109/34.1000236). "components" takes the mean position of the probability in each connected
-        component of what has at least `CLAIMED`; a large one is first dealt out to the nearest of the maxima inside.
-    radius_fraction : of the particle's radius, that the spheres had on which the network was trained.
-    least : above 0; no candidate starts from a voxel with less, nor from one that is not among a map's two
-        million highest.
+    decoder : one of `DECODERS`. "peaks" starts from the maxima of the map, smoothed over a trained sphere. It moves
+        each several times to the mean position of the probability in the ball around it (mean shift; Comaniciu and Meer
+        2002, doi:10.1109/34.1000236). "components" takes the mean position of the probability in each connected
+        component of the voxels with at least `CLAIMED`; a large component is first divided among the maxima inside it,
+        each voxel to the nearest.
+    radius_fraction : radius of the spheres on which the network was trained, as a share of the particle's.
+    least : above 0; no candidate starts from a voxel with less, nor from one that is not among a map's two million
+        highest.
 
     Returns
     -------
-    Candidates table: particles in the order given, of each the most confident first. `confidence` is the mean
-    probability in a ball of the trained sphere's radius, at least 2 voxels, around the centre, so that one bright voxel
-    ranks below a blob. Within half of their particle's radius only the most confident one stays. At the volume's faces
-    what is inside counts: of a sphere that one cuts in half, the centre comes out 3/8 of its radius too far inside.
+    Candidates table: particles in the order given, and for each the most confident candidate first. `confidence` is the
+    mean probability in a ball around the centre, of the trained sphere's radius but at least 2 voxels, so that one
+    bright voxel ranks below a blob. Of candidates within half of their particle's radius, only the most confident one
+    stays. At the volume's faces only what is inside counts: the centre of a sphere that a face cuts in half comes out
+    3/8 of its radius too far inside.
 
-    Raises ValueError for an unknown decoder or particle, for more or fewer maps than particles, for maps that are not
-    of one three-dimensional shape, and where `least` is not above 0."""
+    Raises ValueError for an unknown decoder or particle, for a number of maps other than that of particles, for maps
+    that do not all have the same three-dimensional shape, and when `least` is not above 0."""
     if decoder not in DECODERS:
         raise ValueError(f"run {run}: unknown decoder {decoder!r}; choose from {', '.join(DECODERS)}")
     if len(probabilities) != len(particles):
@@ -153,13 +156,14 @@ def find_candidates(
 
 
 def match_ranks(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Merge the candidates tables of several models for one run by ranks, for models differ in how sure they are.
+    """Merge the candidates tables of several models for one run. Ranks are merged, because models differ in how
+    confident they are.
 
-    A candidate's score is 1 - i/n where i of its model's n candidates of this particle are more confident. From the
-    highest score on, a candidate and all others of its particle within half the radius become one. Of each model the
-    best of them counts: `confidence` is the sum of their scores over the number of models, the centre their mean
-    weighted by score. Returns a candidates table, particles in alphabetical order, of each the most confident first;
-    the order of `tables` does not matter.
+    A candidate's score is 1 - i/n, where i of its model's n candidates for this particle are more confident. Starting
+    from the highest score, a candidate and all others of its particle within half the radius become one. Only the best
+    of each model among them counts: `confidence` is the sum of their scores over the number of models, and the centre
+    is their mean weighted by score. Returns a candidates table, with particles in alphabetical order, and for each the
+    most confident candidate first; the order of `tables` does not matter.
 
     Raises ValueError for no tables, missing columns, unknown particles, and tables of different runs."""
     columns = [*PICK_COLUMNS, "confidence"]
@@ -168,14 +172,15 @@ def match_ranks(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     for number, table in enumerate(tables, 1):
         if missing := [column for column in columns if column not in table]:
             raise ValueError(f"candidates table {number} lacks the columns {', '.join(missing)}")
-    numbers = dict.fromkeys(["x", "y", "z", "confidence"], float)  # an empty table read from a file has others
+    numbers = dict.fromkeys(["x", "y", "z", "confidence"], float)  # an empty table from a file has other types
     every = pd.concat([t[columns].astype(numbers).assign(model=i) for i, t in enumerate(tables)], ignore_index=True)
     runs = every["experiment"].unique()
     if len(runs) > 1:
         raise ValueError(f"candidates of several runs, {', '.join(runs)}; merge run by run")
     own = every.groupby(["particle_type", "model"])["confidence"]
     every["score"] = own.rank(method="max") / own.transform("size")
-    # Every model's best has score 1: confidence, then place, make an order that does not depend on that of the models.
+    # Every model's best candidate has score 1. Confidence, then place, make the order independent of the order of
+    # models.
     every = every.sort_values(["score", "confidence", "x", "y", "z"], ascending=[False, False, True, True, True])
     merged = [every[columns][:0]]
     for name, group in every.groupby("particle_type"):
@@ -191,7 +196,7 @@ def match_ranks(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 def find_peaks(heatmap: np.ndarray, threshold: float, radius: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return the local maxima of a heat-map, the highest first (of equals the first in reading order).
+    """Return the local maxima of a heat-map, the highest first (of equal ones the first in reading order).
 
     Parameters
     ----------
@@ -211,21 +216,21 @@ def find_peaks(heatmap: np.ndarray, threshold: float, radius: float) -> tuple[np
 
 
 def _to_tensor(volume: np.ndarray | torch.Tensor) -> torch.Tensor:
-    """A volume as a tensor where it is, in one piece."""
+    """A volume as a contiguous tensor on its device."""
     if isinstance(volume, torch.Tensor):
         return volume.contiguous()
     return torch.from_numpy(np.require(volume, requirements=["C", "W"]))  # torch warns of what cannot be written to
 
 
 def _find_peaks(heatmap: torch.Tensor, index: torch.Tensor, radius: float) -> torch.Tensor:
-    """Return those of the flat indices `index`, in rising order, that no voxel within `radius` is higher than."""
+    """Return those of the flat indices `index`, in rising order, that have no higher voxel within `radius`."""
     flat = heatmap.reshape(-1)
-    ball = _list_ball(radius)[:, 1:].to(flat.device)  # from the nearest on: direct neighbours leave few for the rest
+    ball = _list_ball(radius)[:, 1:].to(flat.device)  # nearest first: the direct neighbours rule most voxels out
     start = 0
     while start < ball.shape[1] and len(index):
         steps = ball[:, start : start + max(1, _COMPARED[flat.device.type] // len(index))]
         start += steps.shape[1]
-        # Clipped to the volume, a voxel of the ball becomes another one of the ball, or its centre.
+        # A voxel of the ball that is outside the volume becomes, clipped, another one of the ball or its centre.
         rival = _move(_unravel(index, heatmap.shape)[:, :, None], steps[:, None], heatmap.shape)
         value, other = flat[index, None], flat[rival]
         index = index[~((other > value) | ((other == value) & (rival < index[:, None]))).any(dim=1)]
@@ -246,10 +251,11 @@ def _move(place: torch.Tensor, step: torch.Tensor, shape: tuple[int, int, int]) 
 
 
 def _find_highest(volume: torch.Tensor, least: float, most: int) -> torch.Tensor:
-    """Return the flat indices of the voxels with at least `least`, in rising order, but of no more than `most`."""
+    """Return the flat indices of the voxels with at least `least`, in rising order; the `most` highest if there are
+    more."""
     lines = volume.reshape(-1, volume.shape[2])
     index = torch.empty(0, dtype=torch.int64, device=volume.device)
-    # Most lines have none. Beside a map there shall be nothing of its size, so the others come in parts.
+    # Most lines have no such voxel. The others are read in parts, so that no second array of the map's size is needed.
     for some in torch.nonzero(lines.amax(dim=1) >= float(least))[:, 0].split(max(1, _READ // lines.shape[1])):
         line, place = torch.nonzero(lines[some] >= float(least), as_tuple=True)
         index = torch.cat([index, some[line] * lines.shape[1] + place])
@@ -273,9 +279,10 @@ def _find_components(
     large = np.bincount(part)[part] > _CROWDED * sphere
     voxels = torch.from_numpy(index).to(volume.device)
     start, centre = (found.cpu().numpy() for found in _seek_centres(volume, voxels[large], ball, apart, smooth))
-    far = 2 * sum(volume.shape)  # all components at once, told apart by a fourth coordinate in steps beyond reach
+    # One search for all components: a fourth coordinate, larger than any distance, keeps them apart.
+    far = 2 * sum(volume.shape)
     seeds = np.column_stack([centre, far * components[tuple(start.T)].astype(np.int64)])
-    large &= np.isin(far * part, seeds[:, 3])  # a component may lack any, if one of another overtops its own
+    large &= np.isin(far * part, seeds[:, 3])  # a component has no maximum when a higher one of another is near
     part[large] = count + 1 + cKDTree(seeds).query(np.column_stack([place, far * part])[large])[1]
     kept = np.flatnonzero(np.bincount(part) >= max(1, MIN_SIZE_FRACTION * sphere))
     probability = volume.reshape(-1)[voxels].cpu().numpy()
@@ -290,8 +297,9 @@ def _seek_centres(
     """Return the peaks (n, 3) among the voxels `index` of a map smoothed over a ball, and the centres (n, 3) near them.
     `smooth` has the map's shape; it is zero before and after.
 
-    A saturated blob has no highest voxel, and find_peaks loses one of two that touch; smoothed, each rises to its
-    middle. As mean shift goes on from there, every few voxels of the ball will do."""
+    A saturated blob has no single highest voxel, and of two such blobs that touch, find_peaks would lose one. Smoothing
+    makes each rise towards its middle. Mean shift refines the places afterwards, so smoothing uses only some voxels of
+    the ball."""
     stride = max(1, int(ball / 2))
     flat, high = volume.reshape(-1), smooth.view(-1)
     steps = stride * _list_ball(ball / stride).to(flat.device)
@@ -317,7 +325,8 @@ def _seek_centres(
 def _weigh_balls(volume: torch.Tensor, centres: torch.Tensor, radius: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the means (n,) and mean positions (n, 3) of `volume` in the balls around `centres` (n, 3), in voxels.
 
-    A voxel of the volume has the weight radius + 0.5 - distance, cut to 0 to 1: nothing jumps when a centre moves."""
+    A voxel of the volume has the weight radius + 0.5 - distance, clipped to 0 to 1, so that results change smoothly
+    when a centre moves."""
     reach = ceil(radius + 0.5)
     steps = torch.arange(-reach, reach + 1, device=volume.device)
     sizes = torch.tensor(volume.shape, device=volume.device)[:, None]
@@ -338,8 +347,8 @@ def _weigh_balls(volume: torch.Tensor, centres: torch.Tensor, radius: float) -> 
 
 
 def _find_leaders(points: np.ndarray, radius: float) -> np.ndarray:
-    """Return for each of `points` (n, 3), the best first, the number of its leader: each in turn that no other leads
-    leads itself and all that are left within `radius`."""
+    """Return for each of `points` (n, 3), the best first, the number of its leader. In this order, each point that has
+    no leader yet leads itself and all points within `radius` that have none."""
     leaders = np.full(len(points), -1)
     for number, near in enumerate(cKDTree(points).query_ball_point(points, radius)):
         if leaders[number] < 0:

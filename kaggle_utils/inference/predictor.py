@@ -1,5 +1,5 @@
-"""A whole tomogram through trained models, slab by slab. Arrays are (z, y, x) in voxels, normalised by
-`tomograms.normalise`."""
+"""Run trained models over a whole tomogram, slab by slab or window by window. Arrays are (z, y, x) in voxels,
+normalised by `tomograms.normalise`."""
 
 import copy
 import math
@@ -22,22 +22,22 @@ from kaggle_utils.system.machine import find_free_memory, keep_freed_memory
 
 Box = tuple[slice, ...]
 
-# Test-time views in the order of their worth: (quarter turns about z, whether x is mirrored, whether z is). The first
-# eight leave the missing wedge where it was, for a tilt axis along x or y; the others turn it by 90 degrees.
+# Test-time views, the most useful first: (quarter turns about z, whether x is mirrored, whether z is). The first eight
+# keep the missing wedge in place, for a tilt axis along x or y; the others turn it by 90 degrees.
 VIEWS = [(k, x, z) for turns in ((0, 2), (1, 3)) for z in (False, True) for k, x in product(turns, (False, True))]
 
-_MOST_VOXELS = {"cpu": 3 * 2**19, "cuda": 2**24}  # of a slab; more are hardly faster and fragment the heap
+_MOST_VOXELS = {"cpu": 3 * 2**19, "cuda": 2**24}  # of a slab; larger ones are hardly faster and fragment the heap
 _SHARE = 0.5  # of the free memory, for one slab
-_WINDOW_VOXELS = 2**22  # of all windows at once
-_SOFTENED = 2**20  # voxels that a softmax gets at once
+_WINDOW_VOXELS = 2**22  # of all windows that are computed at once
+_SOFTENED = 2**20  # voxels for one call of softmax
 
 
 def turn_network(network: nn.Module, turns: int = 0, mirror_x: bool = False, mirror_z: bool = False) -> nn.Module:
-    """Return a copy of a network that sees each volume turned and mirrored, and undoes it in its output.
+    """Return a copy of a network that sees each volume turned and mirrored, and undoes this in its output.
 
-    Turning the kernels of all convolutions does what turning the volume would do, so the volume can stay as it is.
-    `turns` are quarter turns about z. The volume's edges must be divisible by the network's `divisor`, and all layers
-    alike along y and x, unless there are no quarter turns."""
+    Turning the kernels of all convolutions has the effect of turning the volume, so the volume can stay as it is.
+    `turns` are quarter turns about z. The volume's edges must be divisible by the network's `divisor`. With quarter
+    turns, all layers must be alike along y and x."""
     turned = copy.deepcopy(network)
     mirrored = [dim for dim, mirror in ((4, mirror_x), (2, mirror_z)) if mirror]
     for weights in turned.parameters():
@@ -49,18 +49,19 @@ def turn_network(network: nn.Module, turns: int = 0, mirror_x: bool = False, mir
 class Predictor:
     """A model made ready to run over volumes on one device.
 
-    A network whose layers look only at a neighbourhood (`window` None in its config) is streamed slab by slab: the
-    result is that of one pass over the whole volume, the last voxels of each axis repeated up to the pooling grid. One
-    with statistics over all that it sees (group norm) reads windows, of which the outer `halo` voxels are cut off;
-    where the volume is smaller than a window, so is the window.
+    A network whose layers only see a neighbourhood (`window` None in its config) is streamed slab by slab. The result
+    is that of one pass over the whole volume, with the last voxels of each axis repeated up to the pooling grid. A
+    network with statistics over its whole input (group norm) reads windows, and the outer `halo` voxels of the output
+    are cut off. Where the volume is smaller than a window, so is the window.
 
     Parameters
     ----------
     model : on any device.
-    device : torch device; on a GPU network and activations are in half precision.
+    device : torch device; on a GPU, network and activations are in half precision.
     views : how many of `VIEWS` the logits are averaged over, one after the other; fewer may be set later.
-    compiled : whether torch compiles a network that reads windows; where it cannot, it goes on without, and says so.
-    sharers : processes that share the device's memory.
+    compiled : whether torch compiles a network that reads windows; where it cannot, a warning says so, and the network
+        runs uncompiled.
+    sharers : number of processes that share the device's memory.
 
     Raises as `check_fit` does."""
 
@@ -74,17 +75,17 @@ class Predictor:
         self.views = self._most_views = views
         self._compiled, self._sharers = compiled and bool(model.config["window"]), sharers
         self._channels = 1 if len(model.particles) == 1 else len(model.particles) + 1
-        self._limit = sys.maxsize  # of planes or windows at once, once memory has run out
-        self._needs: dict = {}  # what a volume's slabs take, by its shape
+        self._limit = sys.maxsize  # of planes or windows at once; lower after memory has run out
+        self._needs: dict = {}  # memory that a volume's slabs need, by its shape
         self.use(torch.float16 if self.device.type == "cuda" else torch.float32)
 
     def use(self, precision: torch.dtype) -> None:
-        """Compute in another precision from now on."""
+        """Compute in this precision from now on."""
         self._type, self._networks = precision, self._turn_networks(precision)
 
     def _turn_networks(self, precision: torch.dtype) -> list[Callable]:
-        """A network for each view; one that is streamed as a function that has it streamed along an axis, for which it
-        is cut up once: that takes as long as a slab on a fast GPU."""
+        """A callable for each view. A network that is streamed becomes a function of the axis, which divides it into
+        steps only once for each axis: on a fast GPU that takes as long as a slab."""
         networks = [
             turn_network(self.model.network, *view).to(self.device, precision, memory_format=torch.channels_last_3d)
             for view in VIEWS[: self._most_views]
@@ -97,23 +98,24 @@ class Predictor:
     def predict(
         self, volume: np.ndarray | DeviceVolume, run: str = "", report: Callable[[int], object] = lambda voxels: None
     ) -> np.ndarray:
-        """Return the probabilities, float32 (z, y, x), of a normalised volume, float32 (z, y, x); of a model with
-        several particles one for each, (particles, z, y, x). Raises as `run`."""
+        """Return the probabilities, float32 (z, y, x), of a normalised volume, float32 (z, y, x). A model for several
+        particles returns one map for each, (particles, z, y, x). Raises as `run`."""
         probabilities = self.predict_probabilities(volume, run, report)
         return probabilities[0 if self._channels == 1 else slice(None)].cpu().numpy()
 
     def predict_probabilities(
         self, volume: np.ndarray | DeviceVolume, run: str = "", report: Callable[[int], object] = lambda voxels: None
     ) -> torch.Tensor:
-        """Return the particles' probabilities, float32 (particles, z, y, x), where `predict_logits` has the logits."""
+        """Return the particles' probabilities, float32 (particles, z, y, x), on the device of `predict_logits`'
+        result."""
         return soften(self.predict_logits(volume, run, report))
 
     @torch.inference_mode()
     def predict_logits(
         self, volume: np.ndarray | DeviceVolume, run: str = "", report: Callable[[int], object] = lambda voxels: None
     ) -> torch.Tensor:
-        """Return the mean of all views' logits, float32 (channels, z, y, x), on the device, or where it has too little
-        memory for them on the host; the rest is as in `run`."""
+        """Return the mean of all views' logits, float32 (channels, z, y, x), on the device, or on the host when the
+        device has too little memory for them. The rest is as in `run`."""
         logits = make_sum(self._channels, volume.shape, self.device)
         for box, part in self.run(volume, run, report):
             logits[(slice(None), *box)] += part.to(logits.device)
@@ -127,14 +129,15 @@ class Predictor:
         (channels, z, y, x), in the network's precision, on the device.
 
         Beside the volume, the device holds the activations of one slab or of some windows, and twice the planes that
-        the network keeps between slabs: of a cross-section of 184 x 630 voxels, the report's U-Net keeps 0.5 GB in
+        the network keeps between slabs. For a cross-section of 184 x 630 voxels, the report's U-Net keeps 0.5 GB in
         single precision. A slab lies across the longest axis and has as many planes as half of the free memory allows,
-        at most 1.5 million voxels on a CPU and 16 million on a GPU; windows come some four million voxels at a time.
-        When memory runs out all the same, both are halved from there on, with one warning. What overflows in half
-        precision is computed again in single, and so is the rest of this volume, with a warning.
+        at most 1.5 million voxels on a CPU and 16 million on a GPU; windows are computed some four million voxels at a
+        time. If memory still runs out, both are halved from then on, with one warning. If half precision overflows, the
+        part and the rest of this volume are computed in single precision, with a warning.
 
-        `report` is told how many voxels of a view have just been done. Raises FloatingPointError, naming model and run,
-        for outputs that are not finite, and MemoryError when not even the smallest slab or window fits."""
+        `report` is called with the number of voxels of a view that have just been computed. Raises FloatingPointError,
+        naming model and run, for outputs that are not finite, and MemoryError when not even the smallest slab or window
+        fits."""
         volume = load_volume(volume, [self])
         networks, precision = self._networks, self._type
         for view in range(self.views):
@@ -171,7 +174,7 @@ class Predictor:
         given //= math.prod(shape) // shape[axis]
 
         def push(planes: int) -> tuple[int, torch.Tensor | None, Kept]:
-            # The last slab is as thin as can be, for with it all layers compute what they have been waiting for.
+            # The last slab is as thin as possible, because with it all layers also compute what they could not before.
             stop = min(fed + planes, max(fed + divisor, edges[axis] - divisor))
             box = tuple(slice(fed, stop) if a == axis else slice(0, edge) for a, edge in enumerate(edges))
             slab = volume.cut(box, precision)[None, None].to(memory_format=torch.channels_last_3d)
@@ -214,8 +217,8 @@ class Predictor:
             done += len(outputs)
 
     def _attempt(self, compute: Callable[[int], Any], most: int, step: int = 1) -> Any:
-        """Return `compute(size)` for `most`, or less where memory has run out before, rounded to `step`; halve it when
-        memory runs out."""
+        """Return `compute(size)` for `most`, rounded to `step`, or for less after memory has run out. Each time that it
+        runs out, halve the size and try again."""
         while True:
             size = max(step, min(most, self._limit) // step * step)
             try:
@@ -227,12 +230,12 @@ class Predictor:
                     raise MemoryError(f"{self.device} has too little memory for model {self.model.name}") from error
                 if self._limit == sys.maxsize:
                     warnings.warn(f"{self.device} ran out of memory; going on with less at once", stacklevel=2)
-            self._limit = size // 2  # outside of `except`, where the error would hold on to what filled the memory
+            self._limit = size // 2  # outside of `except`, where the error would keep in memory what filled it
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
     def _plan_planes(self, shape: tuple[int, int, int], axis: int, itemsize: int) -> int:
-        """How many planes a slab may have, of numbers of so many bytes."""
+        """How many planes a slab may have, for numbers of `itemsize` bytes."""
         if shape not in self._needs:
             self._needs[shape] = self._count_needs(shape, axis)
         least, per_plane = self._needs[shape]
@@ -241,40 +244,41 @@ class Predictor:
         return int(max(1, min((budget - least) / per_plane, _MOST_VOXELS[self.device.type] / plane)))
 
     def _count_needs(self, shape: tuple[int, int, int], axis: int) -> tuple[float, float]:
-        """What streaming takes, in numbers: in any case, and for each plane of a slab. Counted on torch's device
-        without memory, for slabs of two sizes."""
+        """How many numbers streaming needs in memory: in any case, and for each plane of a slab. Counted on torch's
+        "meta" device, which allocates nothing, for slabs of two sizes."""
         divisor = self.model.network.divisor
         stream = StreamedNetwork(copy.deepcopy(self.model.network).to("meta"), axis)
         edges, counts = [_round_up(size, divisor) for size in shape], []
         for edges[axis] in (4 * divisor, 8 * divisor):
             keeping: Kept = {}
-            for _ in range(6):  # slabs, until the last layer too has planes to keep
+            for _ in range(6):  # slabs until the last layer, too, has planes to keep
                 _, keeping = stream.advance(torch.empty(1, 1, *edges, device="meta"), keeping, last=False)
             thin = [divisor if a == axis else edge for a, edge in enumerate(edges)]
             stream.advance(torch.empty(1, 1, *thin, device="meta"), keeping, last=True)
             counts.append(stream.held)
         per_plane = (counts[1] - counts[0]) / (4 * divisor)
-        # What is kept is there twice: a call that runs out of memory must be repeatable.
+        # What is kept is in memory twice, so that a call that runs out of memory can be repeated.
         kept = 2 * sum(map(count_numbers, keeping.values()))
         return kept + counts[1] - per_plane * 8 * divisor, per_plane
 
 
 def load_volume(volume: np.ndarray | DeviceVolume, predictors: Sequence[Predictor]) -> DeviceVolume:
-    """Return a volume for all of some predictors, which are on one device; one that is there already stays as it is."""
+    """Return a volume for several predictors, which share a device; a `DeviceVolume` is returned as it is."""
     if isinstance(volume, DeviceVolume):
         return volume
     return DeviceVolume(volume, predictors[0].device)
 
 
 def to_probabilities(logits: torch.Tensor) -> torch.Tensor:
-    """Return the particles' probabilities (particles, z, y, x) of logits (channels, z, y, x): of one channel by the
-    logistic function, of several, of which the first is the background, by softmax."""
+    """Return the particles' probabilities (particles, z, y, x) from logits (channels, z, y, x): for one channel by the
+    logistic function, for several, of which the first is the background, by softmax."""
     return torch.sigmoid(logits) if len(logits) == 1 else torch.softmax(logits, dim=0)[1:]
 
 
 @torch.inference_mode()
 def soften(logits: torch.Tensor, count: int = 1) -> torch.Tensor:
-    """Do what `to_probabilities` does for the sum of `count` logits, part by part in their own place, which is lost."""
+    """Return `to_probabilities` of the mean, given the sum of `count` logits. Works part by part in the sum's memory,
+    so the sum is lost."""
     particles = logits[len(logits) > 1 :]
     planes = max(1, _SOFTENED // logits[0, 0].numel())
     for part, target in zip(logits.split(planes, dim=1), particles.split(planes, dim=1), strict=True):
@@ -283,7 +287,7 @@ def soften(logits: torch.Tensor, count: int = 1) -> torch.Tensor:
 
 
 class _Compiled:
-    """A network compiled by torch, or, from the first failure to do so on, as it is."""
+    """A network compiled by torch. When compiling fails, it runs uncompiled from then on, with a warning."""
 
     def __init__(self, network: nn.Module, name: str):
         self._network, self._name, self._run = network, name, torch.compile(network)
@@ -291,7 +295,7 @@ class _Compiled:
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
         try:
             return self._run(inputs)
-        except Exception as error:  # a compiler can be missing or fail in countless ways
+        except Exception as error:  # a compiler can be missing, or fail in many ways
             if self._run is self._network or is_out_of_memory(error):
                 raise
             warnings.warn(f"model {self._name} runs uncompiled: {explain(error)}", stacklevel=2)
@@ -300,21 +304,21 @@ class _Compiled:
 
 
 def check_views(views: int) -> None:
-    """Raise ValueError for a number of test-time views that there is not."""
+    """Raise ValueError for a number of test-time views outside 1 to 16."""
     if not 1 <= views <= len(VIEWS):
         raise ValueError(f"there are 1 to {len(VIEWS)} views, not {views}")
 
 
 def check_fit(model: TrainedModel, views: int) -> None:
-    """Raise ValueError as `check_views` does, and, naming the model, for one that cannot be streamed and has no window
-    in its config, or one that does not fit its network."""
+    """Raise ValueError as `check_views` does, and, naming the model, for a network that cannot be streamed and has no
+    window in its config, or a window that does not fit the network."""
     check_views(views)
     window, halo = model.config["window"], model.config["halo"]
     if window:
         if window % model.network.divisor or not 0 <= 2 * halo < window:
             raise ValueError(
-                f"model {model.name}: a window of {window} voxels with {halo} cut off does not suit its network, whose "
-                f"windows must be divisible by {model.network.divisor} and leave a core"
+                f"model {model.name}: a window of {window} voxels with a halo of {halo} does not fit its network: it "
+                f"must be divisible by {model.network.divisor} and larger than two halos; train the model again"
             )
         return
     try:
@@ -324,8 +328,8 @@ def check_fit(model: TrainedModel, views: int) -> None:
 
 
 def _place_windows(size: int, window: int, halo: int) -> list[tuple[int, slice]]:
-    """Place windows along an axis of `size` voxels so that their cores, without the halo, join; return where each
-    starts and the part of the axis that it gives. At the volume's faces nothing is cut off, for nothing lies beyond."""
+    """Place windows along an axis of `size` voxels so that their cores, without the halo, join. Return the start of
+    each window and the part of the axis that its core covers. At the volume's faces no halo is cut off."""
     if size <= window:
         return [(0, slice(0, size))]
     step = window - 2 * halo

@@ -1,10 +1,10 @@
-"""A convolutional network over a volume, slab by slab along one axis: nothing is computed twice, and nothing is lost
-at the seams. Tensors are (1, channels, z, y, x).
+"""Run a convolutional network over a volume, slab by slab along one axis, with the same result as in one pass: nothing
+is computed twice, and nothing is lost at the seams. Tensors are (1, channels, z, y, x).
 
-A convolution that is three voxels wide needs, beside a new slab, only the last two planes of what it got before; a
-pooling layer needs none, unless a slab leaves it half a pair. So each layer keeps those few planes, hands on as many as
-it can compute, and with the last slab the rest. How far the network sees is nowhere written down: it is the number of
-planes by which the output runs behind the input."""
+A convolution that is three voxels wide needs, beside a new slab, only the last two planes of its earlier input. A
+pooling layer needs none, unless a slab ends within a pair. So each layer keeps these few planes and hands on as many as
+it can compute; with the last slab it hands on the rest. How far the network sees need not be known: it is the number of
+planes by which the output is behind the input."""
 
 import operator
 from collections.abc import Callable, Iterable, Sequence
@@ -23,11 +23,11 @@ Kept = dict[str, list[torch.Tensor | None]]
 
 
 class NotStreamable(ValueError):
-    """The network has a layer that looks at more than a neighbourhood, or one that is not known here."""
+    """The network has a layer that sees more than a neighbourhood, or a layer of an unknown kind."""
 
 
 class _Tracer(fx.Tracer):
-    """Takes every module without modules inside for a layer, whoever wrote it."""
+    """Treats every module without submodules as a layer, whoever wrote it."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return not list(module.children())
@@ -35,7 +35,7 @@ class _Tracer(fx.Tracer):
 
 @dataclass(frozen=True)
 class _Step:
-    """One layer or function: what it reads, and which of that no later step reads."""
+    """One layer or function: the inputs that it reads, and those of them (`spent`) that no later step reads."""
 
     name: str
     operation: nn.Module | Callable
@@ -44,18 +44,18 @@ class _Step:
 
 
 class StreamedNetwork:
-    """A network in evaluation mode, cut up into the steps that `advance` takes; it shares the network's weights.
+    """A network in evaluation mode, divided into the steps that `advance` takes; it shares the network's weights.
 
-    `axis` is the one along which the slabs follow each other: 0, 1 or 2 for z, y or x. Raises NotStreamable for a
-    network with layers other than convolutions, pooling and upsampling by whole factors, pointwise layers, sums and
-    concatenated channels: norms over what is in sight, above all."""
+    Slabs follow each other along `axis`: 0, 1 or 2 for z, y or x. Raises NotStreamable for a network with layers other
+    than convolutions, pooling and upsampling by whole factors, pointwise layers, sums and concatenated channels. Group
+    norm, for example, needs statistics of the whole input."""
 
     def __init__(self, network: nn.Module, axis: int):
         self._dim = axis + 2
         modules = dict(network.named_modules())
         try:
             nodes = list(_Tracer().trace(network).nodes)
-        except Exception as error:  # whatever the network's code does with a value that is none
+        except Exception as error:  # the network's code may fail in any way, because it is traced without values
             raise NotStreamable(f"its layers cannot be listed ({error})") from error
         last_reader = {source.name: node.name for node in nodes for source in node.all_input_nodes}
         self._steps = []
@@ -69,17 +69,17 @@ class StreamedNetwork:
             spent = tuple(name for name in dict.fromkeys(inputs) if last_reader[name] == node.name)
             self._steps.append(_Step(node.name, operation, inputs, spent))
         self._input, self._output = nodes[0].name, nodes[-1].all_input_nodes[0].name
-        self.held = 0  # the most numbers that activations took in a call so far, beside `kept`
+        self.held = 0  # the most numbers in activations at once, in any call so far, beside `kept`
 
     def advance(self, slab: torch.Tensor, kept: Kept, last: bool) -> tuple[torch.Tensor | None, Kept]:
         """Push the next planes through all layers.
 
         Parameters
         ----------
-        slab : (1, 1, z, y, x), the planes that follow those of the call before; the edges across the axis, and in all
-            calls together the one along it, are divisible by the network's `divisor`.
-        kept : what the call before returned, an empty dictionary at first; it is left as it is, so that a call that
-            ran out of memory can be repeated with fewer planes.
+        slab : (1, 1, z, y, x), the planes that follow those of the call before. The edges across the axis must be
+            divisible by the network's `divisor`, and so must the sum of all slabs along it.
+        kept : what the call before returned; an empty dictionary at first. It is left as it is, so that a call that ran
+            out of memory can be repeated with fewer planes.
         last : whether no planes follow.
 
         Returns
@@ -94,14 +94,16 @@ class StreamedNetwork:
                 del values[name]
             others, taken = count_numbers(values.values()), count_numbers(inputs)
             values[step.name], keeping[step.name] = self._take(step.operation, inputs, kept.get(step.name), last)
-            # Joined to what was kept, the inputs are there twice for a moment; then they are there beside the output.
+            # While the inputs are joined to what was kept, they are in memory twice; later they are there beside the
+            # output.
             self.held = max(self.held, others + taken + max(taken, count_numbers([values[step.name]])))
         return values[self._output], keeping
 
     def _take(
         self, operation: Any, inputs: list[torch.Tensor | None], kept: list | None, last: bool
     ) -> tuple[torch.Tensor | None, list]:
-        """Apply one step to its inputs, which it takes out of their list so that they are freed as soon as can be."""
+        """Apply one step to its inputs. It takes them out of their list, so that they are freed as early as
+        possible."""
         if operation in _JOINING:
             return self._join_inputs(operation, inputs, kept or [None] * len(inputs))
         if isinstance(operation, nn.Conv3d) and {*operation.stride} == {1}:
@@ -142,7 +144,7 @@ class StreamedNetwork:
         return (operation(inputs, dim=1) if operation is torch.cat else operation(*inputs)), keeping
 
     def _join(self, kept: list | None, new: list) -> torch.Tensor | None:
-        """Put planes one behind the other, taking the new ones out of their list."""
+        """Join planes along the axis, and take the new ones out of their list."""
         parts = [planes for planes in [*(kept or []), *new] if planes is not None]
         new.clear()
         if len(parts) < 2:
@@ -150,7 +152,7 @@ class StreamedNetwork:
         return torch.cat(parts, self._dim)
 
     def _rest(self, planes: torch.Tensor | None, count: int) -> torch.Tensor | None:
-        """A copy of the planes from `count` on: a view would hold all of them in memory."""
+        """A copy of the planes from `count` on: a view would keep all planes in memory."""
         if planes is None or count == planes.shape[self._dim]:
             return None
         rest = planes.narrow(self._dim, count, planes.shape[self._dim] - count)
@@ -158,18 +160,18 @@ class StreamedNetwork:
 
 
 def count_numbers(tensors: Iterable[torch.Tensor | None]) -> int:
-    """Return how many numbers some tensors hold together."""
+    """Return how many numbers some tensors have together."""
     return sum(tensor.numel() for tensor in tensors if tensor is not None)
 
 
 def _is_streamable(operation: Any, node: fx.Node) -> bool:
     if operation in _JOINING:
         summands = node.args[0] if operation is torch.cat else node.args
-        # As many inputs as summands: neither a number among them, nor one tensor twice.
+        # There must be as many inputs as summands: no number among them, and no tensor twice.
         if len(node.all_input_nodes) != len(summands):
             return False
         if operation is not torch.cat:
-            return not node.kwargs  # such as the factor that torch.add takes
+            return not node.kwargs  # for example torch.add's factor `alpha`
         return node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0) == 1
     if isinstance(operation, nn.ConvTranspose3d):
         scales = set(zip(operation.kernel_size, operation.stride, strict=True))
@@ -195,16 +197,16 @@ def _along(value: int | tuple[int, ...], axis: int) -> int:
 
 
 def _zeros(like: torch.Tensor, dim: int, planes: int) -> torch.Tensor:
-    """What a convolution pads a volume with, at a face."""
+    """The zeros with which a convolution pads a volume at a face."""
     shape = [planes if d == dim else size for d, size in enumerate(like.shape)]
     return torch.zeros(shape, dtype=like.dtype, device=like.device).contiguous(memory_format=torch.channels_last_3d)
 
 
 def _convolve(layer: nn.Conv3d, planes: torch.Tensor, padding: Sequence[int] | str) -> torch.Tensor:
     if planes.device.type == "cpu" and planes.dtype == torch.float32 and torch.backends.mkldnn.is_available():
-        # Left to choose, PyTorch hands many a single volume to a slow convolution of its own.
+        # PyTorch itself would choose a slow convolution of its own for many single volumes.
         ones = (1, 1, 1)
-        if layer.in_channels == 1:  # where both memory formats look alike; these strides ask for the faster one
+        if layer.in_channels == 1:  # both memory formats look alike; these strides ask for the faster one
             _, _, z, y, x = planes.shape
             planes = planes.contiguous().as_strided(planes.shape, (z * y * x, 1, y * x, x, 1))
         return torch.mkldnn_convolution(planes, layer.weight, layer.bias, padding, ones, ones, layer.groups)

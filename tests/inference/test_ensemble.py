@@ -231,7 +231,7 @@ def test_an_ensemble_without_models_or_of_a_foreign_particle_is_refused(models):
     with pytest.raises(ValueError, match="an ensemble needs at least one model"):
         make_ensemble("mine", [])
     amylase = replace(load_model(models / "vnet_model_ribosome"), config={"particle": "beta-amylase"})
-    with pytest.raises(ValueError, match="vnet_model_ribosome finds 'beta-amylase', which is none of apo-ferritin"):
+    with pytest.raises(ValueError, match="vnet_model_ribosome finds 'beta-amylase', which is not one of apo-ferritin"):
         make_ensemble("mine", [amylase])
 
 

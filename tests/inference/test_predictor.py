@@ -267,7 +267,7 @@ def test_no_more_windows_than_it_takes():
 
 @pytest.mark.parametrize(("window", "halo"), [(20, 4), (24, 12), (24, -1)])
 def test_a_window_that_does_not_suit_the_network_is_refused(window, halo):
-    with pytest.raises(ValueError, match="model model_a: a window of .* does not suit its network"):
+    with pytest.raises(ValueError, match="model model_a: a window of .* does not fit its network"):
         Predictor(make_model("vnet", window, halo))
 
 
