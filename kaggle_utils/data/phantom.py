@@ -8,6 +8,7 @@ tilted about y.
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,6 +47,15 @@ SHAPES: dict[str, tuple[int, list[tuple[float, tuple[float, float, float], tuple
 }
 GAP = 2.0  # voxels between two particles' spheres
 _BYTES = 40  # of memory that making a run needs for each voxel; 38 were measured
+
+# All that `write_run` writes, a pattern for each part of a path: metadata and chunks of tomograms, and picks. Files
+# that a killed process was writing have another ending.
+_RUNS, _LEFT = f"({'|'.join(RUN_PREFIX.values())})[0-9]+", r"(\..+\.(partial|tmp))?"
+_LEVELS = rf"({'|'.join(TOMOGRAM_TYPES)})\.zarr \.z\w+{_LEFT}|[0-9] \.z\w+{_LEFT}|[0-9]+ [0-9]+ [0-9]+{_LEFT}"
+_WRITTEN = (
+    rf"train|test static ExperimentRuns {_RUNS} VoxelSpacing10\.000 {_LEVELS}".split(),
+    rf"train|test_truth overlay ExperimentRuns {_RUNS} Picks \.?({'|'.join(SHAPES)})\.json{_LEFT}".split(),
+)
 
 # How the types differ: the share of the noise left, the share of the missing wedge filled in, and whether the contrast
 # transfer is deconvolved. Networks made the real isonetcorrected and denoised types. No filter does what a network
@@ -228,7 +238,8 @@ def write_phantom(
 
     Returns `out`.
 
-    A phantom with the same settings is kept; one with other settings, or a half-written one, is replaced.
+    A phantom with the same settings is kept; one with other settings, or a half-written one, is replaced, and that is
+    printed.
 
     Parameters
     ----------
@@ -239,7 +250,8 @@ def write_phantom(
 
     Raises
     ------
-    FileExistsError when `out` is a file, or a folder that holds anything else. ValueError when `shape` cannot hold a
+    FileExistsError when `out` is a file, or a folder that holds anything else; in a phantom that is to be replaced,
+    what else lies beside `train/`, `test/` and `test_truth/` stays. ValueError when `shape` cannot hold a
     ribosome or needs more memory than is free, and for no runs.
     """
     out, shape = Path(out), tuple(int(size) for size in shape)
@@ -252,6 +264,9 @@ def write_phantom(
     if is_phantom(out) and (out / MARKER).read_text(encoding="utf-8") == text:
         return out
     old = _own_folders(out)
+    if old:
+        counts = [len(list(out.glob(f"{split}/static/ExperimentRuns/*"))) for split in RUN_PREFIX]
+        print(f"replaces the phantom that was there ({counts[0]} training and {counts[1]} test runs)")
     write_text(out / UNFINISHED, text)
     (out / MARKER).unlink(missing_ok=True)
     for folder in old:
@@ -274,10 +289,19 @@ def _own_folders(out: Path) -> list[Path]:
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out} is a file; choose a folder for the phantom")
     folders = [out / split for split in ("train", "test", "test_truth") if (out / split).exists()]
-    runs = [run for folder in folders for run in folder.glob("*/ExperimentRuns/*") if run.is_dir()]
-    strange = [run for run in runs if not run.name.startswith(tuple(RUN_PREFIX.values()))]
+    strange = [path for folder in folders for path in sorted(folder.rglob("*")) if not _is_written(path, out)]
     if not is_phantom(out) and not (out / UNFINISHED).is_file():
         strange += sorted(out.glob("[!.]*"))
     if strange:
-        raise FileExistsError(f"{strange[0]} is not part of a phantom; choose a new or an empty folder")
+        fault = f"{strange[0]} is not part of a phantom"
+        raise FileExistsError(f"{fault}; move it away, or choose a new or an empty folder")
     return folders
+
+
+def _is_written(path: Path, out: Path) -> bool:
+    """Whether a path has a name as `write_run` gives it, or macOS, which puts its own file into each folder."""
+    parts = path.relative_to(out).parts
+    return path.name == ".DS_Store" or any(
+        len(parts) <= len(written) and all(re.fullmatch(*pair) for pair in zip(written, parts, strict=False))
+        for written in _WRITTEN
+    )

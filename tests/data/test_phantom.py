@@ -127,11 +127,16 @@ def test_a_matching_phantom_is_kept(data):
     assert {path: path.stat().st_mtime_ns for path in data.rglob("*")} == before
 
 
-def test_a_phantom_of_other_settings_is_replaced(tmp_path):
-    small = {"test_runs": 0, "shape": (31, 32, 33)}
-    write_phantom(tmp_path, runs=2, **small)
-    write_phantom(tmp_path, runs=1, **small)
-    assert find_runs(tmp_path) == ["TS_1_1"]
+def test_a_phantom_of_other_settings_is_replaced_and_that_is_told(tmp_path, capsys):
+    small = {"shape": (31, 32, 33)}
+    write_phantom(tmp_path, runs=2, test_runs=1, **small)
+    (tmp_path / "train" / ".DS_Store").touch()  # a Mac puts it into each folder that is looked at
+    (tmp_path / "notes.txt").touch()
+    assert capsys.readouterr().out == ""
+    write_phantom(tmp_path, runs=1, test_runs=0, **small)
+    assert capsys.readouterr().out == "replaces the phantom that was there (2 training and 1 test runs)\n"
+    assert find_runs(tmp_path) == ["TS_1_1"] and not (tmp_path / "test_truth").exists()
+    assert (tmp_path / "notes.txt").exists()  # beside the folders, nothing is in the way
     assert json.loads((tmp_path / "phantom.json").read_text())["runs"] == 1
 
 
@@ -145,11 +150,14 @@ def test_a_half_written_phantom_is_not_taken_for_one_and_is_replaced(tmp_path, m
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(phantom, "write_ome_zarr", crash)
         write_phantom(tmp_path, **small)
-    (tmp_path / "train" / "left over").touch()
+    group = tmp_path / "train/static/ExperimentRuns/TS_1_1/VoxelSpacing10.000/wbp.zarr"
+    for name in ".zattrs.5c6e.partial", "0/.zarray", "0/0/0/0.5c6e.partial":  # as a killed process leaves them
+        (group / name).parent.mkdir(parents=True, exist_ok=True)
+        (group / name).touch()
     assert not is_phantom(tmp_path)
     write_phantom(tmp_path, **small)
     assert is_phantom(tmp_path) and len(read_run("TS_1_1", tmp_path)) == 1
-    assert not (tmp_path / "train" / "left over").exists() and not (tmp_path / "phantom.partial.json").exists()
+    assert not list(tmp_path.rglob("*.partial*"))
 
 
 @pytest.mark.parametrize("split", ["train", "test", "test_truth"])
@@ -180,6 +188,32 @@ def test_a_real_run_put_into_a_phantom_is_not_deleted(tmp_path):
     with pytest.raises(FileExistsError, match="TS_5_4"):
         write_phantom(tmp_path, runs=2, test_runs=0, shape=(31, 32, 33))
     assert real.is_dir() and is_phantom(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "train/notes.txt",
+        "train/.notes",
+        "test/own/volume.mrc",
+        "train/static/ExperimentRuns/TS_1_1/notes.txt",
+        "train/static/ExperimentRuns/TS_1_1/VoxelSpacing10.000/my.zarr/0/.zarray",
+        "train/static/ExperimentRuns/TS_1_1/VoxelSpacing10.000/wbp.zarr/labels/0",
+        "train/overlay/ExperimentRuns/TS_1_1/Picks/me_1_ribosome.json",
+        "train/overlay/ExperimentRuns/TS_1_1/Picks/membrane.json",
+        "train/overlay/ExperimentRuns/TS_1_1/Segmentations/mask.zarr",
+        "train/overlay/ExperimentRuns/TS_1_copy/Picks/ribosome.json",
+        "test_truth/submission.csv",
+    ],
+)
+def test_what_somebody_put_into_a_phantom_is_not_deleted(tmp_path, name):
+    """Another seed, and all below the folders would be gone without a word."""
+    write_phantom(tmp_path, runs=1, test_runs=0, shape=(31, 32, 33))
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("precious")
+    with pytest.raises(FileExistsError, match="is not part of a phantom; move it away, or choose a new"):
+        write_phantom(tmp_path, runs=1, test_runs=0, shape=(31, 32, 33), seed=1)
+    assert (tmp_path / name).read_text() == "precious" and is_phantom(tmp_path) and find_runs(tmp_path) == ["TS_1_1"]
 
 
 @pytest.mark.parametrize("shape", [(30, 64, 64), (64, 64, 20), (64, 64)])
