@@ -10,6 +10,13 @@ from pathlib import Path
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
+# Where a container's control group tells its limit, what is used, and which statistic holds the cached files that make
+# room when needed: cgroup v2, and v1.
+_GROUPS = (
+    ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+
 
 def find_devices() -> tuple[str, ...]:
     """Return every CUDA device by its torch name, or ("cpu",). One that cannot compute is left out, with a warning."""
@@ -40,8 +47,8 @@ def _list_gpus() -> list[str]:
 
 
 def _find_fault(device: str) -> str:
-    """Return in words why a GPU cannot compute, empty where it can: it is asked for one sum, for a torch is made for
-    some kinds of GPU, and tells of another one only when it is used."""
+    """Return in words why a GPU cannot compute, empty where it can. Try one sum: torch reports an unsupported GPU only
+    when it is used."""
     import torch
 
     try:
@@ -76,7 +83,7 @@ def find_free_memory(device: str) -> int:
     """Return how many bytes a torch device has for this process: free ones, and freed ones that this process keeps.
     Where the system does not say, it is a cautious 4 GiB.
 
-    A container may have less memory than its machine, which is read here from its control group (cgroup v2)."""
+    A container may have less memory than its machine, which is read here from its control group."""
     if device.startswith("cuda"):
         import torch
 
@@ -86,11 +93,11 @@ def find_free_memory(device: str) -> int:
     with suppress(OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         free = [int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]) * 1024]
-    with suppress(OSError, ValueError):  # the limit is "max" where there is none
-        group = Path("/sys/fs/cgroup")
-        limit, used = (int((group / f"memory.{name}").read_text(encoding="utf-8")) for name in ("max", "current"))
-        statistics = dict(line.split() for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines())
-        free.append(limit - used + int(statistics.get("inactive_file", 0)))  # cached files make room when needed
+    for group, *names, cached_files in _GROUPS:
+        with suppress(OSError, ValueError):  # where there is no limit, it is "max" (v2) or huge (v1)
+            limit, used = (int(Path(group, name).read_text(encoding="utf-8")) for name in names)
+            lines = Path(group, "memory.stat").read_text(encoding="utf-8").splitlines()
+            free.append(limit - used + int(dict(line.split() for line in lines).get(cached_files, 0)))
     return max(0, min(free)) + _count_held()
 
 

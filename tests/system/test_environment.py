@@ -660,15 +660,39 @@ def test_where_nobody_says_how_much_is_free_there_is_a_cautious_guess(monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("limit", "free"), [("max", 6 * 2**30), (str(8 * 2**30), 3 * 2**30), (str(64 * 2**30), 6 * 2**30), ("1024", 0)]
+    ("most", "used", "statistics", "kind"),
+    [
+        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+    ],
+    ids=["v2", "v1"],
 )
-def test_a_container_may_have_less_than_its_machine_and_gives_up_files_that_it_read(monkeypatch, limit, free):
+@pytest.mark.parametrize(
+    ("limit", "free"),
+    [
+        ("max", 6 * 2**30),
+        ("9223372036854771712", 6 * 2**30),  # v1's for no limit
+        (str(8 * 2**30), 3 * 2**30),
+        (str(64 * 2**30), 6 * 2**30),
+        ("1024", 0),
+    ],
+)
+def test_a_container_may_have_less_than_its_machine_and_gives_up_files_that_it_read(
+    monkeypatch, limit, free, most, used, statistics, kind
+):
+    """By control groups of version 2, and of version 1, which counts a group's own files apart."""
     monkeypatch.setattr(machine, "_count_held", lambda: 0)
     files = {
         "/proc/meminfo": f"MemTotal: 33554432 kB\nMemFree: 1024 kB\nMemAvailable: {6 * 2**20} kB\n",
-        "/sys/fs/cgroup/memory.max": limit + "\n",
-        "/sys/fs/cgroup/memory.current": f"{7 * 2**30}\n",
-        "/sys/fs/cgroup/memory.stat": f"anon 5\ninactive_file {2 * 2**30}\nactive_file 7\n",
+        f"/sys/fs/cgroup/{most}": limit + "\n",
+        f"/sys/fs/cgroup/{used}": f"{7 * 2**30}\n",
+        f"/sys/fs/cgroup/{statistics}": f"anon 5\n{kind} {2 * 2**30}\nactive_file 7\n",
     }
-    monkeypatch.setattr(Path, "read_text", lambda path, **settings: files[path.as_posix()])
+
+    def read(path, **settings):
+        if path.as_posix() not in files:
+            raise FileNotFoundError(path)
+        return files[path.as_posix()]
+
+    monkeypatch.setattr(Path, "read_text", read)
     assert find_free_memory("cpu") == free
