@@ -62,7 +62,8 @@ def read_level(group: Path, level: int, run: str, most_axes: int = 3) -> Level:
         if len(shape) != len(chunks) or min(shape, default=0) < 0 or min(chunks, default=1) < 1:
             raise ValueError(f"the shape {shorten(shape)} does not fit chunks of {shorten(chunks)}")
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{name} has no readable metadata ({error!r}); download it again") from error
+        fault = f"there is no {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"{name} has no readable metadata ({fault}); download it again") from error
 
     if not 3 <= len(shape) <= most_axes or 0 in shape or math.prod(shape[:-3]) > 1:
         raise UnfitError(f"{name} has shape {shorten(shape)}, not (z, y, x)")

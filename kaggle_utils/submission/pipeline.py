@@ -29,6 +29,7 @@ from kaggle_utils.submission.workers import predict_runs
 from kaggle_utils.system import environment
 from kaggle_utils.system.files import remove_leftovers
 
+_BAD_NAME = "the run's name has characters that a CSV cannot hold; rename its folder"
 _OTHER_SPACING = 0.01  # relative; beyond it particles have another size in voxels than those that a model knows
 
 
@@ -129,7 +130,7 @@ def submit(
     for path in (Path(out).with_name(escape(Path(out).name)), Path(parts, "*.json")):
         remove_leftovers(path)
     sources = {run: _sign_run(run, data, split, kind) for run in runs if is_run_name(run) and is_plain_name(run)}
-    outcomes: dict[str, Any] = {run: Outcome(run, problems=("a CSV cannot hold this name",)) for run in runs}
+    outcomes: dict[str, Any] = {run: Outcome(run, problems=(_BAD_NAME,)) for run in runs}
     outcomes |= {run: store.read(run, source) for run, source in sources.items()}
     before = [run for run in sources if outcomes[run]]
     waiting = [run for run in sources if not outcomes[run]]

@@ -385,6 +385,12 @@ def test_corrupt_metadata_of_a_level_are_named(tmp_path, group, content):
             function("TS_1", tmp_path)
 
 
+def test_a_lacking_entry_of_the_metadata_is_named_in_words(tmp_path, group):
+    (group / "0/.zarray").write_text('{"zarr_format": 2}')
+    with pytest.raises(ValueError, match=r"has no readable metadata \(there is no 'shape'\); download it again"):
+        load_tomogram("TS_1", tmp_path)
+
+
 @pytest.mark.parametrize(
     "entry",
     [

@@ -254,7 +254,7 @@ def test_a_submission_that_cannot_be_set_aside_is_told_and_ends_nothing(call, un
     monkeypatch.setattr(pipeline, "set_aside", fail)
     with pytest.warns(UserWarning, match="is not kept: .*No space left"):
         assert len(call(replace(untrained(), views=2))[1]) == 12
-    with pytest.raises(ValueError, match="a CSV cannot hold this name"):
+    with pytest.raises(ValueError, match="the run's name has characters that a CSV cannot hold; rename its folder"):
         call(replace(untrained(), views=3), runs=["TS_1", ".."], strict=True)
     assert len(read_submission(call.out)) == 12  # before anything else happens
 
