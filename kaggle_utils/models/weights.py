@@ -1,7 +1,7 @@
-"""Files of tensors in the safetensors format: they cannot contain code, and every tool reads them.
+"""Files of tensors, in the format of safetensors: nothing in them can run code, and every tool reads them.
 
-They may come from a stranger, or from a disk that has flipped a bit. The format has no checksum, so the kit writes one
-over all bytes of the file into the file's metadata, together with what else is to be kept, as JSON."""
+They may come from a stranger, or from a disk that has flipped a bit. The format has no checksum, so the file's metadata
+has one of its content, and beside it what else is to be kept with the tensors."""
 
 import json
 import textwrap
@@ -16,44 +16,41 @@ import torch
 from kaggle_utils.system.files import write_bytes
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-# How each file begins, after the length of its header. There is only one entry, because safetensors writes several in
-# any order.
-_KEY = "kaggle_utils"
-_BEGIN = b'{"__metadata__":{"%s":"' % _KEY.encode()
-_UNSEALED = b"00000000"
-_SEAL = slice(8 + len(_BEGIN), 8 + len(_BEGIN) + len(_UNSEALED))  # the place of the checksum, in hexadecimal
+_KEY = "kaggle_utils"  # of the metadata; the only one, for safetensors writes several in any order
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], about: object = None) -> None:
-    """Write tensors, and `about` as JSON, atomically; the same content gives the same bytes. Raises OSError, for
-    example on a full disk, and then leaves the old file as it was."""
+    """Write tensors, and what JSON can hold beside them, atomically; the same content gives the same bytes. Raises
+    OSError, as on a full disk, and then leaves the old file."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    content = bytearray(safetensors.torch.save(plain, {_KEY: f"{_UNSEALED.decode()} {json.dumps(about)}"}))
-    content[_SEAL] = _compute_seal(content)
-    write_bytes(path, content)
+    ours = json.dumps({"checksum": _compute_checksum(plain, about), "about": about})
+    write_bytes(path, safetensors.torch.save(plain, {_KEY: ours}))
 
 
 def load_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], object]:
-    """Return what `save_tensors` wrote: the tensors, on the CPU, and `about`.
+    """Return what `save_tensors` wrote: the tensors, on the CPU, and what was saved beside them. Of another tool's
+    file, which has no checksum of ours, nothing is beside the tensors: None.
 
-    Raises OSError when the file cannot be opened, MemoryError when it does not fit into memory, and ValueError, naming
-    the file, for anything else, such as another format or a wrong checksum. Reading takes twice the file's size in
-    memory."""
+    Raises OSError when the file cannot be opened, MemoryError when it is too large for the memory, and ValueError,
+    naming it, for anything else: another format, a checksum that does not match. Memory holds the file twice while it
+    is read."""
     path = Path(path)
     try:
         content = path.read_bytes()
-        if content[8 : _SEAL.start] != _BEGIN:
-            raise ValueError("it is not a safetensors file with the kit's checksum")
-        if content[_SEAL] != _compute_seal(content):
-            raise ValueError("its checksum is wrong: it is damaged or incomplete")
-        tensors = dict(sorted(safetensors.torch.load(content).items()))  # safetensors gives them in any order
+        tensors = dict(sorted(safetensors.torch.load(content).items()))  # it gives them in any order
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        return tensors, json.loads(header["__metadata__"][_KEY][len(_UNSEALED) :])
+        metadata = header.get("__metadata__") or {}
+        if _KEY not in metadata:
+            return tensors, None
+        ours = json.loads(metadata[_KEY])
+        if ours["checksum"] != _compute_checksum(tensors, ours["about"]):
+            raise ValueError("its checksum does not match: the file is damaged")
+        return tensors, ours["about"]
     except MemoryError as error:
         raise MemoryError(f"{path} does not fit into memory") from error
     except OSError:
         raise
-    except Exception as error:  # a stranger can write any content with a right checksum
+    except Exception as error:  # a stranger can put anything there, and a checksum that matches
         raise ValueError(f"{path} cannot be read ({explain(error)})") from error
 
 
@@ -86,8 +83,11 @@ def explain(error: Exception) -> str:
     return textwrap.shorten(f"{kind}{error}", 200, placeholder=" ...")
 
 
-def _compute_seal(content: bytes | bytearray) -> bytes:
-    """The checksum of a file's content, computed with zeros in the place of the checksum."""
-    view = memoryview(content)
-    checksum = zlib.crc32(view[_SEAL.stop :], zlib.crc32(_UNSEALED, zlib.crc32(view[: _SEAL.start])))
-    return b"%08x" % checksum
+def _compute_checksum(tensors: Mapping[str, torch.Tensor], about: object) -> int:
+    """Of all that a file holds, whatever the order in it."""
+    named = sorted(tensors.items())
+    described = [[name, str(tensor.dtype), list(tensor.shape)] for name, tensor in named]
+    checksum = zlib.crc32(json.dumps([about, described]).encode())
+    for _, tensor in named:
+        checksum = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), checksum)
+    return checksum

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -18,6 +19,7 @@ from kaggle_utils.models.folder import (
     save_weights,
 )
 from kaggle_utils.models.vnet import NormaliseGroups, ResidualBlock
+from kaggle_utils.models.weights import load_tensors, load_weights, save_tensors
 
 # ---- the report's layers, written down once more from its text; the kit's code must agree
 
@@ -336,6 +338,62 @@ def test_the_same_weights_give_the_same_bytes(tmp_path):
     assert (tmp_path / "model_a" / "weights.safetensors").read_bytes() == (
         tmp_path / "model_b" / "weights.safetensors"
     ).read_bytes()
+
+
+def test_weights_that_another_tool_wrote_are_read(tmp_path):
+    """They have no checksum, but tensors of the right names, shapes and types."""
+    network = save(tmp_path)
+    safetensors.torch.save_file(network.state_dict(), tmp_path / "weights.safetensors", {"format": "pt"})
+    found = load_weights(tmp_path / "weights.safetensors", network.state_dict())
+    assert all(torch.equal(found[name], tensor) for name, tensor in network.state_dict().items())
+    assert load_tensors(tmp_path / "weights.safetensors")[1] is None
+
+
+def test_tensors_of_every_kind_come_back_with_what_is_beside_them(tmp_path):
+    tensors = {
+        "none": torch.empty(0, 3),
+        "one": torch.tensor(2.5, dtype=torch.float64),
+        "truth": torch.tensor([True, False]),
+        "half": torch.arange(6, dtype=torch.bfloat16).view(2, 3),
+        "turned": torch.arange(6).view(2, 3).T,
+    }
+    about = {"losses": [0.1, 1e-300, float("inf")], "näme": None, "big": 2**70}
+    save_tensors(tmp_path / "file", tensors, about)
+    found, beside = load_tensors(tmp_path / "file")
+    assert beside == about and list(found) == sorted(tensors)
+    assert all(
+        torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in tensors.items()
+    )
+
+
+@pytest.mark.parametrize("change", ["nothing", "a number", "a name", "a type", "a shape", "what is beside"])
+def test_the_checksum_is_of_the_content_and_not_of_how_it_is_laid_out(tmp_path, change):
+    """Another version of safetensors may order and space a header otherwise."""
+    path = tmp_path / "file"
+    save_tensors(path, {"first": torch.arange(4.0), "second": torch.ones(4)}, {"epoch": 1})
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header, numbers = dict(reversed(json.loads(content[8:end]).items())), bytearray(content[end:])
+    if change == "a number":
+        numbers[2] ^= 1
+    elif change == "a name":
+        header["third"] = header.pop("second")
+    elif change == "a type":
+        header["second"]["dtype"] = "I32"
+    elif change == "a shape":
+        header["second"]["shape"] = [2, 2]
+    elif change == "what is beside":
+        beside = header["__metadata__"]["kaggle_utils"]
+        header["__metadata__"]["kaggle_utils"] = beside.replace('"epoch": 1', '"epoch": 2')
+        assert header["__metadata__"]["kaggle_utils"] != beside
+    text = json.dumps(header, indent=3).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + numbers)
+    if change == "nothing":
+        tensors, beside = load_tensors(path)
+        assert tensors["first"].tolist() == [0, 1, 2, 3] and beside == {"epoch": 1}
+    else:
+        with pytest.raises(ValueError, match="file cannot be read .its checksum does not match: the file is damaged"):
+            load_tensors(path)
 
 
 def test_an_unfinished_folder_is_told_as_such(tmp_path):
