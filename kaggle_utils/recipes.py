@@ -90,8 +90,8 @@ class CompetitionRecipe(Recipe):
     """One network for all particles, trained on crops that are drawn on the fly, once for each run that is left out.
 
     `folds` is how many runs are left out in turn (None: all). An epoch has `crops` crops, the share `centred` of them
-    near a particle. `merge`, `decoder` and test-time `views` say how outputs become candidates, until the calibration
-    chooses."""
+    near a particle. `merge`, `decoder` and test-time `views` say how outputs become candidates; calibration may choose
+    another `merge` and `decoder`."""
 
     folds: int | None = None
     crops: int = 1000
@@ -160,9 +160,9 @@ _SCALES: dict[str, Any] = {
 # The competition recipe. Public solutions agree on small spheres, more weight for rare types, light networks at half
 # the resolution, weighted cross-entropy with an overlap loss, flips and quarter turns, averaged weights, and averaged
 # logits of several networks. benchmarks/accuracy.py measures what each is worth, as far as minutes of training can
-# tell. A step has four crops of 80 voxels on every GPU. They need only 0.6 GB. More crops would gain little: on an H200
-# a U-Net's step takes 5.8 ms with four and 18.7 ms with sixteen, and on a T4 the crops are an even larger part of a
-# step's time. The learning rate and the number of steps are those for four.
+# tell. A step has four crops of 80 voxels on every GPU. They need only 0.6 GB. More crops would save at most a fifth of
+# the time: on an H200 a U-Net's step takes 5.8 ms with four and 18.7 ms with sixteen, and on a T4 the crops are an even
+# larger part of a step's time. The learning rate and the number of steps are those for four.
 _COMPETITION_UNET = ModelRecipe(
     "unet",
     32,

@@ -86,9 +86,9 @@ def load_specialists(name: str, folder: str | Path, device: str = "cpu") -> Ense
 
 
 def find_models(folders: Iterable[str | Path]) -> list[Path]:
-    """Return model folders, each once. An entry of `folders` is a model folder, or contains some. From the latter,
-    baselines are left out, because they are only for comparison, and so are, with a warning, models whose training has
-    not ended or that cannot be read. Raises FileNotFoundError for an entry that is neither."""
+    """Return model folders, each once. An entry of `folders` is a model folder or a folder of model folders. In the
+    latter, baselines are ignored, because they are only for comparison, and models whose training has not ended or that
+    cannot be read are left out with a warning. Raises FileNotFoundError for an entry that is neither."""
     found: dict[Path, Path] = {}
     for folder in map(Path, folders):
         inside = [config.parent for config in sorted(folder.glob("*/config.json"))]

@@ -82,7 +82,8 @@ class Merger:
     whether the annotated mask is wanted, too.
 
     There is one sum of a volume's size, float32, to which each network's parts are added. Beside it, one network's
-    logits are held for "ranks", and for "probabilities" and "vote" with several views, whose mean comes first.
+    logits are held for "ranks", and with several views also for "probabilities" and "vote", because views are averaged
+    first.
     """
 
     def __init__(self, committee: Committee, voxel_spacing: float, run: str, masks: bool = False):

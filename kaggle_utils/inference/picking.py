@@ -31,9 +31,9 @@ _CROWDED = 1.5
 
 _APART = 0.5  # of a particle's radius: candidates this close would match the same particle, so they become one
 
-# The radius, in those of trained spheres, of the ball in which "peaks" seeks a blob's centre. In a ball no larger than
-# the blob, a centre may stay anywhere; a much larger ball draws it to the neighbours. The search ends after so many
-# steps, or when a step is below 0.01 voxel.
+# The ball in which "peaks" seeks a blob's centre has this many radii of a trained sphere. In a ball no larger than the
+# blob, a centre may stay anywhere; a much larger ball draws it to the neighbours. The search ends after so many steps,
+# or when a step is below 0.01 voxel.
 _WIDE = 1.25
 _STEPS = 8
 

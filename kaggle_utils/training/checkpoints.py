@@ -37,7 +37,7 @@ class State:
         self._best: list[tuple[float, dict]] = []  # validation Dice and weights, the best first
         self.history: list[dict] = []  # a row for each finished epoch
         self.losses: list[float] = []  # of the steps of the current epoch so far
-        self.failed = 0  # the latest steps in a row whose loss is not finite
+        self.failed = 0  # how many of the latest steps, in a row, have no finite loss
         self.seconds = 0.0  # that the current epoch has taken so far
         self.generator = torch.Generator()  # in its state after these steps
         self._good_last = False  # whether training can go on from the folder's last checkpoint
