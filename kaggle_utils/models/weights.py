@@ -1,7 +1,7 @@
-"""Files of tensors, in the format of safetensors: nothing in them can run code, and every tool reads them.
+"""Files of tensors in the safetensors format: they cannot contain code, and every tool reads them.
 
-They may come from a stranger, or from a disk that has flipped a bit. The format has no checksum, so the file's metadata
-has one of its content, and beside it what else is to be kept with the tensors."""
+They may come from a stranger, or from a disk that has flipped a bit. The format has no checksum, so the kit writes one
+of the content into the file's metadata, together with what else is to be kept."""
 
 import json
 import textwrap
@@ -16,28 +16,28 @@ import torch
 from kaggle_utils.system.files import write_bytes
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-_KEY = "kaggle_utils"  # of the metadata; the only one, for safetensors writes several in any order
+_KEY = "kaggle_utils"  # the only key of the metadata, because safetensors writes several in any order
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], about: object = None) -> None:
-    """Write tensors, and what JSON can hold beside them, atomically; the same content gives the same bytes. Raises
-    OSError, as on a full disk, and then leaves the old file."""
+    """Write tensors, and `about` as JSON, atomically; the same content gives the same bytes. Raises OSError, for
+    example on a full disk, and then leaves the old file as it was."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     ours = json.dumps({"checksum": _compute_checksum(plain, about), "about": about})
     write_bytes(path, safetensors.torch.save(plain, {_KEY: ours}))
 
 
 def load_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], object]:
-    """Return what `save_tensors` wrote: the tensors, on the CPU, and what was saved beside them. Of another tool's
-    file, which has no checksum of ours, nothing is beside the tensors: None.
+    """Return what `save_tensors` wrote: the tensors, on the CPU, and `about`. For another tool's file, which has no
+    checksum of ours, `about` is None.
 
-    Raises OSError when the file cannot be opened, MemoryError when it is too large for the memory, and ValueError,
-    naming it, for anything else: another format, a checksum that does not match. Memory holds the file twice while it
-    is read."""
+    Raises OSError when the file cannot be opened, MemoryError when it does not fit into memory, and ValueError, naming
+    the file, for anything else, such as another format or a wrong checksum. Reading takes twice the file's size in
+    memory."""
     path = Path(path)
     try:
         content = path.read_bytes()
-        tensors = dict(sorted(safetensors.torch.load(content).items()))  # it gives them in any order
+        tensors = dict(sorted(safetensors.torch.load(content).items()))  # safetensors gives them in any order
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         metadata = header.get("__metadata__") or {}
         if _KEY not in metadata:
@@ -50,7 +50,7 @@ def load_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], object]:
         raise MemoryError(f"{path} does not fit into memory") from error
     except OSError:
         raise
-    except Exception as error:  # a stranger can put anything there, and a checksum that matches
+    except Exception as error:  # a stranger can write any content with a right checksum
         raise ValueError(f"{path} cannot be read ({explain(error)})") from error
 
 
@@ -84,7 +84,7 @@ def explain(error: Exception) -> str:
 
 
 def _compute_checksum(tensors: Mapping[str, torch.Tensor], about: object) -> int:
-    """Of all that a file holds, whatever the order in it."""
+    """A checksum of all tensors and `about`; it does not depend on the tensors' order in the file."""
     named = sorted(tensors.items())
     described = [[name, str(tensor.dtype), list(tensor.shape)] for name, tensor in named]
     checksum = zlib.crc32(json.dumps([about, described]).encode())
