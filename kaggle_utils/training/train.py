@@ -31,7 +31,7 @@ from kaggle_utils.preprocessing.subvolumes import (
 from kaggle_utils.recipes import CompetitionRecipe, ModelRecipe, Recipe
 from kaggle_utils.training.checkpoints import OtherSettings, find_changes, owning, telling
 from kaggle_utils.training.fitting import evaluate, fit
-from kaggle_utils.training.workers import Job, run_jobs
+from kaggle_utils.training.queue import Job, run_jobs
 
 
 def train_models(

@@ -33,8 +33,8 @@ from kaggle_utils.recipes import PUBLISHED, Augmentation, get_recipe
 from kaggle_utils.training import checkpoints, fitting, learner, train
 from kaggle_utils.training.fitting import evaluate, fit, read_history
 from kaggle_utils.training.learner import prefix, select
+from kaggle_utils.training.queue import Job, run_jobs
 from kaggle_utils.training.train import train_fold, train_model, train_models
-from kaggle_utils.training.workers import Job, run_jobs
 
 SMOKE = get_recipe("report", "smoke")
 RECIPE = replace(SMOKE, subvolume_size=16, unet=replace(SMOKE.unet, epochs=4), vnet=replace(SMOKE.vnet, window=16))

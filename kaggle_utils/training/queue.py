@@ -95,24 +95,24 @@ def run_jobs(load: Callable[[], list[Run]], jobs: Sequence[Job], devices: Sequen
             queue.settle(taken[0], _try(runs, taken[1], devices[0], 0), devices[0])
         return queue.finish()
     threads, devices = max(1, (os.cpu_count() or 1) // len(devices)), devices[: len(jobs)]
-    workers = [_Worker(load, device, position, threads) for position, device in enumerate(devices)]
-    running: dict[_Worker, int] = {}
+    trainers = [_Trainer(load, device, position, threads) for position, device in enumerate(devices)]
+    running: dict[_Trainer, int] = {}
     try:
         while queue:
-            for worker in workers:
-                if worker not in running and (taken := queue.take(worker.device, devices)):
-                    running[worker], job = taken
-                    worker.start(job)
-            ready = wait([worker.connection for worker in running])
-            for worker in [worker for worker in running if worker.connection in ready]:
-                queue.settle(running.pop(worker), worker.collect(), worker.device)
+            for trainer in trainers:
+                if trainer not in running and (taken := queue.take(trainer.device, devices)):
+                    running[trainer], job = taken
+                    trainer.start(job)
+            ready = wait([trainer.connection for trainer in running])
+            for trainer in [trainer for trainer in running if trainer.connection in ready]:
+                queue.settle(running.pop(trainer), trainer.collect(), trainer.device)
     finally:
-        for worker in workers:
-            worker.end()
+        for trainer in trainers:
+            trainer.end()
     return queue.finish()
 
 
-class _Worker:
+class _Trainer:
     """A process on a device, which takes one job after the other. If it dies, a new one takes its place."""
 
     def __init__(self, load: Callable[[], list[Run]], device: str, position: int, threads: int):
@@ -122,7 +122,7 @@ class _Worker:
     def _begin(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self._process = context.Process(target=_work, args=(theirs, *self._settings), daemon=True)
+        self._process = context.Process(target=_take_jobs, args=(theirs, *self._settings), daemon=True)
         self._process.start()
         theirs.close()  # or this process would not notice that the other one has ended
 
@@ -147,7 +147,7 @@ class _Worker:
         self._process.join()
 
 
-def _work(connection: Connection, load: Callable[[], list[Run]], device: str, position: int, threads: int) -> None:
+def _take_jobs(connection: Connection, load: Callable[[], list[Run]], device: str, position: int, threads: int) -> None:
     """Take jobs until the process that sends them has ended. Then this one ends at once, even in a training, because
     nobody waits for the result."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
