@@ -105,7 +105,7 @@ def predict(
     failed; a `strict` call, and one in which all failed, raise instead."""
     from kaggle_utils.data.tomograms import find_runs
     from kaggle_utils.inference.ensemble import find_models
-    from kaggle_utils.inference.predictor import check_views
+    from kaggle_utils.inference.views import check_views
     from kaggle_utils.models.folder import load_model
     from kaggle_utils.submission.parts import count_states, show_name
     from kaggle_utils.submission.pipeline import assemble, submit

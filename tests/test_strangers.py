@@ -30,7 +30,8 @@ from kaggle_utils.data.picks import read_run, read_truth, write_picks
 from kaggle_utils.inference.ensemble import ENSEMBLES, read_choice
 from kaggle_utils.inference.merging import COMMITTEES, MERGES, Committee, find_by_committee
 from kaggle_utils.inference.picking import DECODERS
-from kaggle_utils.inference.predictor import VIEWS, Predictor
+from kaggle_utils.inference.predictor import Predictor
+from kaggle_utils.inference.views import VIEWS
 from kaggle_utils.models import config as rules
 from kaggle_utils.models.folder import agree, build_model, load_model, save_config, save_weights
 from kaggle_utils.models.weights import load_tensors

@@ -13,8 +13,9 @@ from tqdm.auto import tqdm
 
 from kaggle_utils.inference.ensemble import find_models
 from kaggle_utils.inference.merging import COMMITTEES, MERGES, Merger, make_committee
-from kaggle_utils.inference.picking import DECODERS, match_ranks
+from kaggle_utils.inference.picking import DECODERS
 from kaggle_utils.inference.predictor import Predictor, load_volume
+from kaggle_utils.inference.ranks import match_ranks
 from kaggle_utils.models.folder import TrainedModel, load_model, save_config
 from kaggle_utils.preprocessing.subvolumes import Run
 from kaggle_utils.scoring.metrics import score_submission

@@ -1,9 +1,9 @@
 """From a tomogram and trained models to particle centres.
 
 Comes in: a normalised volume and models. Goes out: an annotated mask, probabilities, and a table of picks.
-`device` uploads a volume once, `streaming` takes it through a network slab by slab, `predictor` adds views and windows;
-`ensemble` is the report's rule for many specialists, `merging` joins networks for all particles; `picking` turns masks
-into centres.
+`device` uploads a volume once, `streaming` takes it through a network slab by slab, `predictor` adds windows and
+`views`. `ensemble` is the report's rule for many specialists; `picking` finds candidates, `ranks` merges them by rank,
+and `merging` joins networks for all particles and keeps the candidates above the model folder's thresholds.
 Next: evaluation compares the ways, submission runs the chosen one."""
 
 from kaggle_utils.inference.ensemble import (
@@ -28,9 +28,11 @@ from kaggle_utils.inference.merging import (
     find_particles,
     make_committee,
 )
-from kaggle_utils.inference.picking import DECODERS, find_candidates, find_peaks, match_ranks, pick_particles
-from kaggle_utils.inference.predictor import VIEWS, Predictor
+from kaggle_utils.inference.picking import DECODERS, find_candidates, find_peaks, pick_particles
+from kaggle_utils.inference.predictor import Predictor
+from kaggle_utils.inference.ranks import match_ranks
 from kaggle_utils.inference.streaming import NotStreamable, StreamedNetwork
+from kaggle_utils.inference.views import VIEWS
 
 __all__ = [
     "COMMITTEES",

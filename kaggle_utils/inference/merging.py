@@ -13,15 +13,15 @@ import torch
 from kaggle_utils.data.picks import voxel_to_angstrom
 from kaggle_utils.inference.device import DeviceVolume, is_out_of_memory, make_sum
 from kaggle_utils.inference.ensemble import Claims, Ensemble, annotate
-from kaggle_utils.inference.picking import DECODERS, find_candidates, match_ranks, pick_particles
+from kaggle_utils.inference.picking import CLAIMED, DECODERS, find_candidates, pick_particles
 from kaggle_utils.inference.predictor import Predictor, load_volume, soften, to_probabilities
+from kaggle_utils.inference.ranks import match_ranks
 from kaggle_utils.models.folder import TrainedModel, agree
 from kaggle_utils.particles import REPORT_PARTICLES
 from kaggle_utils.scoring.thresholds import apply_thresholds
 
 COMMITTEES = {"unet": ("unet",), "vnet": ("vnet",), "average": ("unet", "vnet")}  # name -> its networks' architectures
 MERGES = ("logits", "probabilities", "ranks", "vote")
-_CLAIM = 0.5  # probability that claims a voxel for a particle, in the vote and in the annotated mask
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ class Merger:
         return find_candidates(maps.cpu(), *arguments)
 
     def _annotate(self, maps: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        committee, thresholds = self._committee, np.full(len(REPORT_PARTICLES), _CLAIM)
+        committee, thresholds = self._committee, np.full(len(REPORT_PARTICLES), CLAIMED)
         claims = Claims(maps.shape[1:], thresholds, committee.frequencies, committee.recalls, device=maps.device)
         for index, particle in enumerate(REPORT_PARTICLES):
             claims.add(index, maps[committee.particles.index(particle.name)])

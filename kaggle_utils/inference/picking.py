@@ -12,12 +12,13 @@ import pandas as pd
 import torch
 from scipy.spatial import cKDTree
 
-from kaggle_utils.data.picks import PICK_COLUMNS, make_picks, voxel_to_angstrom
+from kaggle_utils.data.picks import make_picks, voxel_to_angstrom
 from kaggle_utils.particles import REPORT_PARTICLES, get_particle
 
 DECODERS = ("peaks", "components")
 
-# The probability at which "components" claims a voxel for a particle: no other particle can have more.
+# The probability that claims a voxel for a particle, in "components", the vote and the annotated mask. In one network's
+# output no other particle can have more.
 CLAIMED = 0.5
 
 # How many of a map's highest voxels can start candidates: in a tomogram of the competition, ten times what trained
@@ -29,7 +30,7 @@ _READ = 2**22  # voxels of a map that are read at once
 MIN_SIZE_FRACTION = 0.15
 _CROWDED = 1.5
 
-_APART = 0.5  # of a particle's radius: candidates this close would match the same particle, so they become one
+APART = 0.5  # of a particle's radius: candidates this close would match the same particle, so they become one
 
 # The ball in which "peaks" seeks a blob's centre has this many radii of a trained sphere. In a ball no larger than the
 # blob, a centre may stay anywhere; a much larger ball draws it to the neighbours. The search ends after so many steps,
@@ -143,56 +144,16 @@ def find_candidates(
         smooth = torch.zeros(volume.shape, device=volume.device) if smooth is None else smooth
         ball = max(2.0, radius * radius_fraction)
         if decoder == "peaks":
-            _, centre = _seek_centres(volume, _find_highest(volume, least, _MOST), ball, radius * _APART, smooth)
+            _, centre = _seek_centres(volume, _find_highest(volume, least, _MOST), ball, radius * APART, smooth)
         else:
-            centre = _find_components(volume, max(CLAIMED, least), ball, radius * _APART, smooth)
+            centre = _find_components(volume, max(CLAIMED, least), ball, radius * APART, smooth)
         confidence = _weigh_balls(volume, centre, ball)[0].cpu().numpy()
         centre = centre.cpu().numpy()
         order = np.argsort(-confidence, kind="stable")
-        order = order[_find_leaders(centre[order], radius * _APART) == np.arange(len(order))]
+        order = order[find_leaders(centre[order], radius * APART) == np.arange(len(order))]
         table = make_picks(run, [name] * len(order), voxel_to_angstrom(centre[order], voxel_spacing))
         tables.append(table.assign(confidence=confidence[order]))
     return pd.concat(tables, ignore_index=True)
-
-
-def match_ranks(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Merge the candidates tables of several models for one run. Ranks are merged, because models differ in how
-    confident they are.
-
-    A candidate's score is 1 - i/n, where i of its model's n candidates for this particle are more confident. Starting
-    from the highest score, a candidate and all others of its particle within half the radius become one. Only the best
-    of each model among them counts: `confidence` is the sum of their scores over the number of models, and the centre
-    is their mean weighted by score. Returns a candidates table, with particles in alphabetical order, and for each the
-    most confident candidate first; the order of `tables` does not matter.
-
-    Raises ValueError for no tables, missing columns, unknown particles, and tables of different runs."""
-    columns = [*PICK_COLUMNS, "confidence"]
-    if not tables:
-        raise ValueError("no candidates to merge; give one table for each model")
-    for number, table in enumerate(tables, 1):
-        if missing := [column for column in columns if column not in table]:
-            raise ValueError(f"candidates table {number} lacks the columns {', '.join(missing)}")
-    numbers = dict.fromkeys(["x", "y", "z", "confidence"], float)  # an empty table from a file has other types
-    every = pd.concat([t[columns].astype(numbers).assign(model=i) for i, t in enumerate(tables)], ignore_index=True)
-    runs = every["experiment"].unique()
-    if len(runs) > 1:
-        raise ValueError(f"candidates of several runs, {', '.join(runs)}; merge run by run")
-    own = every.groupby(["particle_type", "model"])["confidence"]
-    every["score"] = own.rank(method="max") / own.transform("size")
-    # Every model's best candidate has score 1. Confidence, then place, make the order independent of the order of
-    # models.
-    every = every.sort_values(["score", "confidence", "x", "y", "z"], ascending=[False, False, True, True, True])
-    merged = [every[columns][:0]]
-    for name, group in every.groupby("particle_type"):
-        leaders = _find_leaders(group[["x", "y", "z"]].to_numpy(), get_particle(name).radius * _APART)
-        best = group.assign(leader=leaders).drop_duplicates(["leader", "model"])
-        sums = (
-            best[["x", "y", "z"]].mul(best["score"], axis=0).assign(score=best["score"]).groupby(best["leader"]).sum()
-        )
-        one = sums[["x", "y", "z"]].div(sums["score"], axis=0)
-        one = one.assign(experiment=runs[0], particle_type=name, confidence=sums["score"] / len(tables))
-        merged.append(one[columns].sort_values("confidence", ascending=False, kind="stable"))
-    return pd.concat(merged, ignore_index=True)
 
 
 def find_peaks(heatmap: np.ndarray, threshold: float, radius: float) -> tuple[np.ndarray, np.ndarray]:
@@ -346,7 +307,7 @@ def _weigh_balls(volume: torch.Tensor, centres: torch.Tensor, radius: float) -> 
     return torch.cat(means), torch.cat(positions)
 
 
-def _find_leaders(points: np.ndarray, radius: float) -> np.ndarray:
+def find_leaders(points: np.ndarray, radius: float) -> np.ndarray:
     """Return for each of `points` (n, 3), the best first, the number of its leader. In this order, each point that has
     no leader yet leads itself and all points within `radius` that have none."""
     leaders = np.full(len(points), -1)

@@ -1,7 +1,6 @@
 """Run trained models over a whole tomogram, slab by slab or window by window. Arrays are (z, y, x) in voxels,
 normalised by `tomograms.normalise`."""
 
-import copy
 import math
 import sys
 import warnings
@@ -15,35 +14,20 @@ import torch
 from torch import nn
 
 from kaggle_utils.inference.device import DeviceVolume, is_out_of_memory, make_sum
-from kaggle_utils.inference.streaming import Kept, NotStreamable, StreamedNetwork, count_numbers
+from kaggle_utils.inference.streaming import Kept, NotStreamable, StreamedNetwork, count_needs
+from kaggle_utils.inference.views import VIEWS, check_views, turn_network
 from kaggle_utils.models.folder import TrainedModel
 from kaggle_utils.models.weights import explain
 from kaggle_utils.system.machine import find_free_memory, keep_freed_memory
 
 Box = tuple[slice, ...]
 
-# Test-time views, the most useful first: (quarter turns about z, whether x is mirrored, whether z is). The first eight
-# keep the missing wedge in place, for a tilt axis along x or y; the others turn it by 90 degrees.
-VIEWS = [(k, x, z) for turns in ((0, 2), (1, 3)) for z in (False, True) for k, x in product(turns, (False, True))]
-
 _MOST_VOXELS = {"cpu": 3 * 2**19, "cuda": 2**24}  # of a slab; larger ones are hardly faster and fragment the heap
 _SHARE = 0.5  # of the free memory, for one slab
-_WINDOW_VOXELS = 2**22  # of all windows that are computed at once
+# Of all windows that are computed at once. On a GPU, four of 192 voxels: one after the other, the host's launches take
+# longer than the kernels. How much four at once gain was not measured yet.
+_WINDOW_VOXELS = {"cpu": 2**22, "cuda": 2**25}
 _SOFTENED = 2**20  # voxels for one call of softmax
-
-
-def turn_network(network: nn.Module, turns: int = 0, mirror_x: bool = False, mirror_z: bool = False) -> nn.Module:
-    """Return a copy of a network that sees each volume turned and mirrored, and undoes this in its output.
-
-    Turning the kernels of all convolutions has the effect of turning the volume, so the volume can stay as it is.
-    `turns` are quarter turns about z. The volume's edges must be divisible by the network's `divisor`. With quarter
-    turns, all layers must be alike along y and x."""
-    turned = copy.deepcopy(network)
-    mirrored = [dim for dim, mirror in ((4, mirror_x), (2, mirror_z)) if mirror]
-    for weights in turned.parameters():
-        if weights.dim() == 5:
-            weights.data = torch.rot90(weights.data.flip(mirrored), -turns, (3, 4))
-    return turned
 
 
 class Predictor:
@@ -132,8 +116,8 @@ class Predictor:
         the network keeps between slabs. For a cross-section of 184 x 630 voxels, the report's U-Net keeps 0.5 GB in
         single precision. A slab lies across the longest axis and has as many planes as half of the free memory allows,
         at most 1.5 million voxels on a CPU and 16 million on a GPU; windows are computed some four million voxels at a
-        time. If memory still runs out, both are halved from then on, with one warning. If half precision overflows, the
-        part and the rest of this volume are computed in single precision, with a warning.
+        time, on a GPU some 33 million. If memory still runs out, both are halved from then on, with one warning. If
+        half precision overflows, the part and the rest of this volume are computed in single precision, with a warning.
 
         `report` is called with the number of voxels of a view that have just been computed. Raises FloatingPointError,
         naming model and run, for outputs that are not finite, and MemoryError when not even the smallest slab or window
@@ -207,7 +191,7 @@ class Predictor:
             return network(windows.to(memory_format=torch.channels_last_3d))
 
         while done < len(places):
-            most = min(len(places) - done, max(1, _WINDOW_VOXELS // math.prod(edges)))
+            most = min(len(places) - done, max(1, _WINDOW_VOXELS[self.device.type] // math.prod(edges)))
             outputs = self._attempt(run, most)
             for logits, place in zip(outputs, places[done:], strict=False):
                 yield (
@@ -237,29 +221,12 @@ class Predictor:
     def _plan_planes(self, shape: tuple[int, int, int], axis: int, itemsize: int) -> int:
         """How many planes a slab may have, for numbers of `itemsize` bytes."""
         if shape not in self._needs:
-            self._needs[shape] = self._count_needs(shape, axis)
+            edges = [_round_up(size, self.model.network.divisor) for size in shape]
+            self._needs[shape] = count_needs(self.model.network, edges, axis)
         least, per_plane = self._needs[shape]
         budget = _SHARE * find_free_memory(str(self.device)) / self._sharers / itemsize
         plane = math.prod(shape) // shape[axis]
         return int(max(1, min((budget - least) / per_plane, _MOST_VOXELS[self.device.type] / plane)))
-
-    def _count_needs(self, shape: tuple[int, int, int], axis: int) -> tuple[float, float]:
-        """How many numbers streaming needs in memory: in any case, and for each plane of a slab. Counted on torch's
-        "meta" device, which allocates nothing, for slabs of two sizes."""
-        divisor = self.model.network.divisor
-        stream = StreamedNetwork(copy.deepcopy(self.model.network).to("meta"), axis)
-        edges, counts = [_round_up(size, divisor) for size in shape], []
-        for edges[axis] in (4 * divisor, 8 * divisor):
-            keeping: Kept = {}
-            for _ in range(6):  # slabs until the last layer, too, has planes to keep
-                _, keeping = stream.advance(torch.empty(1, 1, *edges, device="meta"), keeping, last=False)
-            thin = [divisor if a == axis else edge for a, edge in enumerate(edges)]
-            stream.advance(torch.empty(1, 1, *thin, device="meta"), keeping, last=True)
-            counts.append(stream.held)
-        per_plane = (counts[1] - counts[0]) / (4 * divisor)
-        # What is kept is in memory twice, so that a call that runs out of memory can be repeated.
-        kept = 2 * sum(map(count_numbers, keeping.values()))
-        return kept + counts[1] - per_plane * 8 * divisor, per_plane
 
 
 def load_volume(volume: np.ndarray | DeviceVolume, predictors: Sequence[Predictor]) -> DeviceVolume:
@@ -301,12 +268,6 @@ class _Compiled:
             warnings.warn(f"model {self._name} runs uncompiled: {explain(error)}", stacklevel=2)
             self._run = self._network
             return self._run(inputs)
-
-
-def check_views(views: int) -> None:
-    """Raise ValueError for a number of test-time views outside 1 to 16."""
-    if not 1 <= views <= len(VIEWS):
-        raise ValueError(f"there are 1 to {len(VIEWS)} views, not {views}")
 
 
 def check_fit(model: TrainedModel, views: int) -> None:

@@ -6,6 +6,7 @@ pooling layer needs none, unless a slab ends within a pair. So each layer keeps 
 it can compute; with the last slab it hands on the rest. How far the network sees need not be known: it is the number of
 planes by which the output is behind the input."""
 
+import copy
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -162,6 +163,26 @@ class StreamedNetwork:
 def count_numbers(tensors: Iterable[torch.Tensor | None]) -> int:
     """Return how many numbers some tensors have together."""
     return sum(tensor.numel() for tensor in tensors if tensor is not None)
+
+
+def count_needs(network: nn.Module, shape: Sequence[int], axis: int) -> tuple[float, float]:
+    """Return how many numbers streaming a volume along an axis needs in memory: in any case, and for each plane of a
+    slab. The other edges of `shape` must be divisible by the network's `divisor`. Counted on torch's "meta" device,
+    which allocates nothing, for slabs of two sizes."""
+    divisor: Any = network.divisor
+    stream = StreamedNetwork(copy.deepcopy(network).to("meta"), axis)
+    edges, counts = list(shape), []
+    for edges[axis] in (4 * divisor, 8 * divisor):
+        keeping: Kept = {}
+        for _ in range(6):  # slabs until the last layer, too, has planes to keep
+            _, keeping = stream.advance(torch.empty(1, 1, *edges, device="meta"), keeping, last=False)
+        thin = [divisor if a == axis else edge for a, edge in enumerate(edges)]
+        stream.advance(torch.empty(1, 1, *thin, device="meta"), keeping, last=True)
+        counts.append(stream.held)
+    per_plane = (counts[1] - counts[0]) / (4 * divisor)
+    # What is kept is in memory twice, so that a call that runs out of memory can be repeated.
+    kept = 2 * sum(map(count_numbers, keeping.values()))
+    return kept + counts[1] - per_plane * 8 * divisor, per_plane
 
 
 def _is_streamable(operation: Any, node: fx.Node) -> bool:

@@ -15,8 +15,9 @@ from torch import nn
 
 from kaggle_utils.inference import predictor as module
 from kaggle_utils.inference import streaming
-from kaggle_utils.inference.predictor import VIEWS, Predictor, _place_windows, turn_network
+from kaggle_utils.inference.predictor import Predictor, _place_windows
 from kaggle_utils.inference.streaming import StreamedNetwork, count_numbers
+from kaggle_utils.inference.views import VIEWS, turn_network
 from kaggle_utils.models import vnet
 from kaggle_utils.models.folder import TrainedModel, build_model, fold_norms
 from kaggle_utils.models.vnet import VNet3D
@@ -222,7 +223,7 @@ def test_averaging_probabilities_would_be_something_else():
 def test_the_vnet_sees_windows_of_one_size(shape, voxels, monkeypatch):
     """Each voxel is taken from one window: the one in whose core it lies, halo from its faces. Along an axis that is
     shorter than a window, the volume up to the pooling grid."""
-    monkeypatch.setattr(module, "_WINDOW_VOXELS", voxels)  # however many at once
+    monkeypatch.setattr(module, "_WINDOW_VOXELS", {"cpu": voxels})  # however many at once
     window, halo, volume = 24, 4, make_volume(shape)
     edges = [min(window, -(-size // 8) * 8) for size in shape]
     padded = np.pad(volume, [(0, max(0, e - size)) for e, size in zip(edges, shape, strict=True)], mode="edge")
@@ -253,6 +254,7 @@ def test_the_competition_recipes_windows_fit_the_competitions_tomograms():
     vnet = get_recipe("competition", "full").vnet
     for halo, count in (vnet.halo, 4), (24, 5):
         assert [len(_place_windows(size, vnet.window, halo)) for size in (184, 630)] == [1, count]
+    assert module._WINDOW_VOXELS["cuda"] // vnet.window**3 == 4  # at once, for the host to keep up with a GPU
 
 
 def test_no_more_windows_than_it_takes():
