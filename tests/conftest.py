@@ -75,6 +75,26 @@ def untrained_pairs(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def trained_folds(phantom_data, tmp_path_factory):
+    """Two folds of both architectures on the phantom by the competition recipe, not calibrated; not to be changed."""
+    import torch
+
+    from kaggle_utils.data.tomograms import find_runs
+    from kaggle_utils.particles import PARTICLES
+    from kaggle_utils.recipes import get_recipe
+    from kaggle_utils.training.train import train_models
+
+    folder = tmp_path_factory.mktemp("trained_folds") / "competition-smoke"
+    recipe, names = get_recipe("competition", "smoke"), [particle.name for particle in PARTICLES]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for architecture in ("unet", "vnet"):
+        train_models(phantom_data, find_runs(phantom_data), architecture, names, recipe, folder)
+    torch.set_num_threads(threads)
+    return folder
+
+
 def _write_untrained(folder, architecture: str, particle: str, label: int) -> None:
     import torch
 

@@ -3,19 +3,17 @@
 import json
 import math
 from dataclasses import fields, replace
-from itertools import product
 from unittest.mock import Mock
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from networks import Alive
+from specialists import FIVE, decide, save_models, voxel_by_voxel
 
-from kaggle_utils import evaluation
 from kaggle_utils.inference.ensemble import (
     ENSEMBLES,
     RuleWeights,
@@ -29,12 +27,8 @@ from kaggle_utils.inference.ensemble import (
     save_choice,
 )
 from kaggle_utils.inference.predictor import Predictor
-from kaggle_utils.models.folder import TrainedModel, build_model, load_model, name_model, save_config, save_weights
-from kaggle_utils.preprocessing.subvolumes import Run, split_corners
-from kaggle_utils.recipes import get_recipe
+from kaggle_utils.models.folder import TrainedModel, load_model, name_model, save_config
 
-# The report's five, in the order of its annotated mask's labels 1 to 5.
-FIVE = ("apo-ferritin", "beta-galactosidase", "ribosome", "thyroglobulin", "virus-like-particle")
 FREQUENCIES = np.array([0.3, 0.1, 0.3, 0.2, 0.1])
 RECALLS = np.array([0.5, 0.9, 0.5, 0.6, 0.9])
 
@@ -43,30 +37,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # ---- the rule
-
-
-def decide(probabilities, thresholds, frequencies, recalls, weights=RuleWeights()) -> int:  # noqa: B008 (frozen)
-    """One voxel by the rule of section 4.4, in words turned into code: no arrays, nothing clever."""
-    claims = [label for label, (p, t) in enumerate(zip(probabilities, thresholds, strict=True), 1) if p >= t]
-    if not claims:
-        return 0
-    if len(claims) == 1:
-        return claims[0]
-    totals = {
-        label: weights.frequency * frequencies[label - 1]
-        + weights.recall * recalls[label - 1]
-        + weights.probability * probabilities[label - 1]
-        for label in claims
-    }
-    return max(claims, key=totals.get)  # the first of equals
-
-
-def voxel_by_voxel(probabilities, thresholds, frequencies, recalls, weights=RuleWeights()) -> np.ndarray:  # noqa: B008
-    given = [[float(value) for value in values] for values in (thresholds, frequencies, recalls)]
-    annotated = np.zeros(probabilities.shape[1:], np.uint8)
-    for voxel in np.ndindex(annotated.shape):
-        annotated[voxel] = decide([float(p) for p in probabilities[(slice(None), *voxel)]], *given, weights)
-    return annotated
 
 
 # Few values, so that ties and probabilities just at a threshold are frequent.
@@ -133,31 +103,6 @@ def test_the_smallest_difference_in_probability_breaks_a_tie():
 
 
 # ---- ensembles of model folders
-
-
-def save_models(folder, architectures=("unet", "vnet")) -> None:
-    """Networks that nobody trained, in folders as training writes them."""
-    for number, (architecture, particle) in enumerate(product(architectures, FIVE)):
-        torch.manual_seed(number)
-        network = build_model(architecture, 2)
-        for layer in network.modules():
-            if isinstance(layer, torch.nn.Conv3d | torch.nn.ConvTranspose3d):  # the default's outputs hardly vary
-                inputs = layer.weight[0].numel() if isinstance(layer, torch.nn.Conv3d) else layer.in_channels
-                torch.nn.init.normal_(layer.weight, 0, (2 / inputs) ** 0.5)
-        label = FIVE.index(particle)
-        config = {
-            "architecture": architecture,
-            "width": 2,
-            "particle": particle,
-            "window": 16 if architecture == "vnet" else None,
-            "halo": 4 if architecture == "vnet" else 0,
-            "picks": [30, 10, 20, 25, 15][label],
-            "scores": {"validation": {"recall": (0.2 if architecture == "unet" else 0.6) + label / 10}},
-            "tomogram": "denoised",
-        }
-        place = folder / name_model(architecture, particle)
-        save_weights(place, network.state_dict())
-        save_config(place, config, {particle: 0.4 if architecture == "unet" else 0.5})
 
 
 @pytest.fixture(scope="module")
@@ -392,86 +337,6 @@ def test_the_report_adds_up_to_the_volume_for_each_model(models):
     chosen = load_specialists("unet", models)
     annotate(volume, chosen, predictors_of(chosen), "TS_1_1", report=told.append)
     assert sum(told) == len(chosen.models) * volume.size
-
-
-# ---- the comparison
-
-RECIPE = replace(get_recipe("report", "smoke"), subvolume_size=16)
-
-
-def make_runs() -> list[Run]:
-    rng, runs = np.random.default_rng(5), []
-    for name in "AB":
-        volume = rng.standard_normal((16, 48, 48)).astype(np.float32)
-        rows = [(name, particle, *rng.uniform(20, [460, 460, 140])) for particle in FIVE for _ in range(4)]
-        points = pd.DataFrame(rows, columns=["experiment", "particle_type", "x", "y", "z"])
-        runs.append(Run(name, volume, 10.0, points))
-    return runs
-
-
-def true_labels(run: Run) -> np.ndarray:
-    """Spheres of the particles' radii, measured voxel by voxel; later particles lie on top."""
-    radii = {
-        "apo-ferritin": 6,
-        "beta-galactosidase": 9,
-        "ribosome": 15,
-        "thyroglobulin": 13,
-        "virus-like-particle": 13.5,
-    }
-    z, y, x = np.indices(run.volume.shape)
-    truth = np.zeros(run.volume.shape, int)
-    for label, particle in enumerate(FIVE, 1):
-        for point in run.points[run.points["particle_type"] == particle].itertuples():
-            centre = [round(value / 10) for value in (point.z, point.y, point.x)]
-            squared = (z - centre[0]) ** 2 + (y - centre[1]) ** 2 + (x - centre[2]) ** 2
-            truth[squared <= radii[particle] ** 2] = label
-    return truth
-
-
-def test_the_comparison_counts_held_out_voxels_of_every_ensemble(models, monkeypatch):
-    runs, seen = make_runs(), []
-
-    predict = Predictor.predict
-
-    def counted(predictor, volume, *arguments):
-        seen.append((predictor.model.name, volume.tobytes()))
-        return predict(predictor, volume, *arguments)
-
-    monkeypatch.setattr(Predictor, "predict", counted)
-    table = evaluation.compare_ensembles(runs, RECIPE, models, "test")
-
-    cubes = split_corners(runs, RECIPE)["test"]
-    assert len(seen) == len(set(seen)) == 10 * sum(map(len, cubes)) > 10  # each model looks at each cube once
-    for name in ENSEMBLES:
-        chosen, truth, claimed = load_specialists(name, models), [], []
-        for run, corners in zip(runs, cubes, strict=True):
-            for z, y, x in corners:
-                cube = run.volume[z : z + 16, y : y + 16, x : x + 16]
-                stack = []
-                for group in chosen.members:
-                    with torch.inference_mode():
-                        logits = [model.network(torch.from_numpy(cube[None, None].copy()))[0, 0] for model in group]
-                    stack.append(np.mean([torch.sigmoid(values).numpy() for values in logits], axis=0))
-                known = chosen.thresholds, chosen.frequencies, chosen.recalls
-                claimed.append(voxel_by_voxel(np.stack(stack), *known))
-                truth.append(true_labels(run)[z : z + 16, y : y + 16, x : x + 16])
-        truth, claimed = np.array(truth), np.array(claimed)
-        for label, particle in enumerate(FIVE, 1):
-            hits, true, found = (
-                ((truth == label) & (claimed == label)).sum(),
-                (truth == label).sum(),
-                (claimed == label).sum(),
-            )
-            expected = {
-                "recall": hits / true if true else 0,
-                "precision": hits / found if found else 0,
-                "f1": 2 * hits / (true + found) if true + found else 0,
-            }
-            for metric, value in expected.items():
-                assert table.loc[particle, (metric, name)] == pytest.approx(value, abs=2e-3), (particle, metric, name)
-    assert list(table.index) == list(FIVE)
-    assert list(table["f1"].columns) == list(ENSEMBLES)  # the notebook draws this part
-    assert (table["recall"] > 0).sum(axis=None) > 5  # it is not zeros that agree
 
 
 # ---- the choice

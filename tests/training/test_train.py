@@ -23,13 +23,12 @@ from torch.utils.data import TensorDataset
 
 from kaggle_utils.data.picks import write_picks
 from kaggle_utils.data.tomograms import write_ome_zarr
-from kaggle_utils.evaluation.comparison import compare_with_report
 from kaggle_utils.models.config import read_config
-from kaggle_utils.models.folder import build_model, load_model, name_model, save_config
+from kaggle_utils.models.folder import build_model, load_model, name_model
 from kaggle_utils.models.weights import load_tensors, save_tensors
 from kaggle_utils.particles import PARTICLES
 from kaggle_utils.preprocessing.subvolumes import Run, build_datasets, load_runs
-from kaggle_utils.recipes import PUBLISHED, Augmentation, get_recipe
+from kaggle_utils.recipes import Augmentation, get_recipe
 from kaggle_utils.training import checkpoints, fitting, learner, train
 from kaggle_utils.training.fitting import evaluate, fit, read_history
 from kaggle_utils.training.learner import prefix, select
@@ -695,51 +694,6 @@ def test_what_fails_is_tried_once_more_and_left_out_then(devices, tmp_path):
         assert sorted((tmp_path / target).read_text().split()) == sorted((2 * devices)[:2])
     with pytest.raises(MemoryError, match="never needs more"):
         run_jobs(load_nothing, jobs[:1], devices)
-
-
-def test_the_table_has_the_published_numbers_beside_ours(tmp_path):
-    for number, particle in enumerate(PUBLISHED["unet"]):
-        scores = {"accuracy": 0.98767, "precision": 0.5, "recall": number / 10, "f1": 1.0}
-        splits = {"test": scores, "train": {**scores, "f1": 0.25}}
-        save_config(tmp_path / name_model("unet", particle), {"scores": splits}, {particle: 0.5})
-    table = compare_with_report(tmp_path, "unet")
-
-    # Table 1 of the report, copied from it once more: accuracy, precision, recall, F1 in percent.
-    report = {
-        "ribosome": (98.22, 58.51, 35.63, 44.29),
-        "virus-like-particle": (99.41, 80.61, 65.62, 72.35),
-        "apo-ferritin": (99.74, 63.51, 57.61, 60.42),
-        "thyroglobulin": (99.07, 50.10, 33.74, 40.32),
-        "beta-galactosidase": (99.45, 55.41, 26.13, 35.51),
-    }
-    metrics = ["accuracy", "precision", "recall", "f1"]
-    assert list(table.columns) == [(metric, source) for metric in metrics for source in ("report", "ours")]
-    assert {name: tuple(row) for name, row in table.xs("report", axis=1, level=1).iterrows()} == report
-    assert list(table["recall", "ours"]) == [0, 10, 20, 30, 40]
-    assert set(table["accuracy", "ours"]) == {98.77}
-    assert set(table["f1", "ours"]) == {100}
-    assert set(compare_with_report(tmp_path, "unet", split="train")["f1", "ours"]) == {25}
-
-
-def test_the_published_numbers_of_the_vnets_and_the_baseline():
-    """Table 2 and section 4.1, copied once more; neither gives an accuracy."""
-    assert PUBLISHED["vnet"] == {
-        "ribosome": (None, 50.62, 58.02, 54.07),
-        "virus-like-particle": (None, 56.99, 49.77, 53.14),
-        "apo-ferritin": (None, 41.40, 38.07, 39.66),
-        "thyroglobulin": (None, 51.64, 42.60, 46.69),
-        "beta-galactosidase": (None, 30.28, 30.51, 30.39),
-    }
-    assert PUBLISHED["baseline"] == {"ribosome": (None, 58.94, 21.31, 31.31)}
-
-
-def test_a_table_without_published_accuracy_has_a_gap_there(tmp_path):
-    scores = {"test": {"accuracy": 0.9, "precision": 0.5, "recall": 0.5, "f1": 0.5}}
-    save_config(tmp_path / name_model("baseline", "ribosome"), {"scores": scores}, {"ribosome": 0.5})
-    table = compare_with_report(tmp_path, "baseline")
-    assert np.isnan(table["accuracy", "report"]["ribosome"]) and table["f1", "report"]["ribosome"] == 31.31
-    with pytest.raises(FileNotFoundError, match="3d_unet_model_ribosome is not a finished model"):
-        compare_with_report(tmp_path, "unet")
 
 
 def test_full_scale_trains_as_the_report_does():
