@@ -137,34 +137,6 @@ def make_ensemble(name: str, models: Sequence[TrainedModel]) -> Ensemble:
     )
 
 
-def combine_masks(
-    probabilities: Sequence[np.ndarray],
-    thresholds: np.ndarray,
-    frequencies: np.ndarray,
-    recalls: np.ndarray,
-    weights: RuleWeights = RuleWeights(),  # noqa: B008 (frozen)
-) -> np.ndarray:
-    """Decide every voxel by the report's rule (section 4.4).
-
-    A particle claims a voxel when its probability reaches its threshold. Without a claim the voxel is 0. With one claim
-    it is that particle's. With several, it goes to the particle with the highest weighted sum of frequency, recall and
-    probability (the first of equal ones).
-
-    Parameters
-    ----------
-    probabilities : float32 (particles, z, y, x).
-    thresholds, frequencies, recalls : (particles,), each between 0 and 1.
-
-    Returns
-    -------
-    Annotated mask, uint8 (z, y, x): particle i is i + 1.
-    """
-    claims = Claims(probabilities[0].shape, thresholds, frequencies, recalls, weights)
-    for index, probability in enumerate(probabilities):
-        claims.add(index, torch.as_tensor(probability))
-    return claims.winner.numpy()
-
-
 def annotate(
     volume: np.ndarray,
     ensemble: Ensemble,
@@ -205,8 +177,13 @@ def _decide(ensemble: Ensemble, outputs: Iterable[torch.Tensor], weights: RuleWe
 
 
 class Claims:
-    """The owner of each voxel so far, by the report's rule: `winner` uint8, 0 for none, and `confidence` float32, the
-    winner's probability. Both are on the device of the probabilities."""
+    """The owner of each voxel so far, by the report's rule (section 4.4): `winner` uint8, i + 1 for particle i and 0
+    for none, and `confidence` float32, the winner's probability. Both are on the device of the probabilities.
+
+    A particle claims a voxel when its probability reaches its threshold. Without a claim the voxel is 0. With one claim
+    it is that particle's. With several, it goes to the particle with the highest weighted sum of frequency, recall and
+    probability (the first of equal ones). `thresholds`, `frequencies` and `recalls` are between 0 and 1, one for each
+    particle."""
 
     def __init__(
         self,

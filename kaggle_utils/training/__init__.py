@@ -8,7 +8,6 @@ from kaggle_utils.training.fitting import evaluate, fit, read_history
 from kaggle_utils.training.losses import (
     LOSSES,
     bce_loss,
-    cross_entropy_loss,
     cross_entropy_tversky_loss,
     dice_loss,
     tversky_loss,
@@ -20,7 +19,6 @@ __all__ = [
     "LOSSES",
     "bce_loss",
     "build",
-    "cross_entropy_loss",
     "cross_entropy_tversky_loss",
     "dice_loss",
     "evaluate",

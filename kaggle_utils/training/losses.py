@@ -32,11 +32,6 @@ def weighted_bce_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor
     return functional.binary_cross_entropy_with_logits(logits.float(), masks.float(), pos_weight=weight)
 
 
-def cross_entropy_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy over all channels, in which a particle's voxel counts more than one of background."""
-    return _cross_entropy(*_compare(logits, masks))
-
-
 def tversky_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     """1 - Tversky index (Salehi et al. 2017) of all voxels of a batch together, averaged over the particles that are
     present; 0 when none is."""
@@ -44,8 +39,9 @@ def tversky_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
 
 
 def cross_entropy_tversky_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """The sum of `cross_entropy_loss` and `tversky_loss`. Tversky alone, like any Dice, drives all outputs to 0 or 1,
-    so that picks cannot be ranked well; in cross-entropy alone the background outweighs the particles."""
+    """The sum of the cross-entropy over all channels, in which a particle's voxel counts more than one of background,
+    and `tversky_loss`. Tversky alone, like any Dice, drives all outputs to 0 or 1, so that picks cannot be ranked well;
+    in cross-entropy alone the background outweighs the particles."""
     compared = _compare(logits, masks)
     return _cross_entropy(*compared) + _tversky(*compared)
 

@@ -16,10 +16,10 @@ from specialists import FIVE, decide, save_models, voxel_by_voxel
 
 from kaggle_utils.inference.ensemble import (
     ENSEMBLES,
+    Claims,
     RuleWeights,
     annotate,
     combine,
-    combine_masks,
     find_models,
     load_specialists,
     make_ensemble,
@@ -45,10 +45,18 @@ FIVE_SHARES = st.lists(SHARES, min_size=5, max_size=5).map(np.array)
 PROBABILITIES = arrays.arrays(np.float32, (5, 2, 2, 3), elements=SHARES.map(lambda p: float(np.float32(p))))
 
 
+def apply_rule(probabilities: np.ndarray, *known: np.ndarray, weights: RuleWeights) -> np.ndarray:
+    """The kit's mask of maps (particles, z, y, x); `known` are thresholds, frequencies and recalls."""
+    claims = Claims(probabilities.shape[1:], *known, weights)
+    for index, probability in enumerate(probabilities):
+        claims.add(index, torch.from_numpy(probability))
+    return claims.winner.numpy()
+
+
 @settings(max_examples=150)
 @given(PROBABILITIES, FIVE_SHARES, FIVE_SHARES, FIVE_SHARES, st.builds(RuleWeights, SHARES, SHARES, SHARES))
 def test_every_voxel_is_decided_by_the_reports_rule(probabilities, thresholds, frequencies, recalls, weights):
-    ours = combine_masks(probabilities, thresholds, frequencies, recalls, weights)
+    ours = apply_rule(probabilities, thresholds, frequencies, recalls, weights=weights)
     assert ours.dtype == np.uint8
     np.testing.assert_array_equal(ours, voxel_by_voxel(probabilities, thresholds, frequencies, recalls, weights))
 
@@ -57,7 +65,7 @@ def voxel(*probabilities: float, weights=RuleWeights(), thresholds=0.5, **known)
     """The label of a single voxel, by the kit."""
     stack = np.array(probabilities, np.float32).reshape(5, 1, 1, 1)
     known = {"frequencies": FREQUENCIES, "recalls": RECALLS, **known}
-    return int(combine_masks(stack, np.broadcast_to(thresholds, 5), weights=weights, **known)[0, 0, 0])
+    return int(apply_rule(stack, np.broadcast_to(thresholds, 5), *known.values(), weights=weights)[0, 0, 0])
 
 
 def test_all_background_is_zero_and_a_threshold_belongs_to_the_claims():
@@ -250,7 +258,7 @@ def test_a_volume_is_decided_like_the_whole_stack(name):
     # Both architectures averaged is the mean of their probabilities, then the rule.
     order = iter(outputs)
     stack = np.stack([np.mean([next(order) for _ in group], axis=0) for group in chosen.members])
-    expected = combine_masks(stack, chosen.thresholds, chosen.frequencies, chosen.recalls, weights)
+    expected = apply_rule(stack, chosen.thresholds, chosen.frequencies, chosen.recalls, weights=weights)
     np.testing.assert_array_equal(annotated, expected)
     assert annotated.dtype == np.uint8 and set(np.unique(annotated)) == {0, 1, 2, 3, 4, 5}
     # The confidence is the probability of the particle that the voxel went to.
