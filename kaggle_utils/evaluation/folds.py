@@ -64,7 +64,7 @@ def calibrate(runs: Sequence[Run], folder: str | Path, device: str = "cpu", view
     paths = find_models([folder])
     models = [load_model(path, device) for path in paths]
     if strangers := [model.name for model in models if "held_out" not in model.config]:
-        raise ValueError(f"{', '.join(strangers)} in {folder} left no run out; give a folder that has only folds")
+        raise ValueError(f"{', '.join(strangers)} in {folder} are not fold models; give a folder with fold models only")
     found = predict_held_out(runs, models, device, views)
     names = sorted({model.config["held_out"] for model in models} & {run.name for run in runs})
     truth = pd.concat([run.points for run in runs if run.name in names])

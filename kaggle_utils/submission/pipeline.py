@@ -3,7 +3,7 @@
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields
 from glob import escape
@@ -139,35 +139,48 @@ def submit(
     if before:
         print(f"{len(before)} of {len(runs)} runs were finished before; {len(waiting)} to go")
 
-    def known() -> list[Outcome]:
-        return [outcome for outcome in outcomes.values() if outcome]
-
-    _refuse_problems(known(), strict)
+    _refuse_problems(_list_known(outcomes), strict)
     _compare_spacings(list(sources), data, split, ensemble)
-    failure = None
     # Closed whatever happens: a notebook would keep the processes, and the GPUs' memory, with the error that it shows.
     with closing(predict_runs(waiting, data, ensemble, split, devices, views, compiled, deadline)) as results:
         if not before:
             _keep_other(out)
-        write_submission(gather_picks(known()), out)
-        for outcome in results:
-            _refuse_problems([outcome], strict)
-            if outcome.level or not outcomes[outcome.run]:  # what was found before is better than nothing
-                outcomes[outcome.run] = outcome
-            try:
-                store.write(outcome, sources[outcome.run])
-            except OSError as error:
-                warnings.warn(f"run {outcome.run} has no part file: {error}", stacklevel=2)
-            try:
-                write_submission(gather_picks(known()), out)
-                failure = None
-            except OSError as error:  # a disk that is full now may have room when the next run is finished
-                failure = error
+        write_submission(gather_picks(_list_known(outcomes)), out)
+        _keep_each(results, outcomes, store, sources, out, strict)
+    if cut := [outcome for outcome in _list_known(outcomes) if outcome.level and outcome.level != full]:
+        print(f"{len(cut)} of {len(runs)} runs were computed with less than {full}, because time was short")
+    return _list_known(outcomes)
+
+
+def _keep_each(
+    results: Iterable[Outcome],
+    outcomes: dict[str, Any],
+    store: Parts,
+    sources: dict[str, str],
+    out: str | Path,
+    strict: bool,
+) -> None:
+    """Put each result among the outcomes as it comes, and write its part file and the submission with it."""
+    failure = None
+    for outcome in results:
+        _refuse_problems([outcome], strict)
+        if outcome.level or not outcomes[outcome.run]:  # what was found before is better than nothing
+            outcomes[outcome.run] = outcome
+        try:
+            store.write(outcome, sources[outcome.run])
+        except OSError as error:
+            warnings.warn(f"run {outcome.run} has no part file: {error}", stacklevel=3)
+        try:
+            write_submission(gather_picks(_list_known(outcomes)), out)
+            failure = None
+        except OSError as error:  # a disk that is full now may have room when the next run is finished
+            failure = error
     if failure:
         raise failure
-    if cut := [outcome for outcome in known() if outcome.level and outcome.level != full]:
-        print(f"{len(cut)} of {len(runs)} runs were computed with less than {full}, for want of time")
-    return known()
+
+
+def _list_known(outcomes: dict[str, Any]) -> list[Outcome]:
+    return [outcome for outcome in outcomes.values() if outcome]
 
 
 def fingerprint(ensemble: Ensemble | Committee, views: int) -> str:

@@ -318,7 +318,8 @@ def test_a_run_that_was_cut_is_told_and_computed_again_when_there_is_time(call, 
     ensemble = replace(untrained(), views=4)
     _, _, predicted = call(ensemble, hours=1e6)  # the predictions that are made up have one view
     assert predicted == ["TS_1", "TS_2", "TS_3"]
-    assert "3 of 3 runs were computed with less than 4 views of 1 network, for want of time" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "3 of 3 runs were computed with less than 4 views of 1 network, because time was short" in told
     assert call(ensemble, hours=1e6)[2] == []
     assert call(ensemble)[2] == ["TS_1", "TS_2", "TS_3"]
 
