@@ -115,10 +115,13 @@ def predict(
     # All that is cheap to check, before models are loaded.
     if out.is_dir():
         raise IsADirectoryError(f"{out} is a folder; give the name of a CSV file")
+    folder = next(folder for folder in out.absolute().parents if folder.exists())
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise OSError(f"nothing can be written in {folder}; give another --out")
     check_devices(device)
-    check_hours(settings.get("hours"))
+    check_hours(settings.get("hours"), "--hours")
     if "views" in settings:
-        check_views(settings["views"])
+        check_views(settings["views"], "--tta")
     runs = find_runs(data, split)
     ensemble = assemble("predict", [load_model(folder) for folder in find_models(models)])
     for particle in dict.fromkeys(name for model in ensemble.models for name in model.particles):
@@ -128,7 +131,8 @@ def predict(
     for outcome in outcomes:
         for problem in outcome.problems:
             print(f"{show_name(outcome.run)}, {outcome.state}: {problem}")
-    print(f"{count_states(outcomes)}\nsubmission: {out} ({sum(len(outcome.picks) for outcome in outcomes)} picks)")
+    picks = sum(len(outcome.picks) for outcome in outcomes)
+    print(f"{count_states(outcomes)}\nsubmission: {out} ({_count(picks, 'pick')})")
     failed = sum(outcome.state == "failed" for outcome in outcomes)
     if failed == len(outcomes):
         raise ValueError(f"all runs of {data} failed: {out} is valid, but has no picks")
@@ -166,7 +170,7 @@ def validate(submission: Path, data: Path, split: str) -> int:
         print("\n".join(violations))
         return 1
     table = read_submission(submission)
-    print(f"valid: {len(table)} picks in {table['experiment'].nunique()} runs")
+    print(f"valid: {_count(len(table), 'pick')} in {_count(table['experiment'].nunique(), 'run')}")
     return 0
 
 
@@ -195,7 +199,8 @@ def publish(
 def _parser() -> argparse.ArgumentParser:
     # Only given options are passed on, so that each default stands in one place.
     settings: dict[str, Any] = {"argument_default": argparse.SUPPRESS}
-    parser = argparse.ArgumentParser("kaggle_utils", description="From a tomogram to submission.csv.", epilog=_STATUS)
+    name = "kaggle-utils" if Path(sys.argv[0]).stem == "kaggle-utils" else "python -m kaggle_utils"
+    parser = argparse.ArgumentParser(name, description="From a tomogram to submission.csv.", epilog=_STATUS)
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(required=True, metavar="command")
 
@@ -251,7 +256,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(command=score)
     command.add_argument("submission", type=Path)
     command.add_argument(
-        "--truth", type=Path, required=True, metavar="DIR", help="an overlay's ExperimentRuns, or a CSV of picks"
+        "--truth", type=Path, required=True, metavar="PATH", help="an overlay's ExperimentRuns, or a CSV of picks"
     )
     command.add_argument("--json", dest="as_json", action="store_true", help="print JSON instead of a table")
 
@@ -293,6 +298,10 @@ def _explain_missing(error: ModuleNotFoundError) -> str:
         f"{error.name} is not installed for {sys.executable}; run this with .venv/bin/python, which "
         "`python3 run.py demo` makes, or install what is needed: pip install -r requirements.txt"
     )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _changed(path: Path) -> int | None:

@@ -66,7 +66,8 @@ def test_score_prints_a_table_and_the_score(submission, truth, capsys):
     assert rows["ribosome"] == ["1", "1", "1", "0.5000", "0.5000", "0.5000", "1"]
     assert len(rows) == 6
     assert lines[7] == "3 of 3 picks are in runs of the truth"
-    assert lines[8].startswith("the truth has no apo-ferritin") and lines[8].endswith("over the others is 0.5000")
+    assert lines[8].startswith("the truth has no apo-ferritin")
+    assert lines[8].endswith("weighted mean over the others is 0.5000")
     assert lines[-1] == f"F-beta (beta = 4), weighted mean: {SCORE:.4f}"
 
 
@@ -85,7 +86,7 @@ def test_score_as_json_has_exactly_the_promised_form(submission, truth, capsys):
 def test_validate_says_valid_or_one_line_for_each_violation(submission, data, capsys):
     arguments = ["validate", str(submission), "--data", str(data)]
     assert main(arguments) == 0
-    assert capsys.readouterr().out == "valid: 3 picks in 1 runs\n"
+    assert capsys.readouterr().out == "valid: 3 picks in 1 run\n"
     submission.write_text(submission.read_text().replace("1,TS_1,ribosome", "0,TS_9,ribosom"), encoding="utf-8")
     assert main(arguments) == 1
     lines = capsys.readouterr().out.splitlines()
@@ -114,6 +115,17 @@ def test_a_users_mistake_is_one_message_and_status_2(arguments, submission, trut
     assert main([argument.format(submission=submission, truth=truth, data=data) for argument in arguments]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: ") and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("started", "name"),
+    [("/x/kaggle_utils/__main__.py", "python -m kaggle_utils"), ("/x/bin/kaggle-utils", "kaggle-utils")],
+)
+def test_usage_names_the_command_as_it_was_given(started, name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [started])
+    with pytest.raises(SystemExit):
+        main(["score", "--help"])
+    assert capsys.readouterr().out.startswith(f"usage: {name} score ")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["predict", "--help"]])
@@ -273,7 +285,7 @@ def test_predict_goes_from_model_folders_to_a_valid_submission(phantom_data, unt
     assert validate_submission(out, phantom_data) == []
     picks = read_submission(out)
     assert len(picks) > 0 and lines[-1] == f"submission: {out} ({len(picks)} picks)"
-    assert lines[-2] == "1 runs: 1 done, 0 degraded, 0 failed"
+    assert lines[-2] == "1 run: 1 done, 0 degraded, 0 failed"
     assert "test runs: 100%" in bars and "tomogram" in bars
 
 
@@ -305,7 +317,7 @@ def test_predict_tells_what_was_wrong_and_leaves_the_rest_to_the_code_behind(
         "TS_1, degraded: a chunk is missing",
         "TS_2, failed: lost",
         "2 runs: 0 done, 1 degraded, 1 failed",
-        f"submission: {tmp_path / 's.csv'} (1 picks)",
+        f"submission: {tmp_path / 's.csv'} (1 pick)",
     ]
 
 
@@ -325,12 +337,15 @@ def test_predict_with_nothing_but_failed_runs_has_failed(untrained_models, tmp_p
         ("--models", "{tmp_path}", "there is no finished model in "),
         ("--models", "nowhere", "there is no finished model in nowhere; run the training notebooks"),
         ("--data", "{tmp_path}", "no runs in"),
-        ("--tta", "17", "there are 1 to 16 views, not 17"),
-        ("--tta", "0", "there are 1 to 16 views, not 0"),
-        ("--hours", "-1", "-1.0 is not a number of hours above 0"),
+        ("--data", "nowhere", "the folder nowhere does not exist"),
+        ("--data", "{phantom_data}/test", "test is inside a data folder; give {phantom_data}, which holds train/ and"),
+        ("--tta", "17", "--tta is 17; give 1 to 16"),
+        ("--tta", "0", "--tta is 0; give 1 to 16"),
+        ("--hours", "-1", "--hours is -1; give a number above 0"),
         ("--device", "gpu", "unknown device gpu; this machine has cpu"),
         ("--device", "cuda:77", "unknown device cuda:77; this machine has cpu"),
         ("--out", "{tmp_path}", "is a folder; give the name of a CSV file"),
+        ("--out", "{phantom_data}/phantom.json/s.csv", "nothing can be written in {phantom_data}/phantom.json; give"),
     ],
 )
 def test_predict_with_a_wrong_setting_is_one_message_and_status_2(
@@ -339,10 +354,11 @@ def test_predict_with_a_wrong_setting_is_one_message_and_status_2(
     """And before the models are loaded, which takes minutes for a large ensemble."""
     monkeypatch.setattr(model_folder, "load_model", lambda path: pytest.fail("loaded a model"))
     arguments = ["--data", str(phantom_data), "--models", str(untrained_models), "--out", str(tmp_path / "s.csv")]
-    arguments += ["--device", "cpu", option, value.format(tmp_path=tmp_path)]
+    places = {"tmp_path": tmp_path, "phantom_data": phantom_data}
+    arguments += ["--device", "cpu", option, value.format(**places)]
     assert main(["predict", *arguments]) == 2
     err = capsys.readouterr().err
-    assert "error: " in err and message in err and "Traceback" not in err
+    assert "error: " in err and message.format(**places) in err and "Traceback" not in err
     assert not (tmp_path / "s.csv").exists()
 
 

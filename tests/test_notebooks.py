@@ -120,7 +120,7 @@ def check_that_the_last_survives_broken_data(env, phantom_data: Path, data: Path
     executed = read(page.with_suffix(".ipynb"))
     assert [line for line in complaints(executed) if " names " not in line] == ["no figure"]
     shown = "".join(text for cell in code_cells(executed) for text in texts(cell))
-    assert "1 runs: 0 done, 0 degraded, 1 failed" in shown and "submission.csv is valid: 0 picks" in shown
+    assert "1 run: 0 done, 0 degraded, 1 failed" in shown and "submission.csv is valid: 0 picks" in shown
     assert len(read_submission(env.submission)) == 0
 
 

@@ -15,7 +15,7 @@ import zarr
 from numcodecs import Blosc
 
 from kaggle_utils.data.levels import Level, UnfitError, iterate_chunks, read_chunk, read_level
-from kaggle_utils.system.environment import find_data, find_platform
+from kaggle_utils.system.environment import explain_folder, find_data, find_platform
 from kaggle_utils.system.files import is_number, read_json
 
 # The competition's four, from the smoothest to the noisiest; its test runs have only the first.
@@ -60,7 +60,8 @@ def find_runs(data: str | Path, split: str = "train") -> list[str]:
     folder = _experiments(data, split)
     runs = sorted(path.name for path in folder.glob("[!.]*") if path.is_dir())
     if not runs:
-        raise FileNotFoundError(f"no runs in {folder}; expected folders <run>/VoxelSpacing*/<type>.zarr")
+        fault = explain_folder(Path(data))
+        raise FileNotFoundError(fault or f"no runs in {folder}; expected folders <run>/VoxelSpacing*/<type>.zarr")
     return runs
 
 

@@ -25,7 +25,7 @@ def turn_network(network: nn.Module, turns: int = 0, mirror_x: bool = False, mir
     return turned
 
 
-def check_views(views: int) -> None:
-    """Raise ValueError for a number of test-time views outside 1 to 16."""
+def check_views(views: int, name: str = "views") -> None:
+    """Raise ValueError, calling it `name`, for a number of test-time views outside 1 to 16."""
     if not 1 <= views <= len(VIEWS):
-        raise ValueError(f"there are 1 to {len(VIEWS)} views, not {views}")
+        raise ValueError(f"{name} is {views}; give 1 to {len(VIEWS)}")

@@ -20,13 +20,16 @@ _MISTAKES = {
 
 
 def explain_score(submission: pd.DataFrame, truth: pd.DataFrame, score: Score) -> list[str]:
-    """Return remarks on a score, a line each: how many picks are in runs of the truth; for a particle without a hit how
-    far the nearest pick is from a true one; a mistake in the coordinates that would explain it; and which scored
-    particles the truth lacks, with the score over the others.
+    """Return remarks on a score, a line each: how many picks are in runs of the truth, and where the others are; for a
+    particle without a hit how far the nearest pick is from a true one; a mistake in the coordinates that would explain
+    it; and which scored particles the truth lacks, with the score over the others.
 
     Takes the tables that gave `score_submission` its `score`."""
-    known = submission[submission["experiment"].isin(truth["experiment"])]
+    is_known = submission["experiment"].isin(truth["experiment"])
+    known = submission[is_known]
     remarks = [f"{len(known)} of {len(submission)} picks are in runs of the truth"]
+    if not is_known.all():
+        remarks[0] += f"; the others are in {_list_runs(submission[~is_known])}"
     if not len(submission):
         remarks = [f"the submission has no picks: all {len(truth)} true particles count as missed"]
     elif not len(known):
@@ -44,10 +47,12 @@ def explain_score(submission: pd.DataFrame, truth: pd.DataFrame, score: Score) -
     scored = score.particles[score.particles["weight"] > 0]
     present = scored.index.isin(truth["particle_type"])
     if len(truth) and not present.all():
-        remark = f"the truth has no {', '.join(scored.index[~present])}: each counts as 0 in the score"
+        lacking = scored.index[~present]
+        each = "it" if len(lacking) == 1 else "each"
+        remark = f"the truth has no {', '.join(lacking)}: {each} counts as 0 in the score"
         rest = scored[present]
         if len(rest):
-            remark += f"; the mean over the others is {np.average(rest['f_beta'], weights=rest['weight']):.4f}"
+            remark += f"; the weighted mean over the others is {np.average(rest['f_beta'], weights=rest['weight']):.4f}"
         remarks.append(remark)
     return remarks
 

@@ -145,4 +145,5 @@ def summarise(outcomes: Sequence[Outcome]) -> pd.DataFrame:
 def count_states(outcomes: Sequence[Outcome]) -> str:
     """Return, in one line, how many runs have each state."""
     states = [outcome.state for outcome in outcomes]
-    return f"{len(states)} runs: " + ", ".join(f"{states.count(state)} {state}" for state in STATES)
+    runs = "1 run" if len(states) == 1 else f"{len(states)} runs"
+    return f"{runs}: " + ", ".join(f"{states.count(state)} {state}" for state in STATES)

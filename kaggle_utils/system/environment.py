@@ -124,16 +124,19 @@ def detect(environ: Mapping[str, str] = os.environ, root: Path = Path("/")) -> E
 
 def _read_hours(environ: Mapping[str, str], default: float | None) -> float | None:
     text = environ.get("CZII_HOURS")
+    if not text:
+        return default
     try:
-        return check_hours(float(text) if text else default)
-    except ValueError as error:
-        raise ValueError(f"CZII_HOURS={text}: {error}") from error
+        hours = float(text)
+    except ValueError:
+        raise ValueError(f"CZII_HOURS is {text}; give a number above 0") from None
+    return check_hours(hours, "CZII_HOURS")
 
 
-def check_hours(hours: float | None) -> float | None:
-    """Return a time limit in hours, or None for no limit; raises ValueError for anything else."""
+def check_hours(hours: float | None, name: str = "hours") -> float | None:
+    """Return a time limit in hours, or None for no limit; raises ValueError, calling it `name`, for anything else."""
     if hours is not None and not 0 < hours < float("inf"):
-        raise ValueError(f"{hours} is not a number of hours above 0")
+        raise ValueError(f"{name} is {hours:g}; give a number above 0")
     return hours
 
 
@@ -232,8 +235,9 @@ def find_data(platform: str, environ: Mapping[str, str] = os.environ, root: Path
         data = Path(environ["CZII_DATA"]).absolute()
         if not has_layout(data):
             raise FileNotFoundError(
-                f"CZII_DATA={data} has neither train/static/ExperimentRuns nor test/static/ExperimentRuns; "
-                "give the folder that holds train/ and test/"
+                explain_folder(data)
+                or f"{data} has neither train/static/ExperimentRuns nor test/static/ExperimentRuns; "
+                "give the folder that holds train/ and test/ (as --data or CZII_DATA)"
             )
         return data
     return next((place for place in _places(platform, root) if has_layout(place)), None)
@@ -242,6 +246,16 @@ def find_data(platform: str, environ: Mapping[str, str] = os.environ, root: Path
 def has_layout(data: Path) -> bool:
     """Whether `data` holds runs in the competition's layout."""
     return any((data / split / "static" / "ExperimentRuns").is_dir() for split in ("train", "test"))
+
+
+def explain_folder(data: Path) -> str:
+    """Return what is wrong with a data folder that does not exist or lies inside one; empty for any other."""
+    if not data.is_dir():
+        return f"{data} is not a folder" if data.exists() else f"the folder {data} does not exist"
+    above = next((folder for folder in data.absolute().parents if has_layout(folder)), None)
+    if above is None or has_layout(data):
+        return ""
+    return f"{data} is inside a data folder; give {above}, which holds train/ and test/"
 
 
 def _places(platform: str, root: Path) -> Iterator[Path]:

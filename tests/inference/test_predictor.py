@@ -289,7 +289,7 @@ def test_a_predictor_goes_from_volume_to_volume(model, few_planes):
 
 @pytest.mark.parametrize("views", [0, 17, -1])
 def test_a_number_of_views_that_there_is_not_is_refused(views):
-    with pytest.raises(ValueError, match=f"there are 1 to 16 views, not {views}"):
+    with pytest.raises(ValueError, match=f"views is {views}; give 1 to 16"):
         Predictor(UNET, views=views)
 
 

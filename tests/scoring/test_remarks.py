@@ -31,7 +31,7 @@ def test_picks_of_foreign_runs_are_counted_and_named():
     truth = make_truth()
     foreign = truth.assign(experiment=truth["experiment"] + "_b")
     mixed = pd.concat([truth[:100], foreign])
-    assert explain(mixed, truth)[0] == "100 of 244 picks are in runs of the truth"
+    assert explain(mixed, truth)[0] == ("100 of 244 picks are in runs of the truth; the others are in TS_1_b, TS_2_b")
     remarks = explain(foreign, truth)
     assert remarks == [
         "none of the 144 picks is in a run of the truth: the picks are in TS_1_b, TS_2_b, the truth has TS_1, TS_2",
@@ -89,8 +89,10 @@ def test_what_the_truth_lacks_is_told_with_the_score_over_the_rest():
     assert score.score == pytest.approx(1 / 7)
     assert explain_score(truth, truth, score)[1:] == [
         "the truth has no apo-ferritin, beta-galactosidase, thyroglobulin, virus-like-particle: each counts as 0 "
-        "in the score; the mean over the others is 1.0000"
+        "in the score; the weighted mean over the others is 1.0000"
     ]
     assert explain(*[make_truth(["beta-amylase"])] * 2)[-1].endswith("each counts as 0 in the score")
+    one = make_truth(TYPES[1:])
+    assert "the truth has no apo-ferritin: it counts as 0 in the score; the weighted" in explain(one, one)[-1]
     without_amylase = make_truth([name for name in TYPES if name != "beta-amylase"])
     assert len(explain(without_amylase, without_amylase)) == 1  # it is never scored

@@ -326,7 +326,7 @@ def test_a_run_that_was_cut_is_told_and_computed_again_when_there_is_time(call, 
 
 @pytest.mark.parametrize("hours", [0, -1, float("nan"), float("inf")])
 def test_hours_that_are_none_are_refused_before_anything_is_written(hours, call):
-    with pytest.raises(ValueError, match="not a number of hours above 0"):
+    with pytest.raises(ValueError, match=f"hours is {hours:g}; give a number above 0"):
         call(hours=hours)
     assert not call.out.exists()
 

@@ -155,11 +155,23 @@ def test_relative_folders_stay_where_they_were_when_notebooks_change_directory(t
 
 
 @pytest.mark.parametrize("platform", [{}, KAGGLE, COLAB])
-@pytest.mark.parametrize("name", ["nowhere", "kaggle/input/czii/train"])
+@pytest.mark.parametrize("name", ["nowhere", "empty", "kaggle/input/czii/train"])
 def test_a_wrong_data_folder_is_an_error_not_a_phantom(tmp_path, platform, name):
     make_data(tmp_path / "kaggle/input/czii")
-    with pytest.raises(FileNotFoundError, match=f"CZII_DATA={tmp_path / name} has neither"):
+    (tmp_path / "empty").mkdir()
+    fault = {
+        "nowhere": f"the folder {tmp_path / name} does not exist",
+        "empty": f"{tmp_path / name} has neither train/static/ExperimentRuns nor .* \\(as --data or CZII_DATA\\)",
+        "kaggle/input/czii/train": f"{tmp_path / name} is inside a data folder; give {tmp_path}/kaggle/input/czii",
+    }[name]
+    with pytest.raises(FileNotFoundError, match=fault):
         detect(platform | {"CZII_DATA": str(tmp_path / name)}, tmp_path)
+
+
+@pytest.mark.parametrize("hours", ["abc", "-1", "0", "nan", "inf"])
+def test_hours_that_are_none_name_the_variable(tmp_path, hours):
+    with pytest.raises(ValueError, match=f"^CZII_HOURS is {hours}; give a number above 0$"):
+        detect({"CZII_HOURS": hours}, tmp_path)
 
 
 def test_empty_variables_are_no_choice(tmp_path):
