@@ -58,6 +58,8 @@ class Crops:
             for label in np.unique(np.concatenate(labels))
         ]
         self._noise = torch.Generator(self.device)
+        if self.device.type == "cuda":  # one stream for all epochs: memory that was freed in a stream serves it alone
+            self._drawing = torch.cuda.Stream(self.device)
 
     def __len__(self) -> int:
         return self.recipe.crops
@@ -82,22 +84,22 @@ class Crops:
             for start in range(0, len(seeds), batch_size):
                 yield self.draw(seeds[start : start + batch_size])
             return
-        learning, drawing = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)
-        many = max(1, _AT_ONCE // batch_size) * batch_size
-        waiting = self._draw_aside(seeds[:many], drawing)
+        learning, many = torch.cuda.current_stream(self.device), max(1, _AT_ONCE // batch_size) * batch_size
+        waiting = self._draw_aside(seeds[:many])
         for start in range(many, len(seeds) + many, many):
             (volumes, labels), drawn = waiting
             if start < len(seeds):
-                waiting = self._draw_aside(seeds[start : start + many], drawing)
+                waiting = self._draw_aside(seeds[start : start + many])
             learning.wait_event(drawn)
-            for tensor in (volumes, labels):  # or their memory could be used again while the network still reads it
-                tensor.record_stream(learning)
-            yield from zip(volumes.split(batch_size), labels.split(batch_size), strict=True)
+            try:
+                yield from zip(volumes.split(batch_size), labels.split(batch_size), strict=True)
+            finally:  # crops may be drawn into their memory only when the network has read them
+                self._drawing.wait_stream(learning)
 
-    def _draw_aside(self, seeds: Sequence[int], stream: torch.cuda.Stream) -> tuple:
-        """Start drawing in a stream. Return the crops and labels, and an event that tells when they are ready."""
-        with torch.cuda.stream(stream):
-            return self.draw(seeds), stream.record_event()
+    def _draw_aside(self, seeds: Sequence[int]) -> tuple:
+        """Start drawing in the own stream. Return the crops and labels, and an event that tells when they are ready."""
+        with torch.cuda.stream(self._drawing):
+            return self.draw(seeds), self._drawing.record_event()
 
     def _draw_place(self, seed: int) -> _Place:
         """Draw a run, a centre in it, a map, and the disturbances. For an even edge the centre lies between voxels, so

@@ -1,6 +1,8 @@
 """Crops: volume and labels go through one map, the wedge's axis stays, rare particles are lifted, seeds decide all."""
 
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -192,6 +194,37 @@ def test_what_a_batch_is_drawn_with_decides_nothing():
         assert torch.equal(all_at_once, torch.cat(parts))
     for seed in range(7):
         assert torch.equal(together[0][seed, 0], draw(crops, seed)[0])
+
+
+def test_crops_drawn_aside_wait_for_the_network_and_the_network_for_them(monkeypatch):
+    """With stand-ins for CUDA's streams: the next crops are begun first, then the network waits for its own, and these
+    are drawn over only when it has read them."""
+    order = []
+
+    class Stream:
+        def __init__(self, *_):
+            self.record_event = lambda: order.append("drawn")
+            self.wait_event = lambda event: order.append("network waits")
+            self.wait_stream = lambda other: order.append("drawing waits")
+
+    for name, value in {"Stream": Stream, "current_stream": Stream, "stream": lambda stream: nullcontext()}.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    crops = Crops([make_run()], NAMES, RECIPE)
+    cpu, crops._drawing = crops.device, Stream()
+    draw_on_cpu = crops.draw
+
+    def draw(seeds):
+        crops.device = cpu
+        drawn = draw_on_cpu(seeds)
+        crops.device = SimpleNamespace(type="cuda")
+        return drawn
+
+    crops.draw, crops.device = draw, SimpleNamespace(type="cuda")
+    volumes = torch.cat([volumes.clone() for volumes, _ in crops.batches(range(70), 4)])
+    crops.device = cpu
+    assert torch.equal(volumes, draw_on_cpu(range(70))[0])
+    turn = ["network waits", "drawing waits"]
+    assert order == ["drawn", "drawn", *turn, "drawn", *turn, *turn]
 
 
 def test_drawing_never_asks_the_device_for_a_number():
