@@ -4,7 +4,8 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,7 +28,10 @@ from kaggle_utils.training.learner import forward
 from kaggle_utils.training.losses import LOSSES
 
 _SAVE_EVERY = 120.0  # seconds between checkpoints, which a kill may cost
-_READ_EVERY = 20  # steps between two looks at the losses, on a GPU
+# Reading a loss waits for its step, and a GPU should have other steps queued meanwhile. So the losses of several steps
+# are read together, when as many later steps are queued. More steps would need memory for more batches.
+_READ_EVERY = {"cpu": 1, "cuda": 10}
+_QUEUED = {"cpu": 0, "cuda": 1}  # such groups of later steps
 _MOST_FAILED = 10  # steps in a row whose loss is not finite
 _BAD_BATCH = "bad_batch.safetensors"
 _MIXING = 0.4  # the beta distribution's parameter in mixup (Zhang et al. 2018)
@@ -97,9 +101,8 @@ class _Training:
         self._threshold = threshold
         self._steps = -(-len(self._train) // settings.batch_size)  # in an epoch
         self._state = State(network, settings, device, self._steps)
-        self._unread: list[torch.Tensor] = []  # losses that are still on the device
-        # Reading a loss waits for its step.
-        self._read_every = _READ_EVERY if torch.device(device).type == "cuda" else 1
+        self._unsent: list[torch.Tensor] = []  # losses on the device
+        self._sent: deque[Callable[[], list[float]]] = deque()  # groups of losses on their way to the host
         self._told = False
 
     def run(self, position: int) -> pd.DataFrame:
@@ -117,7 +120,7 @@ class _Training:
 
     def _take_steps(self, started: float) -> None:
         """Take the remaining steps of the current epoch, and save the state from time to time."""
-        state, saved = self._state, time.monotonic()
+        state, saved, kind = self._state, time.monotonic(), torch.device(self._device).type
         state.learner.network.train()
         resumed_at = state.generator.get_state()
         batches = self._draw_batches(state.generator, len(state.losses))
@@ -125,22 +128,29 @@ class _Training:
             state.generator.set_state(resumed_at)
         for volumes, masks in batches:
             share = _draw_share(self._settings.mixup, state.generator)
-            self._unread.append(state.learner.step(volumes, masks, share))
-            if len(self._unread) < self._read_every:
+            self._unsent.append(state.learner.step(volumes, masks, share))
+            if len(self._unsent) < _READ_EVERY[kind]:
                 continue
-            self._read_losses()
-            if time.monotonic() - saved >= _SAVE_EVERY:
+            due = time.monotonic() - saved >= _SAVE_EVERY
+            self._read_losses(0 if due else _QUEUED[kind])
+            if due:
                 state.seconds = time.perf_counter() - started
                 state.save(self._folder, self._config)
                 saved = time.monotonic()
-        self._read_losses()
+        self._read_losses(0)
 
-    def _read_losses(self) -> None:
-        """Read the losses of the latest steps, once these are done; raises FloatingPointError when too many in a row
-        are not finite."""
+    def _read_losses(self, queued: int) -> None:
+        """Send the losses of the latest steps to the host, and read all that were sent but for the last `queued`
+        groups."""
+        if self._unsent:
+            self._sent.append(_send(self._unsent))
+            self._unsent = []
+        while len(self._sent) > queued:
+            self._take_losses(self._sent.popleft()())
+
+    def _take_losses(self, values: list[float]) -> None:
+        """Take up the losses of the next steps; raises FloatingPointError when too many in a row are not finite."""
         state, epoch = self._state, len(self._state.history) + 1
-        values = torch.stack(self._unread).tolist() if self._unread else []
-        self._unread.clear()
         for value in values:
             state.losses.append(value)
             state.failed = 0 if math.isfinite(value) else state.failed + 1
@@ -203,6 +213,19 @@ class _Training:
                 stacklevel=2,
             )
         self._told = True
+
+
+def _send(losses: list[torch.Tensor]) -> Callable[[], list[float]]:
+    """Return a function that waits for the losses, and for no later step, and returns them."""
+    copy = torch.stack(losses).to("cpu", non_blocking=True)  # from a GPU to pinned memory
+    copied = torch.cuda.current_stream().record_event() if losses[0].is_cuda else None
+
+    def read() -> list[float]:
+        if copied:
+            copied.synchronize()
+        return copy.tolist()
+
+    return read
 
 
 def _write_results(folder: Path, state: State) -> None:

@@ -35,7 +35,7 @@ from kaggle_utils.recipes import get_recipe
 from kaggle_utils.training import checkpoints, fitting
 from kaggle_utils.training.checkpoints import State
 from kaggle_utils.training.fitting import fit, read_history
-from kaggle_utils.training.learner import prefix
+from kaggle_utils.training.learner import Learner, prefix
 from kaggle_utils.training.train import train_fold, train_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -659,17 +659,12 @@ def make_fit(folder: Path, epochs: int = 1):
     return datasets, partial(fit, build_model("unet", 2), datasets, settings, folder, {"seed": 0})
 
 
-@pytest.mark.parametrize("read_every", [1, 3])
-def test_a_loss_that_is_no_number_keeps_its_batch(read_every, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("read_every", "queued"), [(1, 0), (3, 0), (1, 1), (2, 1), (1, 2)])
+def test_a_loss_that_is_no_number_keeps_its_batch(read_every, queued, tmp_path, monkeypatch):
     """Also when it is read later, as on a GPU: the batch is drawn once more."""
-    monkeypatch.setattr(fitting, "_SAVE_EVERY", 0.0)
-    original = fitting._Training.__init__
-
-    def start(training, *arguments):
-        original(training, *arguments)
-        training._read_every = read_every
-
-    monkeypatch.setattr(fitting._Training, "__init__", start)
+    monkeypatch.setattr(fitting, "_SAVE_EVERY", 0.0 if queued == 0 else NEVER)
+    monkeypatch.setitem(fitting._READ_EVERY, "cpu", read_every)
+    monkeypatch.setitem(fitting._QUEUED, "cpu", queued)
     folder = tmp_path / "3d_unet_model_ribosome"
     datasets, training = make_fit(folder)
     with pytest.warns(UserWarning) as told:
@@ -690,6 +685,72 @@ def test_a_loss_that_is_no_number_keeps_its_batch(read_every, tmp_path, monkeypa
     tensors, _ = load_tensors(folder / "last.safetensors")
     assert all(tensor.isfinite().all() for tensor in tensors.values())
     assert np.isfinite(history).all(axis=None)
+
+
+@pytest.mark.parametrize(("read_every", "queued"), [(1, 0), (1, 1), (2, 1), (1, 2)])
+def test_losses_that_are_read_later_end_in_the_same_files(read_every, queued, whole, tmp_path, monkeypatch):
+    """As on a GPU: read when later steps are queued, but all of them before each checkpoint and at the end of an epoch.
+    Half way through, the training is cut off and goes on."""
+    taken, behind, step, take = [], [], Learner.step, fitting._Training._take_losses
+    monkeypatch.setitem(fitting._READ_EVERY, "cpu", read_every)
+    monkeypatch.setitem(fitting._QUEUED, "cpu", queued)
+    monkeypatch.setattr(Learner, "step", lambda *arguments: taken.append(1) or step(*arguments))
+
+    def look(training, values):
+        behind.append(len(taken) - training._state.done - len(values))
+        take(training, values)
+
+    monkeypatch.setattr(fitting._Training, "_take_losses", look)
+    fit_tiny(tmp_path / "undisturbed", NEVER)
+    require_same(tmp_path / "undisturbed", whole)
+    assert max(behind) == read_every * queued and behind.count(0) >= TINY.epochs
+    save = State.save
+
+    def save_and_stop(state, *arguments):
+        assert state.done == len(taken)
+        save(state, *arguments)
+        if state.done >= 3 * STEPS + read_every and state.losses:
+            raise Cut
+
+    taken.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(State, "save", save_and_stop)
+        with pytest.raises(Cut):
+            fit_tiny(tmp_path / "cut", 0.0)
+    fit_tiny(tmp_path / "cut", NEVER)
+    require_same(tmp_path / "cut", whole)
+
+
+@pytest.mark.parametrize("queued", [0, 1])
+def test_ten_bad_losses_end_a_training_when_they_are_read_later_too(queued, tmp_path, monkeypatch):
+    """Two reports later at most; the batch that is kept is still the first one's."""
+    monkeypatch.setitem(fitting._READ_EVERY, "cpu", 4)
+    monkeypatch.setitem(fitting._QUEUED, "cpu", queued)
+    calls = []
+
+    def diverging(logits, masks):
+        calls.append(1)
+        return logits.mean() * (float("nan") if len(calls) > 3 else 1)
+
+    monkeypatch.setitem(fitting.LOSSES, "dice", diverging)
+    masks = torch.zeros(60, 1, 8, 8, 8, dtype=torch.uint8)
+    volumes = torch.arange(60.0).view(60, 1, 1, 1, 1).expand(-1, 1, 8, 8, 8)
+    data = {"train": TensorDataset(volumes, masks), "validation": TensorDataset(volumes[:2], masks[:2])}
+    batches, step = [], Learner.step
+
+    def keep(learner, volumes, *others):
+        batches.append(volumes.clone())
+        return step(learner, volumes, *others)
+
+    monkeypatch.setattr(Learner, "step", keep)
+    with (
+        pytest.warns(UserWarning, match="epoch 1, step 4"),
+        pytest.raises(FloatingPointError, match="in 10 steps in a row .last: nan in step 13 of epoch 1"),
+    ):
+        fit(build_tiny(), data, replace(TINY, mixup=0.0), tmp_path, CONFIG)
+    assert len(calls) == 16 + 4 * queued
+    kept, place = load_tensors(tmp_path / "bad_batch.safetensors")
+    assert place["step"] == 4 and torch.equal(kept["volumes"], batches[3])
 
 
 def test_a_batch_that_cannot_be_kept_does_not_hide_the_loss(tmp_path):
