@@ -13,6 +13,7 @@ ipykernel and their needs; monai for the last check.
 """
 
 import argparse
+import hashlib
 import json
 import math
 import multiprocessing
@@ -46,6 +47,7 @@ from kaggle_utils.inference.merging import find_particles, make_committee
 from kaggle_utils.inference.predictor import Predictor
 from kaggle_utils.models import vnet
 from kaggle_utils.models.folder import TrainedModel, build_model, load_model
+from kaggle_utils.models.weights import load_tensors
 from kaggle_utils.particles import PARTICLE_NAMES
 from kaggle_utils.preprocessing.crops import Crops
 from kaggle_utils.preprocessing.labels import locate_spheres, paint_spheres
@@ -132,19 +134,20 @@ def wait(machine: Machine) -> None:
 
 
 def measure(machine: Machine, function: Callable[[], object], repeats: int = 1, warm_up: int = 1) -> dict:
-    """Return the seconds of a call, and the most memory that the device gave to it, in GB."""
+    """Return the seconds of a call, and the memory that torch has taken of the device for it and the calls before, in
+    GB: what a CUDA graph uses is not counted as allocated."""
+    if machine.device != "cpu":
+        torch.cuda.empty_cache()
     for _ in range(warm_up):
         function()
     wait(machine)
-    if machine.device != "cpu":
-        torch.cuda.reset_peak_memory_stats(machine.device)
     start = time.perf_counter()
     for _ in range(repeats):
         function()
     wait(machine)
     seconds = (time.perf_counter() - start) / repeats
-    peak = torch.cuda.max_memory_allocated(machine.device) / 2**30 if machine.device != "cpu" else math.nan
-    return {"seconds": seconds, "GB": peak}
+    taken = torch.cuda.memory_reserved(machine.device) / 2**30 if machine.device != "cpu" else math.nan
+    return {"seconds": seconds, "GB": taken}
 
 
 def profile(machine: Machine, function: Callable[[], object]) -> tuple[dict, pd.DataFrame]:
@@ -436,21 +439,23 @@ def check_resume(machine: Machine) -> list[dict]:
     folders = {name: machine.work / name for name in ("first", "second", "killed")}
     killed = multiprocessing.get_context("spawn").Process(target=train_slowly, args=(machine, runs, folders["killed"]))
     killed.start()
-    while killed.is_alive() and not list(folders["killed"].glob("*/last.safetensors")):
+    while killed.is_alive() and not (found := list(folders["killed"].glob("*/last.safetensors"))):
         time.sleep(0.05)
     killed.kill()
     killed.join()
+    _, about = load_tensors(found[0])
+    steps = {"killed": f"{len(about['losses'])} of epoch {len(about['history']) + 1}"}
     weights = {}
     for name, folder in folders.items():
         model = load_model(train_fold(runs, "unet", 0, machine.recipe, folder, machine.device))
         weights[name] = torch.cat([tensor.flatten().float() for tensor in model.network.state_dict().values()])
-    largest = float(weights["first"].abs().max())
     return [
         {
             "beside an undisturbed training": name,
+            "resumed after step": steps.get(name, ""),
             "largest difference": float((weights[name] - weights["first"]).abs().max()),
+            "largest weight": float(weights["first"].abs().max()),
         }
-        | {"largest weight": largest}
         for name in ("second", "killed")
     ]
 
@@ -539,18 +544,27 @@ def main(arguments: list[str] | None = None) -> int:
             limit = min(CHECKS[check][1], end - time.monotonic())
             start = time.monotonic()
             outcome = runner.run(check, limit) if limit > 5 else {"error": "no time was left"}
-            result["checks"][check] = {"seconds": round(time.monotonic() - start, 1), **outcome}
+            at = {"at": time.strftime("%Y-%m-%d %H:%M"), "code": sign_code()}
+            result["checks"][check] = {"seconds": round(time.monotonic() - start, 1), **at, **outcome}
             show(check, result["checks"][check])
             write_text(out, json.dumps(result, indent=1))
         runner.close()
     print(f"\n{out}")
-    return sum("error" in outcome for outcome in result["checks"].values())
+    return sum("error" in result["checks"][check] for check in options.only)
 
 
 def list_versions() -> dict[str, str]:
     """Return the versions of what the numbers depend on."""
     names = ("torch", "numpy", "scipy", "pandas", "zarr", "connected-components-3d")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def sign_code() -> str:
+    """Return a short text that differs for versions of the package that may give other numbers."""
+    digest = hashlib.sha256()
+    for path in sorted((ROOT / "kaggle_utils").rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def show(check: str, outcome: dict) -> None:

@@ -19,6 +19,7 @@ from kaggle_utils.particles import PARTICLE_NAMES
 from kaggle_utils.preprocessing.crops import Crops
 from kaggle_utils.preprocessing.subvolumes import Run
 from kaggle_utils.recipes import Augmentation, get_recipe
+from kaggle_utils.training import learner as learner_module
 from kaggle_utils.training.learner import Learner
 
 pytestmark = pytest.mark.gpu
@@ -42,22 +43,55 @@ def make_learner(architecture: str, mixup: float = 0.0) -> Learner:
     return Learner(network.to(memory_format=torch.channels_last_3d), settings, "cuda", steps=100)
 
 
+@pytest.mark.parametrize("precision", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("architecture", ["unet", "vnet"])
-def test_a_recorded_step_is_the_step(architecture, crops):
-    """The same losses from the same crops, with and without a CUDA graph, and no warning that there is none."""
-    batches, losses = list(crops("cuda").batches(range(48), 4)), []
+def test_a_recorded_step_is_the_step(architecture, precision, crops, monkeypatch):
+    """After the same crops, with and without a CUDA graph, all that a step changes is the same: weights, their average,
+    the optimiser's moments, counters. And no warning says that there is no graph."""
+    monkeypatch.setattr(learner_module, "choose_precision", lambda device: precision)
+    batches, ends = list(crops("cuda").batches(range(48), 4)), []
     for recorded in (True, False):
         learner = make_learner(architecture)
         if not recorded:
             learner._graphs = None
         with warnings.catch_warnings(), torch.cuda.stream(torch.cuda.Stream()):
             warnings.simplefilter("error")
-            losses.append(
-                torch.stack([learner.step(*batch, share) for batch in batches for share in (None, 0.3)]).cpu()
-            )
+            losses = torch.stack([learner.step(*batch, share) for batch in batches for share in (None, 0.3)]).tolist()
         assert (learner._graphs is not None and len(learner._graphs) == 2) == recorded
-    torch.testing.assert_close(*losses, rtol=0.02, atol=0)
-    assert losses[0][-4:].mean() < losses[0][:4].mean()
+        assert np.mean(losses[-4:]) < np.mean(losses[:4])
+        ends.append({name: tensor.cpu() for name, tensor in learner.gather().items()})
+    for name, tensor in ends[0].items():
+        if name.endswith((".step", ".num_batches_tracked")):
+            assert torch.equal(tensor, ends[1][name]), name
+        elif name.startswith(("network.", "average.")):
+            torch.testing.assert_close(tensor, ends[1][name], rtol=0.02, atol=0.02)
+    assert not torch.equal(ends[0]["network.final.weight"], ends[0]["average.final.weight"])
+
+
+def test_a_recorded_step_follows_the_learning_rate(crops):
+    """A rate that was written into the graph would move the weights on."""
+    learner, batch = make_learner("unet"), crops("cuda").draw(range(4))
+    with torch.cuda.stream(torch.cuda.Stream()):
+        for _ in range(6):
+            learner.step(*batch)
+        learner._optimiser.param_groups[0]["lr"].fill_(0)
+        before = [weights.clone() for weights in learner.network.parameters()]
+        learner.step(*batch)
+    assert learner._graphs and all(map(torch.equal, before, learner.network.parameters()))
+
+
+def test_where_nothing_can_be_recorded_steps_go_on_and_take_no_more_memory(crops, monkeypatch):
+    learner, drawn = make_learner("unet"), crops("cuda")
+    compute = learner._compute
+    monkeypatch.setattr(learner, "_compute", lambda *batch: (compute(*batch), batch[0].sum().item())[0])  # it waits
+    taken = []
+    with torch.cuda.stream(torch.cuda.Stream()), pytest.warns(UserWarning, match="CUDA graph|record a graph"):
+        for _ in range(3):
+            for batch in drawn.batches(range(400), 4):
+                assert learner.step(*batch).isfinite()
+            torch.cuda.synchronize()
+            taken.append(torch.cuda.memory_reserved())
+    assert taken[1] == taken[2]
 
 
 def test_a_recorded_step_that_is_not_finite_changes_nothing(crops):
@@ -141,3 +175,20 @@ def test_the_gpu_finds_the_candidates_that_the_cpu_finds():
     assert len(theirs) > 20 and list(ours["particle_type"]) == list(theirs["particle_type"])
     np.testing.assert_allclose(ours[["x", "y", "z"]], theirs[["x", "y", "z"]], atol=0.05)
     np.testing.assert_allclose(ours["confidence"], theirs["confidence"], atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["unet", "vnet"])
+@torch.inference_mode()
+def test_cudnn_keeps_channels_last_through_every_layer(architecture):
+    """One layout that is lost costs a factor of four."""
+    network = enliven(build_model(architecture, 8, len(PARTICLE_NAMES), stem=True)).cuda().half()
+    network, lost = network.to(memory_format=torch.channels_last_3d), []
+
+    def look(layer, inputs, output):
+        if output.shape[1] > 1 and not output.is_contiguous(memory_format=torch.channels_last_3d):
+            lost.append(layer)
+
+    for layer in network.modules():
+        layer.register_forward_hook(look)
+    network(torch.randn(2, 1, 32, 48, 64).cuda().half().to(memory_format=torch.channels_last_3d))
+    assert not lost
