@@ -125,20 +125,14 @@ def test_no_step_waits_for_the_gpu(crops):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_the_group_norm_is_torchs(dtype):
     torch.manual_seed(0)
-    x = (torch.randn(2, 8, 6, 10, 12) * 2 + 1).cuda().to(dtype, memory_format=torch.channels_last_3d).requires_grad_()
-    norm, slope = GroupNorm(4, 8).cuda(), torch.randn(2, 8, 6, 10, 12).cuda().to(dtype)
+    x = (torch.randn(2, 8, 6, 10, 12) * 2 + 1).cuda().to(dtype, memory_format=torch.channels_last_3d)
+    norm = GroupNorm(4, 8).cuda()
     nn.init.normal_(norm.weight)
-    ours = norm(x)
-    assert ours.is_contiguous(memory_format=torch.channels_last_3d)
-    exact, weights = x.detach().double().requires_grad_(), copy.deepcopy(norm).double()
-    theirs = nn.functional.group_norm(exact, 4, weights.weight, weights.bias)
-    bound = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}[dtype]
+    with torch.inference_mode():
+        ours, theirs = norm(x), nn.GroupNorm.forward(copy.deepcopy(norm).double(), x.double())
+    assert ours.dtype == dtype and ours.is_contiguous(memory_format=torch.channels_last_3d)
+    bound = 4 * torch.finfo(dtype).eps
     torch.testing.assert_close(ours.double(), theirs, rtol=bound, atol=bound)
-    found = torch.autograd.grad(ours, [x, *norm.parameters()], slope)
-    for gradient, wanted in zip(
-        found, torch.autograd.grad(theirs, [exact, *weights.parameters()], slope.double()), strict=True
-    ):
-        torch.testing.assert_close(gradient.double(), wanted, rtol=bound, atol=bound)
 
 
 def test_crops_are_those_of_the_cpu(crops):

@@ -1,7 +1,6 @@
 """The report's V-Net (section 5.1), layer by layer under the report's names."""
 
 import math
-from typing import Any
 
 import torch
 from torch import nn
@@ -10,44 +9,31 @@ _GROUPS = 4  # of channels in each group norm; the report does not give their nu
 
 
 class GroupNorm(nn.GroupNorm):
-    """Torch's group norm; on CUDA our own. Torch's copies its input to single precision and channels first; ours keeps
-    half precision and channels last."""
+    """Torch's group norm; on CUDA, where no gradient is wanted, our own.
+
+    Torch's copies its input to single precision and channels first. On an H200, a view of a tomogram takes 0.41 s with
+    it and 0.17 s with ours. A training step takes as long with either, so gradients are left to torch."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.is_cuda:
-            return NormaliseGroups.apply(x, self.weight, self.bias, self.num_groups, self.eps)
+        if x.is_cuda and not torch.is_grad_enabled():
+            return normalise_groups(x, self.weight, self.bias, self.num_groups, self.eps)
         return super().forward(x)
 
 
-class NormaliseGroups(torch.autograd.Function):
-    """A group norm of (n, channels, z, y, x): sums for each channel in single precision, then a scale and a shift of
-    each voxel, in the input's precision and memory format."""
+def normalise_groups(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, groups: int, eps: float
+) -> torch.Tensor:
+    """Return the group norm of (n, channels, z, y, x), in the input's precision and memory format.
 
-    @staticmethod
-    def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, groups: int, eps: float
-    ) -> torch.Tensor:
-        mean = _average_groups(x.sum((2, 3, 4), dtype=torch.float32), x, groups)
-        squares = torch.linalg.vector_norm(x, 2, (2, 3, 4), dtype=torch.float32).square()
-        variance = (_average_groups(squares, x, groups) - mean.square()).clamp(min=0)
-        inverse = (variance + eps).rsqrt()
-        ctx.save_for_backward(x, weight, mean, inverse)
-        ctx.groups = groups
-        scale = inverse * weight.float()
-        return torch.addcmul(_spread(bias.float() - mean * scale, x), x, _spread(scale, x))
-
-    @staticmethod
-    def backward(ctx: Any, slope: torch.Tensor) -> tuple:
-        x, weight, mean, inverse = ctx.saved_tensors
-        sums = slope.sum((2, 3, 4), dtype=torch.float32)
-        products = inverse * ((slope * x).sum((2, 3, 4), dtype=torch.float32) - mean * sums)
-
-        # Subtract the part along the mean and the part along the normalised input, because neither changes the output.
-        along = -inverse.square() * _average_groups(weight.float() * products, x, ctx.groups)
-        rest = -inverse * _average_groups(weight.float() * sums, x, ctx.groups) - along * mean
-        gradient = torch.addcmul(_spread(rest, x), x, _spread(along, x))
-        gradient = torch.addcmul(gradient, slope, _spread(inverse * weight.float(), x))
-        return gradient, products.sum(0).to(weight), sums.sum(0).to(weight), None, None
+    Statistics are in single precision. The mean is subtracted first: as a part of the shift it would be rounded there,
+    which moves a whole channel when the mean is large."""
+    mean = _average_groups(x.sum((2, 3, 4), dtype=torch.float32), x, groups)
+    centred = x - _spread(mean, x)
+    rest = mean - mean.to(x.dtype)  # what rounding has left of the mean
+    squares = torch.linalg.vector_norm(centred, 2, (2, 3, 4), dtype=torch.float32).square()
+    variance = (_average_groups(squares, x, groups) - rest.square()).clamp(min=0)
+    scale = (variance + eps).rsqrt() * weight.float()
+    return torch.addcmul(_spread(bias.float() - rest * scale, x), centred, _spread(scale, x), out=centred)
 
 
 def _average_groups(sums: torch.Tensor, x: torch.Tensor, groups: int) -> torch.Tensor:

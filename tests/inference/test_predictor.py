@@ -484,7 +484,7 @@ def test_channels_stay_last_through_every_layer(architecture, stem, few_planes, 
     for kind in nn.Conv3d, nn.ConvTranspose3d:
         monkeypatch.setattr(kind, "forward", lambda self, x, forward=kind.forward: keep(forward(self, x)))
     monkeypatch.setattr(streaming, "_convolve", lambda *of, convolve=streaming._convolve: keep(convolve(*of)))
-    on_gpu = lambda norm, x: vnet.NormaliseGroups.apply(x, norm.weight, norm.bias, norm.num_groups, norm.eps)  # noqa: E731
+    on_gpu = lambda norm, x: vnet.normalise_groups(x, norm.weight, norm.bias, norm.num_groups, norm.eps)  # noqa: E731
     monkeypatch.setattr(vnet.GroupNorm, "forward", on_gpu)
     monkeypatch.setattr(StreamedNetwork, "_take", looking_take)
     monkeypatch.setattr(nn.Module, "__call__", looking_call)
