@@ -38,7 +38,7 @@ def serve(
     sharers: int,
     threads: int,
 ) -> None:
-    """Predict the runs that come through the connection, (run, level, run to read ahead or None), until it is closed.
+    """Predict the runs that come through the connection, (run, level, run to read ahead or ""), until it is closed.
 
     It says "here", and is sent the pickled ensemble; then "ready", then for each run its "share" now and then and what
     was "found", or in words why it is "unfit"; and at most one "error" in words, with which it ends."""

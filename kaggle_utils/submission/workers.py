@@ -90,7 +90,7 @@ def _run_crew(
 class _Worker:
     """The process of a device, and what is known of it: the `place` of the device among the settings, the `run` that it
     computes, `since` when and at which `level`, the `share` that is done, the seconds before its first progress
-    (`still`), and the run that it reads `ahead`."""
+    (`still`), and the run that it reads `ahead`. Both runs are empty where there is none."""
 
     def __init__(self, place: int, settings: tuple):
         context = multiprocessing.get_context("spawn")
@@ -101,9 +101,9 @@ class _Worker:
             self.process.start()
         theirs.close()  # or this process would not notice when the other ends
         self.ready, self.finished, self.heard = False, 0, time.monotonic()
-        self.run: str | None = None
-        self.ahead: str | None = None
-        self.level: Level | None = None
+        self.run = ""
+        self.ahead = ""
+        self.level: Level
         self.since, self.share, self.still = 0.0, 0.0, 0.0
 
     def receive(self) -> tuple:
@@ -118,7 +118,7 @@ class _Worker:
     def end(self) -> None:
         """End the process: let it finish when it is idle, else kill it."""
         self.connection.close()
-        if self.run is None and self.ready:
+        if not self.run and self.ready:
             self.process.join(timeout=5)
         self.process.kill()
         self.process.join()
@@ -191,7 +191,7 @@ class _Crew:
         silence = min(_SILENCE, max(_LEAST_SILENCE, _SILENT_SHARE * self._planner.left))
         for worker in list(self._workers):
             now = time.monotonic()
-            if worker.run is None and worker.ready:
+            if not worker.run and worker.ready:
                 self._assign(worker, bar)
             elif now - worker.heard > silence:
                 outcomes += self._bury(worker, f"its process said nothing for {silence:.0f} s")
@@ -201,7 +201,7 @@ class _Crew:
                 bar.write(f"run {worker.run} takes too long at {worker.level}: stopped, and started again with less")
                 self._waiting.append(worker.run)  # the others first
                 worker.end()
-                worker.run = None
+                worker.run = ""
                 outcomes += self._bury(worker, "it was too slow")
         shares = sum(worker.share for worker in self._workers if worker.run)
         bar.update(self._finished + shares - bar.n)
@@ -212,16 +212,16 @@ class _Crew:
         return [run for worker in self._workers for run in (worker.run, worker.ahead) if run] + [*self._waiting]
 
     def _count_waiting(self) -> int:
-        return len(self._waiting) + sum(worker.ahead is not None for worker in self._workers)
+        return len(self._waiting) + sum(worker.ahead != "" for worker in self._workers)
 
     def _assign(self, worker: _Worker, bar: tqdm) -> None:
         """Give a worker the run that it has read, else one that waits, else one that another worker has read."""
-        run, worker.ahead = worker.ahead or self._take(worker), None
-        if run is None:
+        run, worker.ahead = worker.ahead or self._take(worker), ""
+        if not run:
             holder = next((other for other in self._workers if other.ahead and self._may(worker, other.ahead)), None)
             if holder is None:
                 return
-            run, holder.ahead = holder.ahead, None
+            run, holder.ahead = holder.ahead, ""
         worker.level = self._planner.choose(self._count_waiting() + 1)
         worker.run, worker.since, worker.share, worker.still = run, time.monotonic(), 0.0, 0.0
         worker.heard = worker.since
@@ -234,10 +234,10 @@ class _Crew:
         with suppress(OSError):  # a dead process is noticed in the next round
             worker.connection.send((run, worker.level, worker.ahead))
 
-    def _take(self, worker: _Worker) -> str | None:
-        """Remove the next run that a worker may compute from those that wait, and return it."""
-        run = next((run for run in self._waiting if self._may(worker, run)), None)
-        if run is not None:
+    def _take(self, worker: _Worker) -> str:
+        """Remove the next run that a worker may compute from those that wait, and return it; "" where there is none."""
+        run = next((run for run in self._waiting if self._may(worker, run)), "")
+        if run:
             self._waiting.remove(run)
         return run
 
@@ -253,7 +253,7 @@ class _Crew:
     def _finish(self, worker: _Worker, picks: pd.DataFrame | None, problems: tuple, told: list[str]) -> Outcome:
         for text in told:
             warnings.warn(f"run {worker.run}: {text}", stacklevel=2)
-        run, level, seconds, worker.run = worker.run, worker.level, time.monotonic() - worker.since, None
+        run, level, seconds, worker.run = worker.run, worker.level, time.monotonic() - worker.since, ""
         self._finished += 1
         if picks is None:
             return Outcome(run, problems=problems, seconds=seconds)
@@ -265,7 +265,7 @@ class _Crew:
 
     def _fail(self, worker: _Worker, why: str, tries: int = _TRIES) -> list[Outcome]:
         """Let the run of a worker be tried again. Return its outcome if this was its last try."""
-        run, worker.run = worker.run, None
+        run, worker.run = worker.run, ""
         tried = self._failures.setdefault(run, [])
         tried.append(worker.place)
         if len(tried) < tries or self._list_untried(tried):

@@ -71,7 +71,8 @@ class Process:
     def __init__(self, machine: Machine, place: int):
         self.machine, self.place, self.words, self.connection = machine, place, [], self
         self.ready, self.finished, self.heard, self.order = False, 0, machine.now, count()
-        self.run = self.ahead = self.level = None
+        self.run = self.ahead = ""
+        self.level = None
         self.since = self.share = self.still = 0.0
         self.say(1, "here")
         machine.living.add(self)
