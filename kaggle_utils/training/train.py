@@ -1,7 +1,8 @@
 """Training by a recipe, from runs to model folders: a model for each particle or for each fold, on all devices."""
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -91,9 +92,9 @@ def train_model(
         "split": recipe.split,
         "ratios": recipe.ratios,
     }
-    if _is_finished(folder, config):
-        return folder
-    with owning(folder):
+    with _claiming(folder, config) as claimed:
+        if not claimed:
+            return folder
         datasets = build_datasets(runs, particle, recipe)
         network = _train_network(datasets, network_recipe, recipe, folder, config, device, position)
         scores = {split: evaluate(network, datasets[split], recipe.threshold, device)[0] for split in SPLITS}
@@ -153,9 +154,9 @@ def train_fold(
         "augmentation": asdict(recipe.augmentation),
         "background_ratio": recipe.background_ratio,
     }
-    if _is_finished(folder, config):
-        return folder
-    with owning(folder):
+    with _claiming(folder, config) as claimed:
+        if not claimed:
+            return folder
         datasets = {"train": Crops(others, names, recipe, device), "validation": _hold_out(held_out, recipe)}
         network = _train_network(datasets, network_recipe, recipe, folder, config, device, position)
         scores = dict(zip(names, evaluate(network, datasets["validation"], device=device), strict=True))
@@ -227,6 +228,17 @@ def _describe(network: ModelRecipe, recipe: Recipe, runs: list[Run]) -> dict:
         "runs": [run.name for run in runs],
         "data_checksum": _checksum(runs),
     }
+
+
+@contextmanager
+def _claiming(folder: Path, config: dict) -> Iterator[bool]:
+    """Lock a model folder, and say whether there is a model to train in it. A finished model is not locked, because it
+    may be where nothing can be written. Raises as `_is_finished` and `owning` do."""
+    if _is_finished(folder, config):
+        yield False
+        return
+    with owning(folder):
+        yield not _is_finished(folder, config)  # the process that had the lock before may have finished it
 
 
 def _is_finished(folder: Path, config: dict) -> bool:

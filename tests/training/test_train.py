@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -334,6 +334,27 @@ def test_a_finished_model_is_left_as_it_is(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "fit", None)
     assert train_model(RUNS, "unet", "apo-ferritin", RECIPE, tmp_path) == folder
     assert contents(folder) == before
+
+
+@pytest.mark.parametrize("recipe", [RECIPE, COMPETITION], ids=["report", "competition"])
+def test_a_model_that_another_process_finishes_just_before_the_lock_is_left_as_it_is(
+    recipe, folder, fold, tmp_path, monkeypatch
+):
+    model = folder if recipe is RECIPE else fold
+    before, aside = contents(model), model.rename(model.with_name("finished elsewhere"))
+
+    @contextmanager
+    def finishing(place: Path):
+        aside.rename(place)
+        yield
+
+    monkeypatch.setattr(train, "owning", finishing)
+    monkeypatch.setattr(train, "fit", None)
+    training = (
+        partial(train_model, RUNS, "unet", "apo-ferritin") if recipe is RECIPE else partial(train_fold, RUNS, "unet", 1)
+    )
+    assert training(recipe, model.parent) == model
+    assert contents(model) == before
 
 
 def other_voxel() -> list[Run]:
