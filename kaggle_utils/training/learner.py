@@ -53,11 +53,6 @@ class Learner:
         """The network that is validated and kept: the moving average if there is one."""
         return self._average or self.network
 
-    @property
-    def rate(self) -> float:
-        """The learning rate of the next step."""
-        return float(self._optimiser.param_groups[0]["lr"])
-
     def step(self, volumes: torch.Tensor, masks: torch.Tensor, share: float | None = None) -> torch.Tensor:
         """Take a step on a batch and return its loss, a tensor on the device that may not be computed yet. When the
         loss is not finite, neither weights nor buffers change.
