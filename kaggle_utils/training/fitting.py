@@ -1,6 +1,7 @@
 """One fit loop for every network: progress, history, checkpoints, resume, mixed precision."""
 
 import math
+import os
 import sys
 import time
 import warnings
@@ -20,7 +21,7 @@ from kaggle_utils.models.folder import save_weights
 from kaggle_utils.models.weights import explain, save_tensors
 from kaggle_utils.preprocessing.crops import Crops
 from kaggle_utils.recipes import ModelRecipe
-from kaggle_utils.scoring.metrics import confusion_matrix, voxel_scores
+from kaggle_utils.scoring.metrics import voxel_scores
 from kaggle_utils.system.files import replacing
 from kaggle_utils.system.machine import keep_freed_memory
 from kaggle_utils.training.checkpoints import State, telling
@@ -77,7 +78,8 @@ def fit(
     FloatingPointError, naming the model, when the losses of ten steps in a row are not finite. Fewer give one warning.
     Such steps do not change the weights, and the first such batch is kept in `bad_batch.safetensors`.
     OSError, naming the file, when a file cannot be written, for example on a full disk."""
-    keep_freed_memory()
+    if torch.device(device).type == "cpu":
+        keep_freed_memory()
     with _own_stream(device):
         network.to(device, memory_format=torch.channels_last_3d)
         return _Training(network, datasets, settings, Path(folder), config, threshold, device).run(position)
@@ -240,31 +242,41 @@ def evaluate(network: nn.Module, dataset: TensorDataset, threshold: float = 0.5,
     """Return a network's voxel scores (report, section 3) for each of its particles on sub-volumes (n, 1, z, y, x),
     and the confusion matrix behind them."""
     counts = [_count(logits, masks, threshold) for logits, masks in _predict(network, dataset, 4, device)]
-    confusions = np.sum(counts, axis=0)
+    confusions = _compare(counts)
     return [{**voxel_scores(confusion), "confusion": confusion.tolist()} for confusion in confusions]
 
 
 def _validate(network: nn.Module, dataset: TensorDataset, settings: ModelRecipe, threshold: float, device: str) -> dict:
     counts, losses, sizes = [], [], []
     for logits, masks in _predict(network, dataset, settings.batch_size, device):
-        losses.append(LOSSES[settings.loss](logits, masks.to(device)).item())
+        losses.append(LOSSES[settings.loss](logits, masks))
         sizes.append(len(masks))
         counts.append(_count(logits, masks, threshold))
-    present = [voxel_scores(confusion)["f1"] for confusion in np.sum(counts, axis=0) if confusion[1].any()]
+    present = [voxel_scores(confusion)["f1"] for confusion in _compare(counts) if confusion[1].any()]
     # The Dice coefficient of two masks is their F1.
     return {
-        "validation_loss": float(np.average(losses, weights=sizes)),
+        "validation_loss": float(np.average(torch.stack(losses).tolist(), weights=sizes)),
         "validation_dice": float(np.mean(present or [0.0])),
     }
 
 
-def _count(logits: torch.Tensor, masks: torch.Tensor, threshold: float) -> np.ndarray:
-    """A confusion matrix for each particle, (particles, 2, 2)."""
+def _count(logits: torch.Tensor, masks: torch.Tensor, threshold: float) -> torch.Tensor:
+    """Count voxels by label (rows) and by what claims them (columns), on the device; 0 is the background."""
     if logits.shape[1] == 1:
-        claimed = (torch.sigmoid(logits) >= threshold).cpu().numpy()
-        return confusion_matrix(masks.numpy() > 0, claimed)[None]
-    labels, claimed = masks[:, 0].numpy(), logits.argmax(1).cpu().numpy()
-    return np.stack([confusion_matrix(labels == c, claimed == c) for c in range(1, logits.shape[1])])
+        labels, claimed = masks > 0, torch.sigmoid(logits) >= threshold
+    else:
+        labels, claimed = masks[:, 0], logits.argmax(1)
+    classes = max(2, logits.shape[1])
+    pairs = labels.long() * classes + claimed
+    return torch.bincount(pairs.flatten(), minlength=classes**2).view(classes, classes)
+
+
+def _compare(counts: list[torch.Tensor]) -> np.ndarray:
+    """A confusion matrix for each particle against all others, (particles, 2, 2), from all batches' counts."""
+    table = torch.stack(counts).sum(0).cpu().numpy()
+    both, true, claimed = (voxels[1:] for voxels in (table.diagonal(), table.sum(1), table.sum(0)))
+    neither = table.sum() - true - claimed + both
+    return np.moveaxis(np.array([[neither, claimed - both], [true - both, both]]), -1, 0)
 
 
 def _draw_share(mixup: float, generator: torch.Generator) -> float | None:
@@ -284,21 +296,25 @@ def _own_stream(device: str) -> Iterator[None]:
     with torch.cuda.device(device):
         outer, own = torch.cuda.current_stream(), torch.cuda.Stream()
         own.wait_stream(outer)
-        with torch.cuda.stream(own):
-            yield
-        outer.wait_stream(own)
+        try:
+            with torch.cuda.stream(own):
+                yield
+        finally:
+            outer.wait_stream(own)
 
 
 def _choose_interval() -> float:
-    """Seconds between two updates of a progress bar: more where nobody watches, because each is a line in a log."""
-    return 0.1 if sys.stderr.isatty() or "ipykernel" in sys.modules else 10.0
+    """Seconds between two updates of a progress bar: more where nobody watches, because each is a line in a log. Nobody
+    watches a notebook that Kaggle runs as a commit."""
+    notebook = "ipykernel" in sys.modules and os.environ.get("KAGGLE_KERNEL_RUN_TYPE") != "Batch"
+    return 0.1 if notebook or sys.stderr.isatty() else 10.0
 
 
 @torch.inference_mode()
 def _predict(network: nn.Module, dataset: TensorDataset, batch_size: int, device: str) -> Iterator[tuple]:
     network.eval()
     for volumes, masks in DataLoader(dataset, batch_size):
-        yield forward(network, volumes.to(device, non_blocking=True)), masks
+        yield forward(network, volumes.to(device)), masks.to(device)
 
 
 def _postfix(loss: float, history: list[dict]) -> dict[str, str]:

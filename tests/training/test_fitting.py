@@ -1,6 +1,7 @@
 """What the competition recipe adds to the fit loop: techniques do what their formulas say, and a resume keeps them."""
 
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -139,9 +140,21 @@ def test_validation_is_the_mean_dice_of_the_particles_that_are_there():
     assert result["validation_dice"] == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize(("terminal", "notebook", "often"), [(True, False, True), (False, True, True), (False,) * 3])
-def test_a_progress_bar_is_rare_where_nobody_watches(terminal, notebook, often, tmp_path, monkeypatch):
-    """Each of its updates is a line in the log of a worker."""
+@pytest.mark.parametrize(
+    ("terminal", "notebook", "kaggle", "often"),
+    [
+        (True, False, None, True),
+        (False, True, None, True),
+        (False, True, "Interactive", True),
+        (False, True, "Batch", False),
+        (False, False, None, False),
+    ],
+)
+def test_a_progress_bar_is_rare_where_nobody_watches(terminal, notebook, kaggle, often, tmp_path, monkeypatch):
+    """Each of its updates is a line in the log of a worker, or of a notebook that Kaggle runs as a commit."""
+    monkeypatch.delenv("KAGGLE_KERNEL_RUN_TYPE", raising=False)
+    if kaggle:
+        monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", kaggle)
     monkeypatch.setattr(fitting.sys.stderr, "isatty", lambda: terminal, raising=False)
     monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
     if notebook:
@@ -150,3 +163,61 @@ def test_a_progress_bar_is_rare_where_nobody_watches(terminal, notebook, often, 
     monkeypatch.setattr(fitting, "tqdm", lambda **options: intervals.append(options["mininterval"]) or bar(**options))
     train(replace(SETTINGS, epochs=1), tmp_path)
     assert intervals == [0.1 if often else 10.0]
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_only_a_training_on_the_cpu_keeps_what_it_has_freed(device, tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(fitting, "keep_freed_memory", lambda: kept.append(device))
+    monkeypatch.setattr(fitting._Training, "__init__", lambda *_: None)
+    monkeypatch.setattr(fitting._Training, "run", lambda *_: None)
+    fit(make_network(), {}, SETTINGS, tmp_path, CONFIG, device=device)
+    assert kept == ["cpu"][: device == "cpu"]
+
+
+def test_a_training_that_fails_leaves_its_stream_in_order(monkeypatch):
+    """What comes after it waits for what it has begun."""
+    waits, streams = [], iter(["outer", "own"])
+
+    class Stream:
+        def __init__(self):
+            self.name = next(streams)
+
+        def wait_stream(self, other):
+            waits.append((self.name, other.name))
+
+    outer = Stream()
+    for name, stand_in in {
+        "Stream": Stream,
+        "current_stream": lambda: outer,
+        "stream": nullcontext,
+        "device": nullcontext,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    with pytest.raises(KeyboardInterrupt), fitting._own_stream("cuda:0"):
+        raise KeyboardInterrupt
+    assert waits == [("own", "outer"), ("outer", "own")]
+
+
+@pytest.mark.parametrize("particles", [1, 6])
+def test_validation_counts_voxels_as_brute_force_does(particles):
+    """Over batches of different sizes; the loss is the mean over sub-volumes."""
+    rng, channels = np.random.default_rng(0), particles + (particles > 1)
+    masks = torch.from_numpy(rng.integers(0, particles + 1, (5, 1, 6, 7, 8)).astype(np.uint8))
+    logits = torch.from_numpy(rng.standard_normal((5, channels, 6, 7, 8)).astype(np.float32))
+    logits[0] = -9.0 if particles == 1 else logits[0].round()  # equal channels: the first one claims
+    network = torch.nn.Identity()
+    network.forward = lambda volumes: logits[volumes[:, 0, 0, 0, 0].long()]
+    numbers = torch.arange(5.0).view(5, 1, 1, 1, 1).expand_as(masks)
+    data, settings = TensorDataset(numbers, masks), replace(SETTINGS, loss="bce" if particles == 1 else SETTINGS.loss)
+    claimed = (logits.sigmoid() >= 0.6).numpy() if particles == 1 else logits.numpy().argmax(1)[:, None]
+    expected = np.zeros((particles, 2, 2), int)
+    for truth, claim in zip(masks.flatten().tolist(), claimed.ravel().tolist(), strict=True):
+        for particle in range(1, particles + 1):
+            expected[particle - 1, int(truth == particle), int(claim == particle)] += 1
+    assert [scores["confusion"] for scores in fitting.evaluate(network, data, 0.6)] == expected.tolist()
+    found = fitting._validate(network, data, settings, 0.6, "cpu")
+    dice = [2 * tp / (2 * tp + fp + fn) for (_, fp), (fn, tp) in expected.tolist()]
+    assert found["validation_dice"] == pytest.approx(np.mean(dice), rel=1e-12)
+    parts = [fitting.LOSSES[settings.loss](logits[i : i + 2], masks[i : i + 2]).item() for i in (0, 2, 4)]
+    assert found["validation_loss"] == pytest.approx(np.average(parts, weights=[2, 2, 1]), rel=1e-6)
