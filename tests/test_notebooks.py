@@ -107,7 +107,7 @@ def test_two_types_of_particle_are_enough(phantom_data, tmp_path, monkeypatch):
         executed = complaints(read(page.with_suffix(".ipynb")))
         assert [line for line in executed if " names " not in line] == []
     shown = "".join(text for cell in code_cells(read(third.with_suffix(".ipynb"))) for text in texts(cell))
-    assert "no baseline (ribosome: no train sub-volume of the runs TS_1_1 has any" in shown
+    assert "no baseline (no train sub-volume contains ribosome; add runs" in shown
 
 
 def check_that_the_last_survives_broken_data(env, phantom_data: Path, data: Path, given: dict) -> None:

@@ -16,6 +16,7 @@ from kaggle_utils.preprocessing.labels import (
 from kaggle_utils.preprocessing.subvolumes import (
     Run,
     build_datasets,
+    check_datasets,
     count_balance,
     count_splits,
     load_runs,
@@ -28,6 +29,7 @@ __all__ = [
     "Crops",
     "Run",
     "build_datasets",
+    "check_datasets",
     "count_balance",
     "count_splits",
     "expand_labels_with_blobs",

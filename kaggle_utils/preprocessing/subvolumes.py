@@ -135,8 +135,8 @@ def build_datasets(runs: list[Run], particle: str, recipe: Recipe) -> dict[str, 
     """Return one particle's training, validation and test data, all runs together (report, section 2.1).
 
     Each dataset holds sub-volumes float32 and masks uint8, both (n, 1, size, size, size). Validation and test keep
-    their whole background, so that false claims there count against a model. Raises ValueError when a share has no
-    sub-volume with the particle."""
+    their whole background, so that false claims there count against a model. A share may be without the particle, see
+    `check_datasets`; a training share without it is empty."""
     split = split_corners(runs, recipe)
     parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in SPLITS}
     for index, run in enumerate(runs):
@@ -152,13 +152,15 @@ def build_datasets(runs: list[Run], particle: str, recipe: Recipe) -> dict[str, 
     datasets = {}
     for name, pieces in parts.items():
         volumes, masks = (torch.from_numpy(np.concatenate(arrays))[:, None] for arrays in zip(*pieces, strict=True))
-        if not masks.any():
-            raise ValueError(
-                f"{particle}: no {name} sub-volume of the runs {', '.join(run.name for run in runs)} has any; "
-                "add runs, or change the split"
-            )
         datasets[name] = TensorDataset(volumes, masks)
     return datasets
+
+
+def check_datasets(datasets: dict[str, TensorDataset], particle: str) -> None:
+    """Raise ValueError for a share without the particle: no model could be trained, chosen or judged with it."""
+    for name, dataset in datasets.items():
+        if not dataset.tensors[1].any():
+            raise ValueError(f"no {name} sub-volume contains {particle}; add runs, or change the split")
 
 
 def count_balance(runs: list[Run], particles: Iterable[str], recipe: Recipe) -> pd.DataFrame:

@@ -25,6 +25,7 @@ from kaggle_utils.preprocessing.subvolumes import (
     SPLITS,
     Run,
     build_datasets,
+    check_datasets,
     load_runs,
     place_subvolumes,
     preprocess_and_filter_subvolumes,
@@ -53,7 +54,7 @@ def train_models(
     another number of threads rounds sums differently. A finished model is left as it is, and a started one is resumed.
 
     A training that fails, or whose process dies, is tried once more; if it fails again, it is left out with a warning,
-    and the others go on. When none is left, raises what `load_runs`, `build_datasets` and `fit` raise. OtherSettings is
+    and the others go on. When none is left, raises what `load_runs`, `check_datasets` and `fit` raise. OtherSettings is
     raised at once."""
     train: Callable[..., Path] = train_model
     targets: dict[str, object] = {particle: particle for particle in particles}
@@ -96,6 +97,7 @@ def train_model(
         if not claimed:
             return folder
         datasets = build_datasets(runs, particle, recipe)
+        check_datasets(datasets, particle)
         network = _train_network(datasets, network_recipe, recipe, folder, config, device, position)
         scores = {split: evaluate(network, datasets[split], recipe.threshold, device)[0] for split in SPLITS}
         picks = sum(int((run.points["particle_type"] == particle).sum()) for run in runs)
