@@ -55,7 +55,7 @@ from kaggle_utils.inference.picking import pick_particles
 from kaggle_utils.models.folder import build_model, count_parameters, load_model
 from kaggle_utils.particles import PARTICLE_NAMES, PARTICLES, REPORT_PARTICLES, report_label
 from kaggle_utils.preprocessing.labels import make_annotated_mask
-from kaggle_utils.preprocessing.subvolumes import Run, build_datasets, load_runs
+from kaggle_utils.preprocessing.subvolumes import Run, build_datasets, check_datasets, load_runs
 from kaggle_utils.recipes import Augmentation, CompetitionRecipe, Recipe, get_recipe
 from kaggle_utils.scoring.metrics import score_submission
 from kaggle_utils.scoring.thresholds import apply_thresholds, bootstrap_score, tune_thresholds
@@ -380,6 +380,7 @@ def measure_epoch(
     """Return the machine minutes of an epoch, and of all that a training does once, from some real optimiser steps."""
     prepared = Clock(threads)
     datasets = build_datasets(runs, particle, recipe)
+    check_datasets(datasets, particle)
     once = prepared.minutes
     share = min(1, MEASURED / len(datasets["train"]))
     some = {
