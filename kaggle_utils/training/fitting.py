@@ -33,7 +33,7 @@ _SAVE_EVERY = 120.0  # seconds between checkpoints, which a kill may cost
 # are read together, when as many later steps are queued. More steps would need memory for more batches.
 _READ_EVERY = {"cpu": 1, "cuda": 10}
 _QUEUED = {"cpu": 0, "cuda": 1}  # such groups of later steps
-_MOST_FAILED = 10  # steps in a row whose loss is not finite
+_MOST_FAILED = 10  # steps in a row whose loss or gradients are not finite
 _BAD_BATCH = "bad_batch.safetensors"
 _MIXING = 0.4  # the beta distribution's parameter in mixup (Zhang et al. 2018)
 
@@ -75,8 +75,9 @@ def fit(
     ------
     ValueError when `folder` has checkpoints of other settings or data, or only ones that cannot be read (when only the
     last one cannot, it warns and goes on from the one before).
-    FloatingPointError, naming the model, when the losses of ten steps in a row are not finite. Fewer give one warning.
-    Such steps do not change the weights, and the first such batch is kept in `bad_batch.safetensors`.
+    FloatingPointError, naming the model, when in ten steps in a row the loss or its gradients are not finite. Fewer
+    give one warning. (In float16, gradients count that are not finite without being scaled up.) Such steps do not
+    change the weights, and the first such batch is kept in `bad_batch.safetensors`.
     OSError, naming the file, when a file cannot be written, for example on a full disk."""
     if torch.device(device).type == "cpu":
         keep_freed_memory()
@@ -161,9 +162,9 @@ class _Training:
                 self._keep_batch(place)
             if state.failed == _MOST_FAILED:
                 raise FloatingPointError(
-                    f"{self._folder.name}: the loss is not finite in {_MOST_FAILED} steps in a row (last: {value} in "
-                    f"step {place['step']} of epoch {epoch}); lower the learning rate, or look at the batch of the "
-                    f"first such step, in {self._folder / _BAD_BATCH}"
+                    f"{self._folder.name}: the loss or its gradients are not finite in {_MOST_FAILED} steps in a row "
+                    f"(last: step {place['step']} of epoch {epoch}); lower the learning rate, or look at the batch of "
+                    f"the first such step, in {self._folder / _BAD_BATCH}"
                 )
         self._bar.update(len(values))
         if finite := [value for value in values if math.isfinite(value)]:
@@ -200,7 +201,7 @@ class _Training:
         return batches
 
     def _keep_batch(self, place: dict) -> None:
-        """Draw the batch of a step without a finite loss again, and write it if possible; warn once."""
+        """Draw the batch of a step that was left out again, and write it if possible; warn once."""
         path = self._folder / _BAD_BATCH
         try:
             volumes, masks = next(self._draw_batches(torch.Generator(), place["step"] - 1))
@@ -210,8 +211,8 @@ class _Training:
             kept = f"the batch could not be kept: {explain(error)}"
         if not self._told:
             warnings.warn(
-                f"{self._folder.name}: the loss is {place['loss']} in epoch {place['epoch']}, step {place['step']}; "
-                f"such steps are left out ({kept})",
+                f"{self._folder.name}: the loss or its gradients are not finite in epoch {place['epoch']}, step "
+                f"{place['step']}; such steps are left out ({kept})",
                 stacklevel=2,
             )
         self._told = True

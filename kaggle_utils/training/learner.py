@@ -54,8 +54,11 @@ class Learner:
         return self._average or self.network
 
     def step(self, volumes: torch.Tensor, masks: torch.Tensor, share: float | None = None) -> torch.Tensor:
-        """Take a step on a batch and return its loss, a tensor on the device that may not be computed yet. When the
-        loss is not finite, neither weights nor buffers change.
+        """Take a step on a batch and return its loss, a tensor on the device that may not be computed yet. When it is
+        not finite, neither weights nor buffers change.
+
+        It is NaN, too, when only the gradients are not finite. In float16 these change no weights either, but while
+        they are scaled up the loss is returned as it is: so the scaler finds its scale.
 
         With a `share`, each volume is mixed with another one of the batch, `share` of the one and 1 - `share` of the
         other, and so are the losses for their masks (Zhang et al. 2018)."""
@@ -88,12 +91,15 @@ class Learner:
         loss = self._find_loss(volumes, masks, share)
         self._optimiser.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()
+        loss = loss.detach()
         self._scaler.unscale_(self._optimiser)
         if self._settings.clip is not None:
             nn.utils.clip_grad_norm_(self.network.parameters(), self._settings.clip)
         self._scaler.step(self._optimiser)
+        (left_out,) = self._scaler._found_inf_per_device(self._optimiser).values()  # 0 or 1, on the device
+        scale = self._scaler.scale(torch.ones_like(loss))
+        loss = loss.masked_fill((left_out > 0) & (scale <= 1) & loss.isfinite(), math.nan)
         self._scaler.update(None if self._half else 1.0)
-        loss = loss.detach()
         finite = loss.isfinite()
         for buffer, old in zip(buffers, before, strict=True):  # batch norm's statistics may not be finite
             torch.where(finite, buffer, old, out=buffer)

@@ -81,12 +81,18 @@ def test_mixup_mixes_volumes_and_both_losses():
     torch.testing.assert_close(one._find_loss(volumes, masks, None), cross_entropy_tversky_loss(outputs, masks))
 
 
+@pytest.fixture
+def float16(monkeypatch):
+    """The scaler of half precision, on the CPU."""
+    monkeypatch.setattr(learner, "choose_precision", lambda device: torch.float16)
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: torch.autograd.set_grad_enabled(True))
+
+
 @pytest.mark.parametrize("half", [False, True])
-def test_a_step_whose_loss_is_not_finite_changes_nothing(half, monkeypatch):
+def test_a_step_whose_loss_is_not_finite_changes_nothing(half, request):
     """Neither weights nor moments, nor batch norm's statistics, which have seen it."""
-    if half:  # the scaler of half precision, on the CPU
-        monkeypatch.setattr(learner, "choose_precision", lambda device: torch.float16)
-        monkeypatch.setattr(torch, "autocast", lambda *_, **__: torch.autograd.set_grad_enabled(True))
+    if half:
+        request.getfixturevalue("float16")
     one, (volumes, masks) = make_learner(replace(EVERYTHING, average=0.0)), make_batch()
     one.step(volumes, masks)
     before = {name: tensor.clone() for name, tensor in one.gather().items()}
@@ -96,6 +102,40 @@ def test_a_step_whose_loss_is_not_finite_changes_nothing(half, monkeypatch):
     assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
     assert one.step(*make_batch()).isfinite()
     assert not torch.equal(after["network.final.weight"], before["network.final.weight"])
+
+
+def spoil_gradients(one: Learner, limit: float = 0.0) -> None:
+    """Make a gradient infinite whenever it is larger than `limit` as it is scaled, as an overflow does."""
+    one.network.final.weight.register_hook(lambda slope: torch.where(slope.abs().max() > limit, math.inf, slope))
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_a_step_whose_gradients_are_not_finite_changes_nothing_and_is_told(clip):
+    one, batch = make_learner(replace(EVERYTHING, clip=clip, average=0.0)), make_batch()
+    assert one.step(*batch).isfinite()
+    before = {name: tensor.clone() for name, tensor in one.gather().items()}
+    spoil_gradients(one)
+    assert one.step(*batch).isnan()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in one.gather().items())
+
+
+def test_a_gradient_that_overflows_only_when_it_is_scaled_up_is_not_told(float16):
+    """The scaler seeks its scale; then the steps are taken."""
+    one, batch = make_learner(), make_batch()
+    spoil_gradients(one, limit=100.0)
+    before = one.network.final.weight.clone()
+    losses = [one.step(*batch) for _ in range(20)]
+    assert torch.stack(losses).isfinite().all()
+    assert 1 < one.scale["scale"] < 2**16 and not torch.equal(one.network.final.weight, before)
+
+
+def test_gradients_that_are_never_finite_are_told_in_float16_too(float16):
+    """Once the scaler has nothing more to take back."""
+    one, batch = make_learner(), make_batch()
+    spoil_gradients(one)
+    before = one.network.final.weight.clone()
+    told = [bool(one.step(*batch).isnan()) for _ in range(30)]
+    assert told == [False] * 16 + [True] * 14 and torch.equal(one.network.final.weight, before)
 
 
 class Watch(TorchDispatchMode):

@@ -671,8 +671,8 @@ def test_a_loss_that_is_no_number_keeps_its_batch(read_every, queued, tmp_path, 
         history = training()
     kept, place = load_tensors(folder / "bad_batch.safetensors")
     assert [str(warning.message) for warning in told] == [
-        f"3d_unet_model_ribosome: the loss is nan in epoch 1, step {place['step']}; such steps are left out "
-        f"(the batch is in {folder / 'bad_batch.safetensors'})"
+        "3d_unet_model_ribosome: the loss or its gradients are not finite in epoch 1, "
+        f"step {place['step']}; such steps are left out (the batch is in {folder / 'bad_batch.safetensors'})"
     ]
     assert kept.keys() == {"volumes", "masks"} and place.keys() == {"epoch", "step", "loss"}
     assert np.isnan(place["loss"])
@@ -745,7 +745,7 @@ def test_ten_bad_losses_end_a_training_when_they_are_read_later_too(queued, tmp_
     monkeypatch.setattr(Learner, "step", keep)
     with (
         pytest.warns(UserWarning, match="epoch 1, step 4"),
-        pytest.raises(FloatingPointError, match="in 10 steps in a row .last: nan in step 13 of epoch 1"),
+        pytest.raises(FloatingPointError, match="in 10 steps in a row .last: step 13 of epoch 1"),
     ):
         fit(build_tiny(), data, replace(TINY, mixup=0.0), tmp_path, CONFIG)
     assert len(calls) == 16 + 4 * queued
@@ -755,7 +755,9 @@ def test_ten_bad_losses_end_a_training_when_they_are_read_later_too(queued, tmp_
 
 def test_a_batch_that_cannot_be_kept_does_not_hide_the_loss(tmp_path):
     (tmp_path / "model" / "bad_batch.safetensors").mkdir(parents=True)
-    with pytest.warns(UserWarning, match=r"the loss is nan in .*the batch could not be kept: IsADirectory"):
+    with pytest.warns(
+        UserWarning, match=r"the loss or its gradients are not finite in .*the batch could not be kept: IsADirectory"
+    ):
         make_fit(tmp_path / "model")[1]()
 
 
@@ -763,3 +765,18 @@ def test_a_training_is_told_of_its_first_bad_step_only(tmp_path):
     with pytest.warns(UserWarning) as told:
         make_fit(tmp_path / "model", epochs=3)[1]()
     assert len(told) == 1
+
+
+def test_gradients_that_are_no_numbers_end_a_training(tmp_path):
+    """Though all losses are finite: else it would go on for hours and learn nothing."""
+    _, training = make_fit(tmp_path / "model", epochs=20)
+    network, (volumes, _) = training.args[0], training.args[1]["train"].tensors
+    volumes.nan_to_num_()
+    network.final.weight.register_hook(lambda slope: slope * torch.nan)
+    before = network.final.weight.detach().clone()
+    with (
+        pytest.warns(UserWarning, match="the loss or its gradients are not finite in epoch 1, step 1; such"),
+        pytest.raises(FloatingPointError, match="the loss or its gradients are not finite in 10 steps in a row"),
+    ):
+        training()
+    assert torch.equal(network.final.weight, before)
