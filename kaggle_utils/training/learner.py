@@ -98,7 +98,7 @@ class Learner:
         self._scaler.step(self._optimiser)
         (left_out,) = self._scaler._found_inf_per_device(self._optimiser).values()  # 0 or 1, on the device
         scale = self._scaler.scale(torch.ones_like(loss))
-        loss = loss.masked_fill((left_out > 0) & (scale <= 1) & loss.isfinite(), math.nan)
+        loss = loss.masked_fill((left_out > 0) & (scale <= 1), math.nan)
         self._scaler.update(None if self._half else 1.0)
         finite = loss.isfinite()
         for buffer, old in zip(buffers, before, strict=True):  # batch norm's statistics may not be finite

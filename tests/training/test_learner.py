@@ -157,15 +157,17 @@ class Watch(TorchDispatchMode):
         return function(*arguments, **(options or {}))
 
 
-@pytest.mark.parametrize("architecture", ["unet", "vnet"])
+@pytest.mark.parametrize(("architecture", "most"), [("unet", 590), ("vnet", 700)])
 @pytest.mark.parametrize("share", [None, 0.3])
-def test_a_step_waits_for_no_device(architecture, share):
+def test_a_step_waits_for_no_device_and_has_few_operations(architecture, most, share):
+    """On a GPU without a graph the host takes longer to start each of them than the GPU to compute it. Measured: 532
+    and 638; mixup adds 107."""
     one = make_learner(EVERYTHING, architecture=architecture)
     one.step(*make_batch(), share)
     with Watch() as watch:
         loss = one.step(*make_batch(1), share)
     assert not watch.waits
-    print(architecture, sum(watch.counts.values()), "operations")
+    assert sum(watch.counts.values()) <= most + (120 if share else 0)
     with Watch() as watch:  # the test can fail
         loss.item(), loss[None][loss[None] > 0]
     assert sum(watch.waits.values()) == 2
