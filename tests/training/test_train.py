@@ -618,25 +618,50 @@ def require_same(folders: list[Path], others: list[Path]) -> None:
         pd.testing.assert_frame_equal(without_seconds(folder), without_seconds(other))
 
 
+def train_held(runs, kind, fold, recipe, folder, device, position) -> Path:
+    """As `train_fold`, but waits after each checkpoint until `folder` has a file "go"; says so in a file of its own."""
+    save = checkpoints.State.save
+
+    def save_and_wait(state, place, config):
+        save(state, place, config)
+        (folder / f"{place.name}.held").touch()
+        while not (folder / "go").exists():
+            time.sleep(0.01)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints.State, "save", save_and_wait)
+        return train_fold(runs, kind, fold, recipe, folder, device, position)
+
+
+def wait_until_held(folder: Path, going_on=lambda: True) -> list[str]:
+    """The names of the models that two workers are in the middle of."""
+    deadline = time.monotonic() + 120
+    while len(held := list(folder.glob("*.held"))) < 2:
+        assert going_on() and time.monotonic() < deadline
+        time.sleep(0.01)
+    return [path.stem for path in held]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
-def test_a_killed_worker_costs_no_model(data, long_trainings, tmp_path):
+def test_a_killed_worker_costs_no_model(data, long_trainings, tmp_path, monkeypatch):
     """Real processes: both workers are killed in the middle of a fold; others go on from the checkpoints."""
-    killed, done = set(), threading.Event()
+    monkeypatch.setattr(train, "train_fold", train_held)
+    killed = []
 
     def kill() -> None:
-        while not done.is_set() and len(killed) < 2:
-            halves = {path.parent for path in tmp_path.glob("*/last.safetensors")}
+        try:
+            wait_until_held(tmp_path)
             for worker in multiprocessing.active_children():
-                if len(halves) > len(killed) and worker.pid not in killed and len(killed) < 2:
-                    os.kill(worker.pid, signal.SIGKILL)
-                    killed.add(worker.pid)
-            time.sleep(0.01)
+                os.kill(worker.pid, signal.SIGKILL)
+                killed.append(worker.pid)
+        finally:
+            (tmp_path / "go").touch()
 
     killer = threading.Thread(target=kill)
     killer.start()
     folders = train_long(data, tmp_path)
-    done.set(), killer.join()
+    killer.join()
     assert len(killed) == 2
     require_same(folders, long_trainings)
 
@@ -645,9 +670,10 @@ START = """
 import sys
 from pathlib import Path
 sys.path[:0] = {path}
-from test_train import train_long
+import test_train
 if __name__ == "__main__":
-    train_long(Path({data}), Path({folder}))
+    test_train.train.train_fold = test_train.train_held
+    test_train.train_long(Path({data}), Path({folder}))
 """
 
 
@@ -663,18 +689,13 @@ def test_a_killed_parent_leaves_no_worker_and_a_rerun_goes_on(data, long_trainin
     runs = load_runs(data, ["A", "B"], LONG)
     script.write_text(START.format(path=[str(Path(__file__).parent)], data=repr(str(data)), folder=repr(str(folder))))
     with subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL) as parent:
-        deadline = time.monotonic() + 120
-        while len(begun := list(folder.glob("*/last.safetensors"))) < 1:
-            assert parent.poll() is None and time.monotonic() < deadline
-            time.sleep(0.01)
-        fold = int(begun[0].parent.name[-1])
-        kind = "vnet" if "vnet" in begun[0].parent.name else "unet"
-        os.kill(parent.pid, signal.SIGSTOP)  # its workers go on
         try:
-            with pytest.raises(BlockingIOError, match=f"fold_{fold}: another process trains this model; wait for it"):
-                train_fold(runs, kind, fold, LONG, folder)
-        finally:
+            for name in wait_until_held(folder, lambda: parent.poll() is None):
+                kind, fold = "vnet" if "vnet" in name else "unet", int(name[-1])
+                with pytest.raises(BlockingIOError, match=f"{name}: another process trains this model; wait for it"):
+                    train_fold(runs, kind, fold, LONG, folder)
             workers = find_children(parent.pid)
+        finally:
             parent.kill()
     assert len(workers) >= 2  # and the tracker of resources
     deadline = time.monotonic() + 20
