@@ -87,6 +87,8 @@ class Queue:
 def run_jobs(load: Callable[[], list[Run]], jobs: Sequence[Job], devices: Sequence[str]) -> list[Path]:
     """Run jobs on devices and return the folders of those that succeed. One device is used from this process; several
     get one process each, with their share of the CPU's threads. `load` returns the runs; each process calls it once.
+    After a failure such a process is replaced, because CUDA can answer all that follows with the same error. With one
+    device, only the memory that the failed job held is freed, and after such an error all later jobs fail too.
     Raises and warns as `Queue` does, and with one device raises what `load` does."""
     queue = Queue(jobs)
     if len(devices) == 1:
@@ -113,7 +115,8 @@ def run_jobs(load: Callable[[], list[Run]], jobs: Sequence[Job], devices: Sequen
 
 
 class _Trainer:
-    """A process on a device, which takes one job after the other. If it dies, a new one takes its place."""
+    """A process on a device, which takes one job after the other. If one fails, or the process dies, a new one takes
+    its place."""
 
     def __init__(self, load: Callable[[], list[Run]], device: str, position: int, threads: int):
         self.device, self._settings = device, (load, device, position, threads)
@@ -134,12 +137,15 @@ class _Trainer:
     def collect(self) -> Path | Exception:
         """The job's outcome, when there is something to read."""
         try:
-            return self.connection.recv()
+            outcome = self.connection.recv()
         except (EOFError, OSError):
             self._process.join()
             code = self._process.exitcode
+            outcome = ChildProcessError(f"its training process on {self.device} has died (exit code {code})")
+        if isinstance(outcome, Exception):
+            self.end()
             self._begin()
-            return ChildProcessError(f"its training process on {self.device} has died (exit code {code})")
+        return outcome
 
     def end(self) -> None:
         """End the process; what it has learnt since its last checkpoint is lost."""
@@ -176,7 +182,17 @@ def _try(runs: list[Run], job: Job, device: str, position: int) -> Path | Except
     try:
         return job.train(runs, *job.settings, device, position)
     except Exception as error:
+        _free_frames(error)
         return error
+
+
+def _free_frames(error: BaseException) -> None:
+    """Let go of what the functions held that an error came through, a network and gigabytes of crops; the lines of its
+    traceback stay."""
+    cause: BaseException | None = error
+    while cause:
+        traceback.clear_frames(cause.__traceback__)
+        cause = cause.__cause__ or cause.__context__
 
 
 def _make_sendable(outcome: Path | Exception) -> Path | Exception:

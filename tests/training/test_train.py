@@ -1,5 +1,6 @@
 """Training: it learns, it keeps the best epoch, it survives being killed, and it never mixes what differs."""
 
+import gc
 import json
 import multiprocessing
 import os
@@ -10,6 +11,8 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
+import weakref
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -737,6 +740,57 @@ def test_what_fails_is_tried_once_more_and_left_out_then(devices, tmp_path):
         assert sorted((tmp_path / target).read_text().split()) == sorted((2 * devices)[:2])
     with pytest.raises(MemoryError, match="never needs more"):
         run_jobs(load_nothing, jobs[:1], devices)
+
+
+class Network:
+    """Stands in for what a training holds in memory."""
+
+
+def fail_with(network: Network) -> None:
+    raise OSError("disk full")
+
+
+def test_a_failed_training_holds_nothing_while_the_next_one_runs():
+    """At once, not when Python looks for circles; the error still says where it came from."""
+    held, alive = [], []
+
+    def fail(runs, device, position) -> Path:
+        network = Network()
+        held.append(weakref.ref(network))
+        alive.append([reference() for reference in held[:-1]])
+        try:
+            fail_with(network)
+        except OSError as error:
+            raise RuntimeError("no more room") from error
+
+    gc.disable()
+    try:
+        with pytest.raises(RuntimeError, match="no more room") as caught:
+            run_jobs(load_nothing, [Job("a", fail, ()), Job("b", fail, ())], ["cpu"])
+    finally:
+        gc.enable()
+    assert alive == [[], [None], [None] * 2, [None] * 3]
+    assert "fail_with" in "".join(traceback.format_exception(caught.value))
+
+
+def train_and_tell(runs, target, folder, device, position) -> Path:
+    with (folder / "calls").open("a") as calls:
+        calls.write(f"{os.getpid()} {target}\n")
+    if target == "fails":
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+    return folder / target
+
+
+def test_a_process_in_which_a_training_failed_takes_no_other(tmp_path):
+    """CUDA would answer all that follows with the same error."""
+    jobs = [Job(target, train_and_tell, (target, tmp_path)) for target in ("fails", "a", "b", "c", "d")]
+    with pytest.warns(UserWarning, match="fails is left out"):
+        assert len(run_jobs(load_nothing, jobs, ["cpu", "cpu:0"])) == 4
+    calls = [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
+    assert [target for _, target in calls].count("fails") == 2
+    for number, (process, target) in enumerate(calls):
+        if target == "fails":
+            assert process not in [later for later, _ in calls[number + 1 :]]
 
 
 def test_full_scale_trains_as_the_report_does():
