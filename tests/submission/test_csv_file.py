@@ -307,7 +307,7 @@ def test_missing_files(tmp_path, data):
             read(tmp_path / "no.csv")
         with pytest.raises(IsADirectoryError, match="is a folder; give the CSV file"):
             read(tmp_path)
-    with pytest.raises(FileNotFoundError, match="no runs"):
+    with pytest.raises(FileNotFoundError, match="no data does not exist"):
         check(tmp_path, tmp_path / "no data", HEADER)
 
 
