@@ -2,7 +2,8 @@
 
 Comes in: an architecture and a width, or a model folder. Goes out: a network that takes (n, 1, z, y, x) and returns
 logits, or a `TrainedModel`: a network with its settings and thresholds.
-Next: training fills model folders, inference runs them."""
+`folder` lists the architectures, makes networks and loads models; `config` checks a folder's JSON; `weights` reads and
+writes tensors. Next: training fills model folders, inference runs them."""
 
 from kaggle_utils.models.baseline import Baseline3D
 from kaggle_utils.models.config import read_config, read_thresholds

@@ -58,7 +58,8 @@ class Crops:
             for label in np.unique(np.concatenate(labels))
         ]
         self._noise = torch.Generator(self.device)
-        if self.device.type == "cuda":  # one stream for all epochs: memory that was freed in a stream serves it alone
+        if self.device.type == "cuda":
+            # One stream for all epochs, because torch gives freed memory only to the stream that had it before.
             self._drawing = torch.cuda.Stream(self.device)
 
     def __len__(self) -> int:
@@ -158,8 +159,9 @@ class Crops:
         inside = _spread(*away) <= (radius**2)[:, None, None, None]
         z, y, x = voxels
         index = _spread((crop.long()[:, None] * size + z) * size**2, y * size, x)
-        # The highest number wins a voxel: that of the last sphere, with its label. What is outside goes to voxel 0 with
-        # the number 0. To leave it out, the host would have to wait until a GPU has counted it.
+        # Where spheres overlap, the last one wins, because its number is the highest. Voxels outside a sphere are
+        # written to voxel 0 with the number 0, which never wins: to remove them, the host would have to wait for a GPU
+        # to count them.
         number = torch.arange(1, len(table) + 1, device=self.device, dtype=torch.int32) * _LABELS + label.int()
         number = torch.where(inside, number[:, None, None, None], 0).int().flatten()
         owner = torch.zeros(painted.numel(), dtype=torch.int32, device=self.device)
@@ -191,8 +193,8 @@ def read_crops(volumes: Sequence[torch.Tensor], centres: np.ndarray, matrices: n
     """Return a crop of each volume (z, y, x), float32 (n, size, size, size): its values at centre + matrix @ (voxel -
     middle), 0 outside.
 
-    Centres are (n, 3), matrices (n, 3, 3). A crop whose voxels are voxels of the volume is cut out. Any other one is
-    interpolated linearly, at places with errors below 1e-4 voxels."""
+    Centres are (n, 3), matrices (n, 3, 3). A crop whose voxels fall exactly on voxels of the volume is
+    copied. Any other one is interpolated linearly; rounding moves its sampling points by less than 1e-4 voxels."""
     corners = centres - (size - 1) / 2
     upright = ((np.rint(matrices) == matrices).all(axis=2) & (np.rint(corners) == corners)).all(axis=1)
     free = np.flatnonzero(~upright)

@@ -1,6 +1,7 @@
 """How good a result is: the report's voxel scores, the competition's F-beta, and the thresholds with the best scores.
 
 Comes in: masks, or tables of picks and of the truth. Goes out: numbers, their errors, and remarks on them.
+`metrics` has the scores; `thresholds` finds the best thresholds and applies them to candidates.
 This room uses no network and no file. Next: training, evaluation and the command line use these scores."""
 
 from kaggle_utils.scoring.metrics import (

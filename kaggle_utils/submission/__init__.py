@@ -1,9 +1,9 @@
 """From many test runs to one `submission.csv` that no crash can destroy.
 
 Comes in: runs, an ensemble, and a time limit. Goes out: a CSV that is valid at every moment.
-`pipeline` is the whole way (`submit`); `workers` shares runs out to devices, `serving` is the work of each device,
-`budget` keeps the time limit, `parts` stores finished runs, `csv_file` writes and checks the CSV. Next: scoring, or
-Kaggle.
+`pipeline` is the whole way (`submit`); `workers` shares runs out to devices and replaces a process that dies, `serving`
+is the work of each device, `budget` keeps the time limit, `parts` stores finished runs, `csv_file` writes and checks
+the CSV. Next: scoring, or Kaggle.
 Import `pipeline` and `workers` by name: they need torch, and checking a CSV should not wait for it."""
 
 from kaggle_utils.submission.budget import Level, Planner

@@ -1,6 +1,8 @@
 """Where the kit runs: the machine, its devices and memory, its folders, and files that a crash cannot break.
 
 Comes in: environment variables and the disk. Goes out: an `Environment`, and files that are whole or absent.
+`environment` finds out whether this is Kaggle, Colab or neither, and where data and work are; `machine` has the devices
+and the memory; `files` writes files.
 It imports no other room, and all others use it. It can be imported with Python's own library alone, because a
 notebook's first cell imports it to install the rest."""
 

@@ -45,11 +45,11 @@ class Queue:
     def __bool__(self) -> bool:
         return len(self._outcomes) < len(self._jobs)
 
-    def take(self, device: str, others: Sequence[str] = ()) -> tuple[int, Job] | None:
-        """The next job for a device, or None. A job that failed on it stays in the queue while one of `others` can
-        still try it."""
+    def take(self, device: str, devices: Sequence[str] = ()) -> tuple[int, Job] | None:
+        """The next job for a device, or None. A job that failed on it stays in the queue while another one of
+        `devices` can still try it."""
         for number in self._waiting:
-            if device not in self._failed.get(number, ()) or not set(others) - {*self._failed[number]}:
+            if device not in self._failed.get(number, ()) or not set(devices) - {*self._failed[number]}:
                 self._waiting.remove(number)
                 return number, self._jobs[number]
         return None
@@ -87,8 +87,8 @@ class Queue:
 def run_jobs(load: Callable[[], list[Run]], jobs: Sequence[Job], devices: Sequence[str]) -> list[Path]:
     """Run jobs on devices and return the folders of those that succeed. One device is used from this process; several
     get one process each, with their share of the CPU's threads. `load` returns the runs; each process calls it once.
-    After a failure such a process is replaced, because CUDA can answer all that follows with the same error. With one
-    device, only the memory that the failed job held is freed, and after such an error all later jobs fail too.
+    After a failure the device's process is replaced, because some CUDA errors break a process for good. With one device
+    nothing is replaced: the failed job's memory is freed, but after such a CUDA error all later jobs fail too.
     Raises and warns as `Queue` does, and with one device raises what `load` does."""
     queue = Queue(jobs)
     if len(devices) == 1:
@@ -187,8 +187,8 @@ def _try(runs: list[Run], job: Job, device: str, position: int) -> Path | Except
 
 
 def _free_frames(error: BaseException) -> None:
-    """Let go of what the functions held that an error came through, a network and gigabytes of crops; the lines of its
-    traceback stay."""
+    """An error's traceback keeps the local variables of all functions that it passed through (a network, gigabytes of
+    crops). Free them, but keep the traceback's lines."""
     cause: BaseException | None = error
     while cause:
         traceback.clear_frames(cause.__traceback__)
