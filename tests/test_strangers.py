@@ -259,8 +259,9 @@ def check_model_bytes(folders, drawn) -> str:
             model = load_model(folder)
         except DOCUMENTED as error:
             return refused(error, folder)
-        if name == "weights.safetensors":
-            assert (folder / name).read_bytes() == content
+        if name == "weights.safetensors":  # a change in the name of the metadata changes no number
+            (found, _), (wanted, _) = load_tensors(folder / name), load_tensors(sound / name)
+            assert found.keys() == wanted.keys() and all(map(torch.equal, found.values(), wanted.values()))
         else:
             written = json.loads((folder / name).read_text())
             found = model.config if name == "config.json" else {key: written[key] for key in model.thresholds}
