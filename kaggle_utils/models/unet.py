@@ -16,7 +16,7 @@ class UNet3D(nn.Module):
     """Two levels down, a bottleneck, two levels up with concatenated skip connections; `width` is 32 in the report.
 
     Takes (n, 1, z, y, x), edges divisible by `divisor`, and returns logits (n, outputs, z, y, x). With `stem` the
-    network works at half the resolution: it begins with a strided convolution and ends with a transposed one.
+    network works at half the resolution: it begins with a strided convolution, and in the end repeats each logit.
     """
 
     def __init__(self, width: int = 32, outputs: int = 1, stem: bool = False):
@@ -32,8 +32,8 @@ class UNet3D(nn.Module):
         self.dec2 = double_convolution(4 * width, 2 * width)
         self.upconv1 = nn.ConvTranspose3d(2 * width, width, kernel_size=2, stride=2)
         self.dec1 = double_convolution(2 * width, width)
-        final, size = (nn.ConvTranspose3d, 2) if stem else (nn.Conv3d, 1)
-        self.final = final(width, outputs, kernel_size=size, stride=size)
+        self.final = nn.Conv3d(width, outputs, kernel_size=1)
+        self.repeat = nn.Upsample(scale_factor=2) if stem else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         fine = self.enc1(self.stem(x))
@@ -41,4 +41,4 @@ class UNet3D(nn.Module):
         deep = self.bottleneck(self.pool2(coarse))
         coarse = self.dec2(torch.cat([self.upconv2(deep), coarse], dim=1))
         fine = self.dec1(torch.cat([self.upconv1(coarse), fine], dim=1))
-        return self.final(fine)
+        return self.repeat(self.final(fine))

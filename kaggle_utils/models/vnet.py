@@ -92,8 +92,8 @@ class VNet3D(nn.Module):
         self.dec2 = ResidualBlock(2 * width, 2 * width)
         self.upconv1 = nn.ConvTranspose3d(2 * width, width, kernel_size=2, stride=2)
         self.dec1 = ResidualBlock(width, width)
-        final, size = (nn.ConvTranspose3d, 2) if stem else (nn.Conv3d, 1)
-        self.final = final(width, outputs, kernel_size=size, stride=size)
+        self.final = nn.Conv3d(width, outputs, kernel_size=1)
+        self.repeat = nn.Upsample(scale_factor=2) if stem else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         skip1 = self.enc1(self.stem(x))
@@ -103,4 +103,4 @@ class VNet3D(nn.Module):
         x = self.dec3(self.upconv3(x) + skip3)
         x = self.dec2(self.upconv2(x) + skip2)
         x = self.dec1(self.upconv1(x) + skip1)
-        return self.final(x)
+        return self.repeat(self.final(x))
