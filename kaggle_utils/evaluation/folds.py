@@ -3,7 +3,7 @@
 Each network predicts only the run that its training left out, so it cannot score well by memory."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from kaggle_utils.inference.predictor import Predictor, load_volume
 from kaggle_utils.inference.ranks import match_ranks
 from kaggle_utils.models.folder import TrainedModel, load_model, save_config
 from kaggle_utils.preprocessing.subvolumes import Run
+from kaggle_utils.scoring.levels import level_confidences, measure_levels, measure_volume
 from kaggle_utils.scoring.metrics import score_submission
 from kaggle_utils.scoring.thresholds import Curve, Offset, apply_thresholds, estimate_offset, tune_thresholds
 
@@ -39,9 +40,9 @@ class Variant(NamedTuple):
 class Calibration:
     """The results on the runs that were left out.
 
-    `scores` has a row for each variant: its F-beta with thresholds on the plateau, in all (`score`) and for each
+    `scores` has a row for each variant: its F-beta with the chosen thresholds, in all (`score`) and for each
     particle. `best` is the variant with the highest score among those that average networks; `curves` and `offset` are
-    those of `best`. `candidates` has each variant's candidates on the runs `held_out`."""
+    those of `best`. `candidates` has each variant's candidates, with levelled confidences, on the runs `held_out`."""
 
     scores: pd.DataFrame
     best: Variant
@@ -55,8 +56,8 @@ def calibrate(runs: Sequence[Run], folder: str | Path, device: str = "cpu", view
     """Compare all variants on the runs that the models below `folder` left out, tune thresholds and offset of the best
     one, and write these settings into the models' folders.
 
-    Only one network of each architecture left a run out, but on a new tomogram all folds are averaged, which is less
-    noisy. Thresholds carry over as far as both are alike. A vote claims more the more voters there are, and ranks
+    Only one network of each architecture left a run out, but on a new tomogram all folds are averaged, which makes them
+    less sure. Confidences are levelled (`scoring.levels`), here and there, so that thresholds carry over. A vote claims more the more voters there are, and ranks
     change their scale, so these two are compared but never chosen.
 
     Raises ValueError for models that are not folds, and when none of them left one of `runs` out; also raises as
@@ -68,6 +69,9 @@ def calibrate(runs: Sequence[Run], folder: str | Path, device: str = "cpu", view
     found = predict_held_out(runs, models, device, views)
     names = sorted({model.config["held_out"] for model in models} & {run.name for run in runs})
     truth = pd.concat([run.points for run in runs if run.name in names])
+    volumes = {run.name: measure_volume(run.volume.shape, run.voxel_spacing) for run in runs if run.name in names}
+    levels = {variant: measure_levels(table, truth, volumes, models[0].particles) for variant, table in found.items()}
+    found = {variant: level_confidences(table, levels[variant], volumes) for variant, table in found.items()}
     curves = {variant: tune_thresholds(table, truth, models[0].particles) for variant, table in found.items()}
     scores = {}
     for variant, table in found.items():
@@ -79,7 +83,12 @@ def calibrate(runs: Sequence[Run], folder: str | Path, device: str = "cpu", view
     best = max(fit, key=lambda variant: scores[variant]["score"])  # the first of equal ones, which is the simplest
     thresholds = {name: curve.chosen for name, curve in curves[best].items()}
     offset = estimate_offset(apply_thresholds(found[best], thresholds), truth)
-    settings = {**best._asdict(), "views": views, "offset": [float(value) for value in offset.correction]}
+    settings = {
+        **best._asdict(),
+        "views": views,
+        "offset": [float(value) for value in offset.correction],
+        "levels": {name: asdict(level) for name, level in levels[best].items()},
+    }
     for path, model in zip(paths, models, strict=True):
         save_config(path, {**model.config, **settings}, thresholds)
     return Calibration(table, best, curves[best], offset, found, tuple(names))
@@ -88,20 +97,20 @@ def calibrate(runs: Sequence[Run], folder: str | Path, device: str = "cpu", view
 def check_thresholds(table: pd.DataFrame, truth: pd.DataFrame, particles: Sequence[str]) -> pd.DataFrame:
     """For each run, tune thresholds on all other runs and apply them to it; score all runs together.
 
-    Returns F-beta, in all and for each particle, with one row each for the argmax, the plateau, and a threshold of 0.5.
+    Returns F-beta, in all and for each particle, with one row each for the argmax, the chosen threshold, and 0.5.
     Raises ValueError for fewer than two runs."""
     names = sorted(truth["experiment"].unique())
     if len(names) < 2:
         raise ValueError(
             "checking thresholds needs two runs that were left out, but there is only one; train more folds"
         )
-    picks: dict[str, list[pd.DataFrame]] = {"argmax": [], "plateau": [], "0.5": []}
+    picks: dict[str, list[pd.DataFrame]] = {"argmax": [], "chosen": [], "0.5": []}
     for name in names:
         inside, others = table["experiment"] == name, truth[truth["experiment"] != name]
         curves = tune_thresholds(table[~inside], others, particles)
         chosen = {
             "argmax": {particle: curve.argmax for particle, curve in curves.items()},
-            "plateau": {particle: curve.chosen for particle, curve in curves.items()},
+            "chosen": {particle: curve.chosen for particle, curve in curves.items()},
             "0.5": dict.fromkeys(particles, 0.5),
         }
         for kind, thresholds in chosen.items():

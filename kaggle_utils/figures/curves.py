@@ -9,11 +9,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-from kaggle_utils.figures.charts import BLUE, GREEN, GREY, HALO, VERMILION, set_title, styled
+from kaggle_utils.figures.charts import BLUE, GREEN, HALO, VERMILION, set_title, styled
 from kaggle_utils.particles import get_particle
 from kaggle_utils.scoring.thresholds import Curve
+
+_TICKS = (0.001, 0.01, 0.1, 0.5, 0.9, 0.99)
 
 
 @styled
@@ -50,7 +52,7 @@ def draw_losses_grid(histories: Mapping[str, pd.DataFrame], title: str | None = 
 
 @styled
 def draw_threshold_curves(curves: Mapping[str, Curve]) -> Figure:
-    """Draw a panel for each {particle: curve} of `tune_thresholds`: F-beta with its 90 % band, plateau and thresholds.
+    """Draw a panel for each {particle: curve} of `tune_thresholds`: F-beta with its 90 % band, and two thresholds.
 
     Raises ValueError for an unknown particle and when there are no curves.
     """
@@ -66,7 +68,6 @@ def draw_threshold_curves(curves: Mapping[str, Curve]) -> Figure:
         axes.remove()
     for index, (axes, (name, curve)) in enumerate(zip(grid.flat, curves.items(), strict=False)):
         particle = get_particle(name)
-        axes.axvspan(*curve.plateau, color=GREY, alpha=0.35, lw=0)
         axes.fill_between(curve.thresholds, curve.low, curve.high, color=particle.colour, alpha=0.25, lw=0)
         axes.plot(curve.thresholds, curve.f_beta, color=particle.colour, lw=2)
         axes.axvline(curve.chosen, color="black", lw=1.4)
@@ -74,9 +75,13 @@ def draw_threshold_curves(curves: Mapping[str, Curve]) -> Figure:
             axes.axvline(curve.argmax, color="black", lw=1.4, linestyle=":")
         else:  # no truth, no candidates, or none that is right
             text = "0 at every threshold,\nnothing to tune"
-            axes.text(0.5, 0.5, text, ha="center", va="center", path_effects=HALO)
+            axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", path_effects=HALO)
         note = "" if particle.weight else ", not scored"
-        axes.set(title=f"{name}{note}: chosen {curve.chosen:.2f}", xlim=(0, 1), ylim=(-0.03, top + 0.03))
+        axes.set(title=f"{name}{note}: chosen {curve.chosen:.2g}", xscale="logit", ylim=(-0.03, top + 0.03))
+        axes.set(xlim=curve.thresholds[[0, -1]])
+        axes.xaxis.set_major_locator(FixedLocator(_TICKS))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.set_yticks(np.linspace(0, 1, 6))
         axes.grid(alpha=0.3)
         if index % columns == 0:
@@ -86,12 +91,11 @@ def draw_threshold_curves(curves: Mapping[str, Curve]) -> Figure:
             axes.tick_params(labelbottom=True)
     handles = {
         "F-beta with its 90 % band": (Patch(color="#555555", alpha=0.25), Line2D([], [], color="#555555", lw=2)),
-        "plateau: as good, as far as the data can tell": Patch(color=GREY, alpha=0.35, lw=0),
         "highest F-beta": Line2D([], [], color="black", lw=1.4, linestyle=":"),
         "chosen threshold": Line2D([], [], color="black", lw=1.4),
     }
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles))
-    set_title(figure, "F-beta against the confidence threshold: chosen within a plateau, not at the peak")
+    set_title(figure, "F-beta against the confidence threshold: chosen for new runs, not at the peak")
     return figure
 
 

@@ -18,6 +18,7 @@ from kaggle_utils.inference.predictor import Predictor, load_volume, soften, to_
 from kaggle_utils.inference.ranks import match_ranks
 from kaggle_utils.models.folder import TrainedModel, agree
 from kaggle_utils.particles import REPORT_PARTICLES
+from kaggle_utils.scoring.levels import Level, level_confidences, measure_volume
 from kaggle_utils.scoring.thresholds import apply_thresholds
 
 COMMITTEES = {"unet": ("unet",), "vnet": ("vnet",), "average": ("unet", "vnet")}  # name -> its networks' architectures
@@ -28,8 +29,8 @@ MERGES = ("logits", "probabilities", "ranks", "vote")
 class Committee:
     """Networks that each find all particles, and how their outputs become picks.
 
-    A candidate whose confidence reaches its particle's value in `thresholds` is a pick; `offset` (x, y, z in Angstrom)
-    is subtracted from its coordinates. `frequencies` and `recalls` are those of the report's particles, for its
+    A candidate whose confidence reaches its particle's value in `thresholds` is a pick, when the run's confidences have
+    been brought to `levels` (see `scoring.levels`); `offset` (x, y, z in Angstrom) is subtracted from its coordinates. `frequencies` and `recalls` are those of the report's particles, for its
     rule."""
 
     name: str
@@ -37,6 +38,7 @@ class Committee:
     merge: str
     decoder: str
     thresholds: dict[str, float]
+    levels: dict[str, Level]
     offset: np.ndarray
     views: int
     frequencies: np.ndarray
@@ -51,7 +53,7 @@ class Committee:
 def make_committee(name: str, models: Sequence[TrainedModel], merge: str = "", decoder: str = "") -> Committee:
     """Gather networks whose configs agree on particles and views, and on merge and decoder unless these are given.
 
-    Thresholds and offset are the means of the models'. Raises ValueError for models that disagree, and for an unknown
+    Thresholds and offset are the means of the models', levels the first one's. Raises ValueError for models that disagree, and for an unknown
     merge or decoder."""
     merge, decoder = merge or agree(models, "merge"), decoder or agree(models, "decoder")
     for what, choice, choices in (("merge", merge, MERGES), ("decoder", decoder, DECODERS)):
@@ -67,6 +69,7 @@ def make_committee(name: str, models: Sequence[TrainedModel], merge: str = "", d
         merge,
         decoder,
         thresholds={p: float(np.mean([model.thresholds[p] for model in models])) for p in particles},
+        levels={name: Level(**level) for name, level in models[0].config.get("levels", {}).items()},
         views=agree(models, "views"),
         offset=np.mean([model.config.get("offset", (0.0, 0.0, 0.0)) for model in models], axis=0),
         frequencies=picks / max(picks.sum(), 1),
@@ -184,7 +187,8 @@ def find_by_committee(
 ) -> tuple[pd.DataFrame, np.ndarray | None, np.ndarray | None]:
     """Return the picks of a normalised volume, float32 (z, y, x), and the other results of `Merger.finish`.
 
-    A candidate is a pick when it reaches its particle's threshold; the committee's offset is subtracted. `predictors`
+    Confidences are levelled; a candidate is a pick when it reaches its particle's threshold; the committee's offset is
+    subtracted. `predictors`
     are those of the committee's models. They run one after the other over a volume that is uploaded once; `Merger` says
     what else is in memory. `report` is called as by `Predictor.run`. Raises as `Predictor.run`."""
     merger, loaded = Merger(committee, voxel_spacing, run, masks), load_volume(volume, predictors)
@@ -192,7 +196,8 @@ def find_by_committee(
         merger.add(predictor, loaded, report)
     del loaded
     candidates, annotated, confidence = merger.finish()
-    picks = apply_thresholds(candidates, committee.thresholds)
+    volumes = {run: measure_volume(volume.shape, voxel_spacing)}
+    picks = apply_thresholds(level_confidences(candidates, committee.levels, volumes), committee.thresholds)
     return picks.assign(**(picks[["x", "y", "z"]] - committee.offset)), annotated, confidence
 
 

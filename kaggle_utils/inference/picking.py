@@ -21,9 +21,9 @@ DECODERS = ("peaks", "components")
 # output no other particle can have more.
 CLAIMED = 0.5
 
-# How many of a map's highest voxels can start candidates: in a tomogram of the competition, ten times what trained
-# spheres fill. A network that has hardly learnt is above `least` everywhere, and would need gigabytes.
-_MOST = 2**21
+# How many of a map's highest voxels can start candidates: in a tomogram of the competition, more than a hundred for each
+# particle. A network that has hardly learnt is above `least` everywhere, and would need gigabytes.
+_MOST = 2**18
 _READ = 2**22  # voxels of a map that are read at once
 
 # Components smaller than this share of a sphere are noise; those larger than so many spheres may be several particles.
@@ -98,7 +98,7 @@ def find_candidates(
     run: str,
     decoder: str = "peaks",
     radius_fraction: float = 0.5,
-    least: float = 0.1,
+    least: float = 1e-3,
 ) -> pd.DataFrame:
     """Return where particles may be, and how certain that is, from one map of probabilities for each particle.
 
@@ -114,7 +114,7 @@ def find_candidates(
         component of the voxels with at least `CLAIMED`; a large component is first divided among the maxima inside it,
         each voxel to the nearest.
     radius_fraction : radius of the spheres on which the network was trained, as a share of the particle's.
-    least : above 0; no candidate starts from a voxel with less, nor from one that is not among a map's two million
+    least : above 0; no candidate starts from a voxel with less, nor from one that is not among a map's 262,144
         highest.
 
     Returns

@@ -117,6 +117,17 @@ def _is_offset(value: object, config: dict) -> bool:
     return isinstance(value, list) and len(value) == 3 and all(is_number(axis, -1000, 1000) for axis in value)
 
 
+def _are_levels(value: object, config: dict) -> bool:
+    bounds = {"density": (0, 1e9), "log_odds": (-20, 20)}
+    return isinstance(value, dict) and all(
+        name in config.get("particles", ())
+        and isinstance(level, dict)
+        and level.keys() == bounds.keys()
+        and all(is_number(level[key], *ends) for key, ends in bounds.items())
+        for name, level in value.items()
+    )
+
+
 def _are_picks(value: object, config: dict) -> bool:
     return all(_is_whole(count, 0, 10**9) for count in _list_by_particle(value, config))
 
@@ -152,6 +163,7 @@ _RULES: dict[str, _Rule] = {
     "merge": _choice(_MERGES),
     "decoder": _choice(_DECODERS),
     "offset": ("three numbers from -1000 to 1000 (Angstrom)", _is_offset),
+    "levels": ("an object with density and log_odds for some of the particles", _are_levels),
     "ensemble": _choice(_COMMITTEES),
     "picks": ("a whole number, or an object with one for each particle", _are_picks),
     "scores": ("an object whose validation, if present, has a recall for each particle", _are_scores),

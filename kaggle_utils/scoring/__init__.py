@@ -1,9 +1,11 @@
 """How good a result is: the report's voxel scores, the competition's F-beta, and the thresholds with the best scores.
 
 Comes in: masks, or tables of picks and of the truth. Goes out: numbers, their errors, and remarks on them.
-`metrics` has the scores; `thresholds` finds the best thresholds and applies them to candidates.
+`metrics` has the scores; `levels` makes confidences alike in all runs; `thresholds` finds the best
+thresholds and applies them to candidates.
 This room uses no network and no file. Next: training, evaluation and the command line use these scores."""
 
+from kaggle_utils.scoring.levels import Level, level_confidences, measure_levels, measure_volume
 from kaggle_utils.scoring.metrics import (
     MATCH_FRACTION,
     Score,
@@ -26,6 +28,7 @@ from kaggle_utils.scoring.thresholds import (
 
 __all__ = [
     "Curve",
+    "Level",
     "MATCH_FRACTION",
     "Offset",
     "Score",
@@ -37,6 +40,9 @@ __all__ = [
     "estimate_offset",
     "explain_score",
     "find_matches",
+    "level_confidences",
+    "measure_levels",
+    "measure_volume",
     "score_submission",
     "tune_thresholds",
     "voxel_scores",

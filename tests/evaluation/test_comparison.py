@@ -195,5 +195,5 @@ def test_a_comparison_scores_every_variant_and_checks_the_thresholds(trained_fol
     assert comparison.metric == "F-beta" and comparison.chosen == comparison.calibration.best.ensemble
     assert {"unet, logits, peaks", "average, vote, peaks", "average, ranks, peaks"} <= set(comparison.scores)
     assert list(comparison.scores.index) == ["score", *NAMES] and comparison.leaders.shape[1] == 4
-    assert list(comparison.check) == ["argmax", "plateau", "0.5"]
+    assert list(comparison.check) == ["argmax", "chosen", "0.5"]
     assert comparison.calibration.held_out == tuple(find_runs(phantom_data)[:2])

@@ -153,7 +153,7 @@ def test_thresholds_are_checked_on_runs_that_they_have_not_seen(monkeypatch):
     monkeypatch.setattr(folds, "tune_thresholds", tune)
     candidates, truth = make_candidates(3, seed=4)
     table = check_thresholds(candidates, truth, NAMES)
-    assert list(table.index) == ["argmax", "plateau", "0.5"]
+    assert list(table.index) == ["argmax", "chosen", "0.5"]
     half = score_submission(candidates[candidates["confidence"] >= 0.5], truth)
     assert table.loc["0.5", "score"] == pytest.approx(half.score)
     assert sorted(seen) == [(("R0", "R1"),) * 2, (("R0", "R2"),) * 2, (("R1", "R2"),) * 2]

@@ -119,7 +119,7 @@ def test_ranks_and_the_vote_hear_one_network_alone():
     assert annotated[22, 22, 22] and annotated[9, 22, 9]
     ranks, *_ = merge("ranks")
     best = ranks.groupby("particle_type")["confidence"].max()
-    assert best["ribosome"] == pytest.approx(1) and best["thyroglobulin"] <= 0.75
+    assert best["ribosome"] == pytest.approx(1) and best["thyroglobulin"] <= 0.9
 
 
 def test_committees_want_models_that_agree():

@@ -433,7 +433,7 @@ def test_least_is_where_candidates_start():
     "volume",
     [
         np.zeros((4, 5, 6), np.float32),
-        np.full((4, 5, 6), 0.09, np.float16),
+        np.full((4, 5, 6), 0.0009, np.float16),
         np.zeros((4, 5, 6), np.uint8),
         np.zeros((0, 5, 6), np.float32),
     ],

@@ -1,0 +1,83 @@
+"""Confidences that mean the same in every tomogram.
+
+A network is less sure of the same particles where a tomogram is noisier, and an average of several networks is less
+sure than each of them. A threshold that was tuned on one tomogram then misses particles in the next, and a missed
+particle costs sixteen times what a false pick does. How sure the networks are of a tomogram's best candidates shows by
+how much: all its confidences are shifted, on the scale of log-odds, until these best ones are as sure as those of the
+runs on which thresholds were tuned."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.special import expit, logit
+
+# The best candidates are half as many as a tomogram should have particles, so that nearly all are true, and some are
+# among them even where particles are rare.
+_SHARE, _FEWEST = 0.5, 3
+# A tomogram without any particle of a type has poor best candidates. They are not raised until they look like some.
+_FURTHEST = 2.0  # log-odds
+_CERTAIN = 1e-6  # confidences are kept this far from 0 and 1, where log-odds are infinite
+
+
+@dataclass(frozen=True)
+class Level:
+    """How sure the best candidates of a particle are: their mean `log_odds`. `density` is how many particles to expect
+    in a cubic micrometre, which says how many candidates are among the best."""
+
+    density: float
+    log_odds: float
+
+
+def measure_volume(shape: Sequence[int], voxel_spacing: float) -> float:
+    """Return the volume of a tomogram of `shape` voxels, `voxel_spacing` in Angstrom, in cubic micrometres."""
+    return float(np.prod(np.array(shape) * voxel_spacing / 1e4))
+
+
+def measure_levels(
+    candidates: pd.DataFrame, truth: pd.DataFrame, volumes: Mapping[str, float], particles: Sequence[str]
+) -> dict[str, Level]:
+    """Return the level of each of `particles`, as the mean over runs; those without truth or candidates have none.
+
+    `candidates` is a picks table with the column `confidence`, `truth` a picks table, and `volumes` has the volume of
+    each run in cubic micrometres."""
+    space, levels = sum(volumes.values()), {}
+    for name in particles:
+        density = float((truth["particle_type"] == name).sum()) / space
+        own = candidates[candidates["particle_type"] == name]
+        found = [_find_level(own.loc[rows, "confidence"], density * volumes[run]) for run, rows in _group(own)]
+        if density and found:
+            levels[name] = Level(density, float(np.mean(found)))
+    return levels
+
+
+def level_confidences(
+    candidates: pd.DataFrame, levels: Mapping[str, Level], volumes: Mapping[str, float]
+) -> pd.DataFrame:
+    """Return the candidates with confidences shifted, by at most 2 in log-odds, so that the best ones of each run have
+    their particle's level. The order of a particle's candidates in a run stays; particles without a level are not
+    changed. Parameters as in `measure_levels`."""
+    confidence = candidates["confidence"].astype(np.float64)
+    for name, level in levels.items():
+        for run, rows in _group(candidates[candidates["particle_type"] == name]):
+            own = _find_level(confidence[rows], level.density * volumes[run])
+            shift = np.clip(level.log_odds - own, -_FURTHEST, _FURTHEST)
+            confidence[rows] = expit(_find_log_odds(confidence[rows]) + shift)
+    return candidates.assign(confidence=confidence)
+
+
+def _group(candidates: pd.DataFrame) -> Iterator[tuple[str, pd.Index]]:
+    """Yield each run and the index of its rows."""
+    for run, rows in candidates.groupby("experiment", sort=False):
+        yield str(run), rows.index
+
+
+def _find_level(confidence: pd.Series, expected: float) -> float:
+    """Return the mean log-odds of a run's best candidates, where so many particles are expected."""
+    best = max(_FEWEST, round(_SHARE * expected))
+    return float(np.sort(_find_log_odds(confidence))[-best:].mean())
+
+
+def _find_log_odds(confidence: pd.Series) -> np.ndarray:
+    return logit(confidence.to_numpy(dtype=np.float64).clip(_CERTAIN, 1 - _CERTAIN))
