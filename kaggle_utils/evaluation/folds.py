@@ -57,8 +57,8 @@ def calibrate(runs: Sequence[Run], folder: str | Path, device: str = "cpu", view
     one, and write these settings into the models' folders.
 
     Only one network of each architecture left a run out, but on a new tomogram all folds are averaged, which makes them
-    less sure. Confidences are levelled (`scoring.levels`), here and there, so that thresholds carry over. A vote claims more the more voters there are, and ranks
-    change their scale, so these two are compared but never chosen.
+    less sure. Confidences are levelled (`scoring.levels`), here and there, so that thresholds carry over. A vote claims
+    more the more voters there are, and ranks change their scale, so these two are compared but never chosen.
 
     Raises ValueError for models that are not folds, and when none of them left one of `runs` out; also raises as
     `find_models` and `load_model` do."""

@@ -30,8 +30,8 @@ class Committee:
     """Networks that each find all particles, and how their outputs become picks.
 
     A candidate whose confidence reaches its particle's value in `thresholds` is a pick, when the run's confidences have
-    been brought to `levels` (see `scoring.levels`); `offset` (x, y, z in Angstrom) is subtracted from its coordinates. `frequencies` and `recalls` are those of the report's particles, for its
-    rule."""
+    been brought to `levels` (see `scoring.levels`); `offset` (x, y, z in Angstrom) is subtracted from its coordinates.
+    `frequencies` and `recalls` are those of the report's particles, for its rule."""
 
     name: str
     models: tuple[TrainedModel, ...]
@@ -53,8 +53,8 @@ class Committee:
 def make_committee(name: str, models: Sequence[TrainedModel], merge: str = "", decoder: str = "") -> Committee:
     """Gather networks whose configs agree on particles and views, and on merge and decoder unless these are given.
 
-    Thresholds and offset are the means of the models', levels the first one's. Raises ValueError for models that disagree, and for an unknown
-    merge or decoder."""
+    Thresholds and offset are the means of the models', levels the first one's. Raises ValueError for models
+    that disagree, and for an unknown merge or decoder."""
     merge, decoder = merge or agree(models, "merge"), decoder or agree(models, "decoder")
     for what, choice, choices in (("merge", merge, MERGES), ("decoder", decoder, DECODERS)):
         if choice not in choices:

@@ -21,8 +21,8 @@ DECODERS = ("peaks", "components")
 # output no other particle can have more.
 CLAIMED = 0.5
 
-# How many of a map's highest voxels can start candidates: in a tomogram of the competition, more than a hundred for each
-# particle. A network that has hardly learnt is above `least` everywhere, and would need gigabytes.
+# How many of a map's highest voxels can start candidates: in a tomogram of the competition, hundreds for each particle.
+# A network that has hardly learnt is above `least` everywhere, and would need gigabytes.
 _MOST = 2**18
 _READ = 2**22  # voxels of a map that are read at once
 

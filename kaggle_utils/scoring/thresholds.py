@@ -78,8 +78,8 @@ def tune_thresholds(
     A new run's confidences are a little higher or lower than those here, by a distance that is normally distributed on
     the scale of log-odds. The chosen threshold has the best F-beta on average over these distances and the resamples.
     It lies below the argmax: what is missed costs more than what is picked too much, so F-beta falls more steeply above
-    its best threshold than below. Of equally good thresholds it is the middle one. Give confidences that are levelled (`levels.level_confidences`), or runs differ by
-    more.
+    its best threshold than below. Of equally good thresholds it is the middle one. Give confidences that are levelled
+    (`levels.level_confidences`), or runs differ by more.
 
     Parameters
     ----------
