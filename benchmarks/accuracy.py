@@ -1,40 +1,45 @@
-"""How well do the particles get found: the kit's recipes and the field's networks, each trained for the same minutes.
+"""How well do the particles get found: the kit's recipes and the field's, each trained for the same minutes.
 
     pip install monai
-    python benchmarks/accuracy.py --data DIR --out DIR [--minutes 20] [--threads 2] [--contenders NAME ...] [--seed 0]
+    python benchmarks/accuracy.py --data DIR [DIR ...] [--minutes 10] [--contenders NAME ...] [--seed 0] [--work DIR]
+    python benchmarks/accuracy.py --table
 
 Every contender trains on the runs of DIR/train, picks those of DIR/test, and is scored by the competition's F-beta
-against DIR/test_truth (which `python -m kaggle_utils phantom` writes). `report` is this kit's report recipe: the mixed
-ensemble of five specialists, which share the minutes. `unet`, `segresnet` and `dynunet` are MONAI's networks, all of
-width 16 with four levels, under the recipe of the competition's host: seven classes, spheres of 0.8 of the radius,
-crops centred on a voxel of a class drawn evenly, Tversky loss, AdamW at a constant 1e-3, argmax and centroids of
-connected components.
+against DIR/test_truth (which `python -m kaggle_utils phantom` writes). `competition` and `report` are this kit's
+recipes; the others are the field's, see `contenders/`. `unet_ours`, `segresnet_ours` and `dynunet_ours` are MONAI's
+networks under the competition recipe, so that network and recipe are judged apart. `--recipe KEY=VALUE ... --name NAME`
+changes the competition recipe, for example `--recipe unet.loss=tversky radius_fraction=0.4 --name small-spheres`.
+
+One protocol for all but `report`: two networks share the minutes, each leaving out the runs that the competition
+recipe's fold leaves out. Thresholds are tuned on the candidates in these runs. In the test runs, candidates are decoded
+from the average of both networks' outputs. `report` is the mixed ensemble of five specialists and has no thresholds.
 
 A minute is one of CPU time over the number of threads, so that nobody's training is shorter for what else the machine
-does (threads wait without spinning, or on a busy machine they would spend the minutes). The minutes pay for training
-with all that belongs to it: drawing crops, the report's validations. Reading and inference are free. The report trains
-whole epochs, so its minutes are met as near as those allow; the table says what each contender took.
+does (threads wait without spinning, or on a busy machine they would spend the minutes); on a GPU it is one of the
+clock. The minutes pay for training with all that belongs to it: drawing crops, validations. Reading and inference are
+free. The kit trains whole epochs, so its minutes are met as near as those allow; the table says what each one took.
 
-A finished contender leaves OUT/<contender>.json and its picks OUT/<contender>.csv and is not run again, so contenders
-may be run by several calls. `--without TECHNIQUE ...` runs the competition recipe with one technique after the other
-turned off; what concerns only the picks uses the networks that `competition` has left. `--thresholds` tunes
-thresholds on each test run and applies them to the others; `--levels` runs the same networks with fewer test-time
-views and fewer networks, as a submission that is short of time does. The table is made of what lies there, with 90 %
-intervals from a bootstrap over the stored picks; `--contenders` with no name makes the table alone.
+A finished contender leaves OUT/<contender>-<data>-<minutes>min-seed<seed>.json and is not run again. The table is made
+of these files alone. "Hindsight" is F-beta with the thresholds that are best for the test runs themselves: nobody can
+know them, but what lies between is lost by the choice of thresholds. Intervals are of 90 %, from a bootstrap over runs
+and particles. With `--work`, networks and candidates are kept, and `--repick` makes the results of kept networks anew.
 """
 
 import argparse
+import ast
 import json
 import os
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from functools import partial
-from itertools import product
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 # Before torch and tqdm: a thread that waits must not spend the minutes, and a log wants no line for every step.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -43,54 +48,49 @@ os.environ.setdefault("TQDM_MININTERVAL", "20")
 import numpy as np
 import pandas as pd
 import torch
+from contenders import Contender, list_contenders
+from contenders.crops import Sampler
+from contenders.networks import Halved, build_dynunet, build_segresnet, build_unet
 from torch import nn
+from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import TensorDataset
 
 from kaggle_utils.data.picks import read_truth
 from kaggle_utils.data.tomograms import find_runs, load_tomogram, normalise
-from kaggle_utils.evaluation.folds import Calibration, calibrate
-from kaggle_utils.inference.ensemble import ENSEMBLES, Ensemble, find_models
-from kaggle_utils.inference.merging import Committee, cut_networks, make_committee
-from kaggle_utils.inference.picking import pick_particles
-from kaggle_utils.models.folder import build_model, count_parameters, load_model
-from kaggle_utils.particles import PARTICLE_NAMES, PARTICLES, REPORT_PARTICLES, report_label
-from kaggle_utils.preprocessing.labels import make_annotated_mask
+from kaggle_utils.evaluation.folds import calibrate
+from kaggle_utils.inference.ensemble import ENSEMBLES
+from kaggle_utils.models.folder import ARCHITECTURES, build_model, count_parameters
+from kaggle_utils.particles import PARTICLE_NAMES, PARTICLES, REPORT_PARTICLES
 from kaggle_utils.preprocessing.subvolumes import Run, build_datasets, check_datasets, load_runs
-from kaggle_utils.recipes import Augmentation, CompetitionRecipe, Recipe, get_recipe
-from kaggle_utils.scoring.metrics import score_submission
+from kaggle_utils.recipes import SCALES, CompetitionRecipe, Recipe, get_recipe
 from kaggle_utils.scoring.thresholds import apply_thresholds, bootstrap_score, tune_thresholds
-from kaggle_utils.submission.pipeline import assemble, load_ensemble, predict_run
+from kaggle_utils.submission.pipeline import load_ensemble, predict_run
 from kaggle_utils.system.files import replacing, write_text
 from kaggle_utils.system.machine import keep_freed_memory
 from kaggle_utils.training.fitting import evaluate, fit
-from kaggle_utils.training.train import list_folds, train_fold, train_model
+from kaggle_utils.training.learner import find_rate, forward
+from kaggle_utils.training.train import build, list_folds, train_fold, train_model
 
-# The baselines; as the host's notebook had them where it says so.
-RADIUS_FRACTION = 0.8
-LEARNING_RATE = 1e-3
-WIDTHS = (16, 32, 64, 128)
-CROP, BATCH = 48, 4
-WINDOW, OVERLAP = 96, 0.25
-MIN_SIZE_FRACTION = 0.1  # of a sphere of RADIUS_FRACTION
-DIVISOR = 8  # what three levels of pooling ask of a window
-
+RESULTS = Path(__file__).with_name("results") / "accuracy"
+FOLDS = 2
+OVERLAP = 0.25  # of the field's windows
 LOG_EVERY = 20  # seconds
 MEASURED = 16  # sub-volumes that tell what an epoch costs
-FOLDS = 2  # of the competition recipe, which share its minutes
-VIEWS = (4, 2, 1)  # of `--levels`
+SCORED = [particle.name for particle in PARTICLES if particle.weight]
 
 
 class Clock:
-    """Machine minutes that this process has spent, from zero."""
+    """Minutes that this process has spent, from zero."""
 
-    def __init__(self, threads: int):
-        self._threads = threads
+    def __init__(self, threads: int, device: str):
+        self._threads = threads if device == "cpu" else 0
         self._start, self._wall = time.process_time(), time.perf_counter()
 
     @property
     def minutes(self) -> float:
-        """CPU time over the number of threads."""
-        return (time.process_time() - self._start) / self._threads / 60
+        """CPU time over the number of threads; on a GPU what a clock on the wall says."""
+        return (time.process_time() - self._start) / self._threads / 60 if self._threads else self.wall_minutes
 
     @property
     def wall_minutes(self) -> float:
@@ -99,99 +99,246 @@ class Clock:
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A trained contender: `pick` takes the names of test runs to a picks table; `minutes` are machine minutes."""
+class Job:
+    """One training and what it is judged on; its networks and candidates go into `folder`."""
 
-    pick: Callable[[list[str]], pd.DataFrame]
+    data: Path
+    folder: Path
+    minutes: float
+    seed: int
+    threads: int
+    device: str
+    scale: str
+    changes: dict[str, Any]
+
+    @property
+    def recipe(self) -> CompetitionRecipe:
+        """The competition recipe, which also says what the folds leave out."""
+        recipe = replace(get_recipe("competition", self.scale), seed=self.seed, folds=FOLDS)
+        for key, value in self.changes.items():
+            recipe = change(recipe, key, value)
+        return recipe
+
+    def start_clock(self) -> Clock:
+        """Return a clock that starts now."""
+        return Clock(self.threads, self.device)
+
+    def load_runs(self, recipe: Recipe) -> list[Run]:
+        """Load the runs to train on."""
+        return load_runs(self.data, find_runs(self.data), recipe)
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training cost: parameters of a network, steps and voxels of all networks together, machine minutes."""
+
     parameters: int
     steps: int
+    voxels: int
     minutes: float
     wall_minutes: float
 
 
+@dataclass(frozen=True)
+class Found:
+    """Candidates in the test runs, those in the runs that were left out, the thresholds, seconds of inference a run."""
+
+    test: pd.DataFrame
+    held_out: pd.DataFrame
+    thresholds: dict[str, float]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a contender is trained, and how its networks, which `train` left in the job's folder, find particles."""
+
+    train: Callable[[Job], Training]
+    find: Callable[[Job], Found]
+    scaled: str
+
+
 def main(arguments: list[str] | None = None) -> None:
-    """Run the contenders that have no result yet, then print the table and write it to OUT/table.csv."""
+    """Run the contenders that have no result yet, then print the table of all results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--minutes", type=float, default=20.0, help="of training for each contender (20)")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--contenders", nargs="*", choices=CONTENDERS, default=list(CONTENDERS), metavar="NAME")
+    parser.add_argument("--data", type=Path, nargs="+", default=[], metavar="DIR")
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="keep networks and candidates here")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of training for each contender (10)")
+    parser.add_argument("--contenders", nargs="+", choices=list_ways("demo"), metavar="NAME")
     parser.add_argument("--seed", type=int, default=0)
-    techniques = [*TRAINED_WITHOUT, *CALIBRATED_WITHOUT]
-    parser.add_argument("--without", nargs="+", choices=techniques, metavar="TECHNIQUE", help=", ".join(techniques))
-    parser.add_argument("--thresholds", action="store_true", help="of the finished competition networks, see above")
-    parser.add_argument("--levels", action="store_true", help="of the finished competition networks, see above")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--scale", choices=SCALES, default="demo", help="full needs a GPU")
+    parser.add_argument(
+        "--recipe", nargs="+", default=[], metavar="KEY=VALUE", help="changes of the competition recipe"
+    )
+    parser.add_argument("--name", help="of the contender whose recipe was changed")
+    parser.add_argument("--repick", action="store_true", help="with the networks in --work, even if there is a result")
+    parser.add_argument("--table", action="store_true", help="only print the table")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    keep_freed_memory()
-    truth = read_truth(options.data / "test_truth" / "overlay" / "ExperimentRuns")
-    if options.thresholds:
-        print(compare_thresholds(options, truth).to_string(float_format="{:.4f}".format))
-        return
-    if options.levels:
-        print(compare_levels(options, truth).to_string(index=False, float_format="{:.3f}".format))
-        return
-    for technique in options.without or [None]:
-        for contender in ["competition"] if technique else options.contenders:
-            compete(contender, truth, argparse.Namespace(**{**vars(options), "without": technique}))
-    table = make_table(options.out, truth)
-    with replacing(options.out / "table.csv") as temporary:
-        table.to_csv(temporary, index=False)
-    print(table.to_string(index=False, float_format="{:.3f}".format))
+    if not options.table:
+        if not options.data:
+            parser.error("name --data, or ask for the --table alone")
+        if bool(options.recipe) != bool(options.name):
+            parser.error("--recipe and --name belong together")
+        torch.set_num_threads(options.threads)
+        keep_freed_memory()
+        chosen = options.contenders or (["competition"] if options.name else list_ways(options.scale))
+        if options.name and len(chosen) > 1:
+            parser.error("--name is for one contender")
+        for data in options.data:
+            for contender in chosen:
+                compete(contender, data, options)
+    print(make_table(options.out))
 
 
-def compete(contender: str, truth: pd.DataFrame, options: argparse.Namespace) -> None:
-    """Train one contender, pick the test runs, and write picks and result; nothing is done where the result is there.
+def compete(contender: str, data: Path, options: argparse.Namespace) -> None:
+    """Train one contender on one data set, pick its test runs, and write the result; nothing is done where one is.
 
     Raises SystemExit when that result has other settings."""
-    name = f"{contender} without {options.without}" if options.without else contender
-    result = options.out / f"{name}.json"
-    settings = {"data": options.data.resolve().name, "minutes allowed": options.minutes, "seed": options.seed}
-    if result.is_file():
-        found = json.loads(result.read_text(encoding="utf-8"))
-        if {key: found[key] for key in settings} != settings:
-            sys.exit(f"{result} was made with other settings; delete it, or choose another --out")
-        log(f"{contender}: {result} is there")
-        return
-    torch.manual_seed(options.seed)
-    trained = CONTENDERS[contender](options)
-    log(f"{contender}: {trained.steps} steps in {trained.minutes:.1f} minutes ({trained.wall_minutes:.1f} on the wall)")
-    start = time.perf_counter()
-    picks = trained.pick(find_runs(options.data, "test"))
-    with replacing(result.with_suffix(".csv")) as temporary:
-        picks.to_csv(temporary, index=False)
-    score = score_submission(picks, truth)
-    log(f"{contender}: F-beta {score.score:.3f} after {time.perf_counter() - start:.0f} s of inference")
-    record = {
+    name = options.name or contender
+    stem = f"{name}-{data.resolve().name}-{options.minutes:g}min-seed{options.seed}"
+    path, changes = options.out / f"{stem}.json", dict(map(parse_change, options.recipe))
+    settings = {
         "contender": name,
-        **settings,
+        "data": data.resolve().name,
+        "minutes allowed": options.minutes,
+        "seed": options.seed,
+        "device": name_device(options.device),
         "threads": options.threads,
-        "parameters": trained.parameters,
-        "steps": trained.steps,
-        "minutes": trained.minutes,
-        "wall minutes": trained.wall_minutes,
-        **score.to_dict(),
+        "scale": options.scale,
+        "recipe": {key: str(value) for key, value in changes.items()},
     }
-    write_text(result, json.dumps(record, indent=1))  # last: it says that the contender is finished
+    if path.is_file() and not options.repick:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if other := [key for key in settings if found[key] != settings[key]]:
+            sys.exit(f"{path} was made with another {', '.join(other)}; delete it, or choose another --out")
+        log(f"{path} is there")
+        return
+    way = list_ways(options.scale)[contender]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (options.work or Path(temporary)).resolve() / stem
+        numbers = options.minutes, options.seed, options.threads, options.device, options.scale
+        job = Job(data, folder, *numbers, changes)
+        training = train_once(way, job)
+        found = way.find(job)
+        for table in ("test", "held_out"):
+            with replacing(folder / f"{table}.csv") as part:
+                getattr(found, table).to_csv(part, index=False)
+    truth = read_truth(data / "test_truth" / "overlay" / "ExperimentRuns")
+    scores = score(found, truth)
+    record = {
+        **settings,
+        "scaled": way.scaled,
+        **asdict(training),
+        "seconds a run": found.seconds,
+        "thresholds": found.thresholds,
+        "scores": scores,
+    }
+    write_text(path, json.dumps(record, indent=1))
+    total = scores["all"]
+    log(f"{stem}: F-beta {total['f_beta']:.3f}, with the best thresholds {total['hindsight']:.3f}")
 
 
-def make_table(out: Path, truth: pd.DataFrame) -> pd.DataFrame:
-    """Return a row for each finished contender of OUT, the best first: F-beta in all, with the 90 % interval of a
-    bootstrap over the runs, and for each scored particle."""
+def train_once(way: Way, job: Job) -> Training:
+    """Train, or read what was said of the networks that are kept."""
+    done = job.folder / "training.json"
+    if done.is_file():
+        log(f"{job.folder} has the networks")
+        return Training(**json.loads(done.read_text(encoding="utf-8")))
+    shutil.rmtree(job.folder, ignore_errors=True)
+    job.folder.mkdir(parents=True)
+    torch.manual_seed(job.seed)
+    training = way.train(job)
+    write_text(done, json.dumps(asdict(training)))
+    wall = training.wall_minutes
+    log(f"{job.folder.name}: {training.steps} steps in {training.minutes:.1f} minutes ({wall:.1f} on the wall)")
+    return training
+
+
+def score(found: Found, truth: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """Return F-beta with its interval, and that in hindsight, of "all" and of each scored particle."""
+    picks = apply_thresholds(found.test, found.thresholds)
+    table = bootstrap_score(picks, truth).rename(index={"score": "all"})
+    curves = tune_thresholds(found.test, truth, SCORED, samples=2)
+    table["hindsight"] = pd.Series({name: curve.f_beta.max() for name, curve in curves.items()})
+    weights = [particle.weight for particle in PARTICLES if particle.weight]
+    table.loc["all", "hindsight"] = np.average(table.loc[SCORED, "hindsight"], weights=weights)
+    return table.loc[["all", *SCORED]].to_dict("index")
+
+
+def make_table(out: Path) -> str:
+    """Return a Markdown table with a row for each contender, minutes and device: means over the data sets, after the
+    mean over the seeds of each. Raises SystemExit where there is no result."""
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("*.json"))]
+    if not records:
+        sys.exit(f"{out} holds no result yet; name --data")
+    groups: dict[tuple, list[dict]] = {}
+    for record in records:
+        groups.setdefault(tuple(record[key] for key in ("device", "minutes allowed", "contender")), []).append(record)
+    sets = sorted({record["data"] for record in records})
     rows = []
-    for path in sorted(out.glob("*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        picks = read_truth(path.with_suffix(".csv"))
-        scores = bootstrap_score(picks, truth)
-        total, f_beta = scores.loc["score"], scores["f_beta"]
-        row = {"contender": record["contender"], "F-beta": total["f_beta"], "low": total["low"], "high": total["high"]}
-        row |= {particle.name: f_beta[particle.name] for particle in PARTICLES if particle.weight}
-        row |= {key: record[key] for key in ("parameters", "steps", "minutes")}
-        rows.append(row)
-    if not rows:
-        sys.exit(f"{out} holds no result yet; name --contenders")
-    return pd.DataFrame(rows).sort_values("F-beta", ascending=False)
+    for (device, minutes, contender), group in groups.items():
+        total = average(group, "all")
+        cells = [f"`{contender}`", device, f"{minutes:g}", f"**{total['f_beta']:.3f}** ({_span(total)})"]
+        cells.append(f"{total['hindsight']:.3f}")
+        for name in sets:
+            own = [record for record in group if record["data"] == name]
+            cells.append(_pair(average(own, "all"), 3) if own else "")
+        cells += [f"{_pair(one := average(group, name))} ({_span(one, 2)})" for name in SCORED]
+        voxels, taken = (np.mean([record[key] for record in group]) for key in ("voxels", "minutes"))
+        seeds = len({record["seed"] for record in group})
+        cells += [f"{group[0]['parameters'] / 1e6:.2f} M", f"{voxels:.1e}", f"{taken:.1f}", str(seeds)]
+        rows.append(((device, minutes, -total["f_beta"]), cells))
+    heads = ["", "device", "minutes", "F-beta", "hindsight", *sets, *SCORED, "parameters", "voxels", "took", "seeds"]
+    table = [heads, ["---"] * len(heads), *(cells for _, cells in sorted(rows, key=lambda row: row[0]))]
+    notes = {f"`{record['contender']}`: {record['scaled']}" for record in records}
+    lines = ["| " + " | ".join(cells) + " |" for cells in table]
+    return "\n".join([*lines, "", *(f"- {note}" for note in sorted(notes))])
+
+
+def average(records: Sequence[dict], name: str) -> dict[str, float]:
+    """Return the mean over data sets, after that over the seeds of each, of the scores of `name`. The errors of data
+    sets are independent; those of seeds, which share the test runs, are not."""
+    sets: dict[str, list[dict]] = {}
+    for record in records:
+        sets.setdefault(record["data"], []).append(record["scores"][name])
+    means = [pd.DataFrame(scores).mean() for scores in sets.values()]
+    table = pd.DataFrame(means)
+    down, up = (np.sqrt(((table["f_beta"] - table[end]) ** 2).sum()) / len(table) for end in ("low", "high"))
+    mean = table.mean()
+    return {**mean, "low": mean["f_beta"] - down, "high": mean["f_beta"] + up}
+
+
+def _span(scores: dict[str, float], digits: int = 3) -> str:
+    return f"{scores['low']:.{digits}f}-{scores['high']:.{digits}f}"
+
+
+def _pair(scores: dict[str, float], digits: int = 2) -> str:
+    return f"{scores['f_beta']:.{digits}f} / {scores['hindsight']:.{digits}f}"
+
+
+def parse_change(text: str) -> tuple[str, Any]:
+    """Split KEY=VALUE; a value that is no Python literal is a word."""
+    key, _, value = text.partition("=")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
+
+
+def change(recipe: Any, key: str, value: object) -> Any:
+    """Return a recipe with another value of a setting, such as `unet.loss`. Raises SystemExit for an unknown one."""
+    first, _, rest = key.partition(".")
+    if first not in {field.name for field in fields(recipe)} or rest and not is_dataclass(getattr(recipe, first)):
+        sys.exit(f"the recipe has no {key}")
+    return replace(recipe, **{first: change(getattr(recipe, first), rest, value) if rest else value})
+
+
+def name_device(device: str) -> str:
+    """Return what a GPU is called, or "CPU"."""
+    return "CPU" if device == "cpu" else torch.cuda.get_device_name(device)
 
 
 def log(line: str) -> None:
@@ -199,186 +346,209 @@ def log(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-# The field's networks under the host's recipe.
+def list_held_out(runs: Sequence[Run], recipe: CompetitionRecipe) -> list[set[str]]:
+    """Return the names of the runs that each fold of the competition recipe leaves out."""
+    return [{runs[fold].name} for fold in list_folds(len(runs), recipe)]
 
 
-def train_baseline(build: Callable[[], nn.Module], options: argparse.Namespace) -> Trained:
-    """Train a network that takes (n, 1, z, y, x) to logits (n, 7, z, y, x) until the minutes are spent."""
-    from monai.losses import TverskyLoss
+# The field's recipes.
 
-    kind = get_recipe("report", "demo")
-    runs = load_runs(options.data, find_runs(options.data), kind)
-    sampler = CropSampler(runs, options.seed)
-    network = build().to(memory_format=torch.channels_last_3d)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE)
-    loss_function = TverskyLoss(include_background=True, to_onehot_y=True, softmax=True)  # alpha = beta = 0.5
-    network.train()
-    steps, losses, logged, clock = 0, [], 0.0, Clock(options.threads)
-    while (spent := clock.minutes) < options.minutes or steps == 0:
-        volumes, masks = sampler.draw(BATCH)
-        loss = loss_function(network(volumes.contiguous(memory_format=torch.channels_last_3d)), masks)
+
+def train_contender(contender: Contender, job: Job) -> Training:
+    """Train a network for each fold, each for an equal share of the minutes, and keep their weights."""
+    runs, steps, clock = job.load_runs(job.recipe), 0, job.start_clock()
+    for fold, held_out in enumerate(list_held_out(runs, job.recipe)):
+        torch.manual_seed(1000 * job.seed + fold)
+        sampler = Sampler(
+            [run for run in runs if run.name not in held_out], contender.drawing, 1000 * job.seed + fold, job.device
+        )
+        network, taken = train_network(contender, sampler, job)
+        steps += taken
+        torch.save(network.state_dict(), job.folder / f"fold_{fold}.pt")
+    voxels = steps * contender.drawing.batch * int(np.prod(contender.drawing.shape))
+    return Training(count_parameters(network), steps, voxels, clock.minutes, clock.wall_minutes)
+
+
+def train_network(contender: Contender, sampler: Sampler, job: Job) -> tuple[nn.Module, int]:
+    """Train one network for one fold's share of the minutes; return it, or its moving average, and the steps."""
+    network = move(contender.build(), job.device).train()
+    optimiser = contender.optimiser(network.parameters())
+    rate, chance = optimiser.param_groups[0]["lr"], np.random.default_rng(job.seed)
+    averaged = None
+    if contender.average:
+        averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(contender.average), use_buffers=True)
+    steps, losses, logged, clock = 0, [], 0.0, job.start_clock()
+    while (progress := clock.minutes * FOLDS / job.minutes) < 1 or steps == 0:
+        optimiser.param_groups[0]["lr"] = rate * find_rate(progress, 1, contender.warm_up)
+        volumes, spheres = sampler.draw()
+        targets = contender.paint(spheres, contender.drawing.shape, job.device)
+        if chance.random() < contender.mixup:
+            share = float(chance.beta(1, 1))
+            outputs = forward(network, torch.lerp(volumes.flip(0), volumes, share))
+            loss = torch.lerp(contender.loss(outputs, targets.flip(0)), contender.loss(outputs, targets), share)
+        else:
+            loss = contender.loss(forward(network, volumes), targets)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
+        if averaged:
+            averaged.update_parameters(network)
         steps += 1
-        losses.append(loss.item())
+        losses.append(loss.detach())
         if clock.wall_minutes - logged > LOG_EVERY / 60:
             logged = clock.wall_minutes
-            log(
-                f"{type(network).__name__}: {spent:.1f} of {options.minutes:g} minutes ({logged:.1f} on the wall), "
-                f"step {steps}, loss {np.mean(losses):.4f}"
-            )
+            log(f"{job.folder.name}: {progress:.0%}, step {steps}, loss {torch.stack(losses).mean():.4f}")
             losses = []
-    minutes, wall_minutes = clock.minutes, clock.wall_minutes
-
-    def pick(names: list[str]) -> pd.DataFrame:
-        return pd.concat([pick_run(network, name, options.data, kind) for name in names], ignore_index=True)
-
-    return Trained(pick, count_parameters(network), steps, minutes, wall_minutes)
+    return (averaged.module if averaged else network), steps
 
 
-class CropSampler:
-    """Draws crops as MONAI's RandCropByLabelClasses does: around a voxel of a class, each class equally often.
+def move(network: nn.Module, device: str) -> nn.Module:
+    """Move a network to a device, with its kernels in three dimensions laid out as CPUs and GPUs read them fastest."""
+    for weights in network.to(device).parameters():
+        if weights.dim() == 5:
+            weights.data = weights.data.contiguous(memory_format=torch.channels_last_3d)
+    return network
 
-    Raises ValueError for a run that is smaller than a crop."""
 
-    def __init__(self, runs: list[Run], seed: int):
-        self._volumes = [run.volume for run in runs]
-        self._masks, self._voxels = [], []
-        self._rng = np.random.default_rng(seed)
-        for run in runs:
-            if min(run.volume.shape) < CROP:
-                raise ValueError(f"run {run.name} has {run.volume.shape} voxels; crops need {CROP} along each axis")
-            mask = make_annotated_mask(run.points, run.volume.shape, run.voxel_spacing, PARTICLE_NAMES, RADIUS_FRACTION)
-            self._masks.append(mask)
-            places = [np.flatnonzero(mask == label) for label in range(1, len(PARTICLE_NAMES) + 1)]
-            self._voxels.append([place for place in places if len(place)])
-
-    def draw(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return crops, float32, and their classes, uint8, both (count, 1, CROP, CROP, CROP)."""
-        pairs = [self._draw_one() for _ in range(count)]
-        return tuple(torch.from_numpy(np.stack(arrays))[:, None] for arrays in zip(*pairs, strict=True))
-
-    def _draw_one(self) -> tuple[np.ndarray, np.ndarray]:
-        rng = self._rng
-        run = rng.integers(len(self._volumes))
-        volume, mask, voxels = self._volumes[run], self._masks[run], self._voxels[run]
-        label = rng.integers(len(voxels) + 1)
-        if label:
-            place = rng.choice(voxels[label - 1])
-        else:
-            while mask.flat[place := rng.integers(mask.size)]:  # most voxels are background
-                pass
-        centre = np.array(np.unravel_index(place, mask.shape))
-        low = np.clip(centre - CROP // 2, 0, np.array(mask.shape) - CROP)
-        box = tuple(slice(start, start + CROP) for start in low)
-        flipped = tuple(axis for axis in range(3) if rng.integers(2))
-        turns = rng.integers(4)
-        return tuple(np.rot90(np.flip(array[box], flipped), turns, (1, 2)) for array in (volume, mask))
+def find_by_contender(contender: Contender, job: Job) -> Found:
+    """Find candidates with the kept networks, and tune thresholds where networks left runs out."""
+    runs, networks = job.load_runs(job.recipe), []
+    held_out = list_held_out(runs, job.recipe)
+    for fold in range(len(held_out)):
+        network = contender.build()
+        network.load_state_dict(torch.load(job.folder / f"fold_{fold}.pt", map_location="cpu", weights_only=True))
+        networks.append(move(network, job.device).eval())
+    tables = []
+    for run in runs:
+        if members := [network for network, own in zip(networks, held_out, strict=True) if run.name in own]:
+            tables.append(find_in_volume(contender, members, run.volume, run.voxel_spacing, run.name, job.device))
+    tuning = pd.concat(tables, ignore_index=True)
+    truth = pd.concat([run.points for run in runs if run.name in set.union(*held_out)])
+    thresholds = {name: curve.chosen for name, curve in tune_thresholds(tuning, truth, PARTICLE_NAMES).items()}
+    tables, start = [], time.perf_counter()
+    for name in find_runs(job.data, "test"):
+        tomogram = load_tomogram(name, job.data, "test", job.recipe.tomogram)
+        place = tomogram.voxel_spacing, name
+        tables.append(find_in_volume(contender, networks, normalise(tomogram.volume), *place, job.device))
+    seconds = (time.perf_counter() - start) / len(tables)
+    return Found(pd.concat(tables, ignore_index=True), tuning, thresholds, seconds)
 
 
 @torch.inference_mode()
-def pick_run(network: nn.Module, run: str, data: Path, recipe: Recipe) -> pd.DataFrame:
-    """Return the centroids of a test run's components of argmax as a picks table, beta-amylase, which nobody scores,
-    left out."""
+def find_in_volume(
+    contender: Contender, networks: Sequence[nn.Module], volume: np.ndarray, voxel_spacing: float, run: str, device: str
+) -> pd.DataFrame:
+    """Return the candidates in a normalised volume: the networks' outputs, averaged and decoded."""
     from monai.inferers import sliding_window_inference
 
-    tomogram = load_tomogram(run, data, "test", recipe.tomogram)
-    inputs = torch.from_numpy(normalise(tomogram.volume))[None, None]
-    # A volume smaller than a window is padded up to it.
-    window = [min(WINDOW, -(-size // DIVISOR) * DIVISOR) for size in tomogram.volume.shape]
-    network.eval()
-
-    def predict(windows: torch.Tensor) -> torch.Tensor:
-        return network(windows.contiguous(memory_format=torch.channels_last_3d))
-
-    logits = sliding_window_inference(inputs, window, 1, predict, overlap=OVERLAP, mode="gaussian")[0]
-    confidence, classes = logits.softmax(0).max(0)
-    scored = [particle.name for particle in REPORT_PARTICLES]
-    numbers = np.array([0, *(report_label(name) if name in scored else 0 for name in PARTICLE_NAMES)], np.uint8)
-    sizes = MIN_SIZE_FRACTION, RADIUS_FRACTION
-    return pick_particles(numbers[classes.numpy()], confidence.numpy(), tomogram.voxel_spacing, run, *sizes)
-
-
-def build_unet() -> nn.Module:
-    """MONAI's residual U-Net, the host's choice."""
-    from monai.networks.nets import UNet
-
-    return UNet(
-        spatial_dims=3,
-        in_channels=1,
-        out_channels=len(PARTICLE_NAMES) + 1,
-        channels=WIDTHS,
-        strides=(2, 2, 2),
-        num_res_units=1,
-    )
+    # The volume and the windows must be divisible by the network's divisor; what is added is cut off again.
+    divisor = networks[0].divisor
+    edges = [-(-size // divisor) * divisor for size in volume.shape]
+    padding = [side for edge, size in zip(edges[::-1], volume.shape[::-1], strict=True) for side in (0, edge - size)]
+    inputs = functional.pad(torch.from_numpy(volume).to(device)[None, None], padding)
+    window = [min(most, edge) for most, edge in zip(contender.window, edges, strict=True)]
+    mean: Any = 0
+    for network in networks:
+        outputs = sliding_window_inference(
+            inputs, window, 1, partial(forward, network), overlap=OVERLAP, mode="gaussian"
+        )
+        mean = mean + outputs[0] / len(networks)
+    inside = (slice(-(-size // contender.stride)) for size in volume.shape)
+    return contender.decode(mean[(slice(None), *inside)], voxel_spacing, run)
 
 
-def build_segresnet() -> nn.Module:
-    """MONAI's SegResNet with one block a level."""
-    from monai.networks.nets import SegResNet
-
-    return SegResNet(
-        spatial_dims=3,
-        init_filters=WIDTHS[0],
-        in_channels=1,
-        out_channels=len(PARTICLE_NAMES) + 1,
-        blocks_down=(1, 1, 1, 1),
-        blocks_up=(1, 1, 1),
-    )
+# The kit's competition recipe, with its own network or another one in its place.
 
 
-def build_dynunet() -> nn.Module:
-    """MONAI's DynUNet, the network of nnU-Net."""
-    from monai.networks.nets import DynUNet
+def train_competition(job: Job, network: Callable[[], nn.Module] | None = None) -> Training:
+    """Train a network for each fold; the folds share the minutes."""
+    recipe = choose_window(job.recipe, network)
+    runs, crops, epochs = job.load_runs(recipe), 0, recipe.unet.epochs
+    with putting_in(network):
+        parameters = count_parameters(build(recipe.unet, recipe))
+        fixed, a_crop = measure_fold(runs, recipe, job)
+        clock, folds = job.start_clock(), list_folds(len(runs), recipe)
+        for number, fold in enumerate(folds):
+            before = clock.minutes
+            an_epoch = (job.minutes - before) / (len(folds) - number) / epochs
+            chosen = replace(recipe, crops=max(recipe.unet.batch_size, int((an_epoch - fixed) / a_crop)))
+            train_fold(runs, "unet", fold, chosen, job.folder, job.device)
+            crops += epochs * chosen.crops
+            # The next fold knows better what a crop takes.
+            a_crop = max(((clock.minutes - before) / epochs - fixed) / chosen.crops, a_crop / 2)
+            log(f"{job.folder.name}: {epochs} epochs of {chosen.crops} crops; {clock.minutes:.1f} minutes spent")
+    steps = crops // recipe.unet.batch_size
+    return Training(parameters, steps, crops * recipe.subvolume_size**3, clock.minutes, clock.wall_minutes)
 
-    return DynUNet(
-        spatial_dims=3,
-        in_channels=1,
-        out_channels=len(PARTICLE_NAMES) + 1,
-        kernel_size=(3, 3, 3, 3),
-        strides=(1, 2, 2, 2),
-        upsample_kernel_size=(2, 2, 2),
-        filters=WIDTHS,
-        norm_name="instance",
-    )
+
+def find_by_competition(job: Job, network: Callable[[], nn.Module] | None = None) -> Found:
+    """Calibrate the kept networks and let them pick as a submission does, but with all candidates."""
+    recipe = choose_window(job.recipe, network)
+    with putting_in(network):
+        calibration = calibrate(job.load_runs(recipe), job.folder, job.device, recipe.views)
+        log(f"{job.folder.name}: {calibration.best}; offset {calibration.offset.correction}")
+        committee = load_ensemble(calibration.best.ensemble, job.folder, job.device)
+        bare = replace(committee, thresholds=dict.fromkeys(committee.thresholds, 0.0))
+        names, start = find_runs(job.data, "test"), time.perf_counter()
+        test = pd.concat([predict_run(name, job.data, bare, device=job.device).picks for name in names])
+    seconds = (time.perf_counter() - start) / len(names)
+    held_out = calibration.candidates[calibration.best]
+    return Found(test.reset_index(drop=True), held_out, committee.thresholds, seconds)
 
 
-# The kit's own recipes.
+def choose_window(recipe: CompetitionRecipe, network: Callable[[], nn.Module] | None) -> CompetitionRecipe:
+    """Give the U-Net the V-Net's window when another network stands in its place, which may not be streamed."""
+    if not network:
+        return recipe
+    return replace(recipe, unet=replace(recipe.unet, window=recipe.vnet.window, halo=recipe.vnet.halo))
 
 
-def train_report(options: argparse.Namespace) -> Trained:
+def putting_in(network: Callable[[], nn.Module] | None) -> AbstractContextManager:
+    """While this lasts, the kit builds another network in the U-Net's place."""
+    return patch.dict(ARCHITECTURES, {"unet": lambda *_, **__: network()}) if network else nullcontext()
+
+
+def measure_fold(runs: list[Run], recipe: CompetitionRecipe, job: Job) -> tuple[float, float]:
+    """Return the machine minutes that an epoch takes beside its crops, and those of a crop."""
+    minutes, counts = [], (recipe.unet.batch_size, 2 * MEASURED, 4 * MEASURED)
+    with tempfile.TemporaryDirectory() as folder:
+        for crops in counts:
+            clock = job.start_clock()
+            short = replace(recipe, crops=crops, unet=replace(recipe.unet, epochs=1))
+            train_fold(runs, "unet", 0, short, Path(folder) / str(crops), job.device)
+            minutes.append(clock.minutes)
+    a_crop = max((minutes[2] - minutes[1]) / (counts[2] - counts[1]), 1e-9)  # the first was a warm-up
+    return max(0.0, minutes[1] - a_crop * counts[1]), a_crop
+
+
+# The kit's report recipe.
+
+
+def train_report(job: Job) -> Training:
     """Train the report's mixed ensemble; each specialist gets an equal share of the minutes that are left."""
-    recipe = replace(get_recipe("report", "demo"), seed=options.seed)
-    folder = options.out / "report"
-    shutil.rmtree(folder, ignore_errors=True)  # the measured number of epochs may differ from an earlier call's
-    runs = load_runs(options.data, find_runs(options.data), recipe)
+    recipe = replace(get_recipe("report", job.scale), seed=job.seed)
+    runs = job.load_runs(recipe)
     jobs = [(architecture, p.name) for p in REPORT_PARTICLES for architecture in ENSEMBLES["mixed"](p.name)]
-    costs = {job: measure_epoch(runs, *job, recipe, options.threads) for job in jobs}
-    steps, clock = 0, Clock(options.threads)
+    costs = {one: measure_epoch(runs, *one, recipe, job) for one in jobs}
+    steps, voxels, clock = 0, 0, job.start_clock()
     for number, (architecture, particle) in enumerate(jobs):
         an_epoch, once = costs[architecture, particle]
-        share = (options.minutes - clock.minutes) / (len(jobs) - number)
+        share = (job.minutes - clock.minutes) / (len(jobs) - number)
         epochs = max(1, round((share - once) / an_epoch))
         chosen = replace(recipe, **{architecture: replace(getattr(recipe, architecture), epochs=epochs)})
         log(f"{architecture} for {particle}: {epochs} epochs of {60 * an_epoch:.0f} s each in {share:.1f} minutes")
-        train_model(runs, architecture, particle, chosen, folder)
-        batches = -(-len(build_datasets(runs, particle, recipe)["train"]) // getattr(recipe, architecture).batch_size)
-        steps += epochs * batches
-        log(f"report: {clock.minutes:.1f} of {options.minutes:g} minutes ({clock.wall_minutes:.1f} on the wall)")
-    minutes, wall_minutes = clock.minutes, clock.wall_minutes
-    ensemble = load_ensemble("mixed", folder)
-    parameters = sum(
-        count_parameters(build_model(architecture, getattr(recipe, architecture).width)) for architecture, _ in jobs
-    )
-    return Trained(partial(pick_runs, options.data, ensemble), parameters, steps, minutes, wall_minutes)
+        train_model(runs, architecture, particle, chosen, job.folder, job.device)
+        cubes = len(build_datasets(runs, particle, recipe)["train"])
+        steps += epochs * -(-cubes // getattr(recipe, architecture).batch_size)
+        voxels += epochs * cubes * recipe.subvolume_size**3
+        log(f"report: {clock.minutes:.1f} of {job.minutes:g} minutes ({clock.wall_minutes:.1f} on the wall)")
+    parameters = sum(count_parameters(build_model(kind, getattr(recipe, kind).width)) for kind, _ in jobs)
+    return Training(parameters, steps, voxels, clock.minutes, clock.wall_minutes)
 
 
-def measure_epoch(
-    runs: list[Run], architecture: str, particle: str, recipe: Recipe, threads: int
-) -> tuple[float, float]:
+def measure_epoch(runs: list[Run], architecture: str, particle: str, recipe: Recipe, job: Job) -> tuple[float, float]:
     """Return the machine minutes of an epoch, and of all that a training does once, from some real optimiser steps."""
-    prepared = Clock(threads)
+    prepared = job.start_clock()
     datasets = build_datasets(runs, particle, recipe)
     check_datasets(datasets, particle)
     once = prepared.minutes
@@ -391,137 +561,43 @@ def measure_epoch(
     network = build_model(architecture, settings.width)
     with tempfile.TemporaryDirectory() as folder:
         for turn in "warm-up", "measured":
-            clock = Clock(threads)
-            fit(network, some, settings, Path(folder) / turn, {"seed": recipe.seed})
+            clock = job.start_clock()
+            fit(network, some, settings, Path(folder) / turn, {"seed": recipe.seed}, device=job.device)
             an_epoch = clock.minutes / share
         for data in some.values():
-            evaluate(network, data)
+            evaluate(network, data, device=job.device)
         return an_epoch, once + clock.minutes / share - an_epoch
 
 
-def train_competition(options: argparse.Namespace) -> Trained:
-    """Train two folds of the competition recipe's U-Net, which share the minutes, and calibrate them."""
-    recipe = replace(get_recipe("competition", "demo"), seed=options.seed, folds=FOLDS)
-    technique = options.without
-    if technique in TRAINED_WITHOUT:
-        recipe = TRAINED_WITHOUT[technique](recipe)
-    folder = options.out / ("competition" if technique not in TRAINED_WITHOUT else f"competition-{technique}")
-    runs = load_runs(options.data, find_runs(options.data), recipe)
-    clock = Clock(options.threads)
-    if technique not in CALIBRATED_WITHOUT:
-        shutil.rmtree(folder, ignore_errors=True)
-        fixed, a_crop = measure_fold(runs, recipe, options.threads)
-        clock = Clock(options.threads)
-        share = options.minutes / FOLDS / recipe.unet.epochs
-        recipe = replace(recipe, crops=max(recipe.unet.batch_size, int((share - fixed) / a_crop)))
-        log(f"competition: {FOLDS} folds of {recipe.unet.epochs} epochs of {recipe.crops} crops")
-        for fold in list_folds(len(runs), recipe):
-            train_fold(runs, "unet", fold, recipe, folder)
-            log(f"competition: {clock.minutes:.1f} minutes spent ({clock.wall_minutes:.1f} on the wall)")
-    minutes, wall_minutes = clock.minutes, clock.wall_minutes
-    if technique in CALIBRATED_WITHOUT:
-        done = json.loads((options.out / "competition.json").read_text(encoding="utf-8"))
-        minutes, wall_minutes = done["minutes"], done["wall minutes"]
-    calibration = calibrate(runs, folder)
-    log(calibration.scores.round(3).to_string())
-    log(f"{calibration.best}; offset {calibration.offset}")
-    ensemble = load_ensemble(calibration.best.ensemble, folder)
-    if technique in CALIBRATED_WITHOUT:
-        ensemble = CALIBRATED_WITHOUT[technique](ensemble, calibration)
-
-    crops = ensemble.models[0].config["crops"] * recipe.unet.epochs * FOLDS
-    parameters = sum(count_parameters(model.network) for model in ensemble.models)
-    return Trained(
-        partial(pick_runs, options.data, ensemble), parameters, crops // recipe.unet.batch_size, minutes, wall_minutes
-    )
+def find_by_report(job: Job) -> Found:
+    """Return the picks of the report's ensemble, which knows no thresholds on them."""
+    ensemble, names = load_ensemble("mixed", job.folder, job.device), find_runs(job.data, "test")
+    start = time.perf_counter()
+    picks = pd.concat([predict_run(name, job.data, ensemble, device=job.device).picks for name in names])
+    seconds = (time.perf_counter() - start) / len(names)
+    return Found(picks.reset_index(drop=True), picks[:0], dict.fromkeys(PARTICLE_NAMES, 0.0), seconds)
 
 
-def pick_runs(data: Path, ensemble: Ensemble | Committee, names: list[str]) -> pd.DataFrame:
-    """Return what an ensemble picks in some of DATA's test runs."""
-    return pd.concat([predict_run(name, data, ensemble).picks for name in names], ignore_index=True)
-
-
-def measure_fold(runs: list[Run], recipe: CompetitionRecipe, threads: int) -> tuple[float, float]:
-    """Return the machine minutes that an epoch takes beside its crops, and those of a crop."""
-    minutes, counts = [], (recipe.unet.batch_size, 2 * MEASURED, 4 * MEASURED)
-    with tempfile.TemporaryDirectory() as folder:
-        for crops in counts:
-            clock = Clock(threads)
-            short = replace(recipe, crops=crops, unet=replace(recipe.unet, epochs=1))
-            train_fold(runs, "unet", 0, short, Path(folder) / str(crops))
-            minutes.append(clock.minutes)
-    a_crop = (minutes[2] - minutes[1]) / (counts[2] - counts[1])  # the first was a warm-up
-    return max(0.0, minutes[1] - a_crop * counts[1]), a_crop
-
-
-def compare_thresholds(options: argparse.Namespace, truth: pd.DataFrame) -> pd.DataFrame:
-    """Tune thresholds on each test run alone and apply them to the others.
-
-    Returns F-beta in all and for each particle, averaged over the runs tuned on: of the argmax, of the plateau, of 0.5,
-    and of hindsight, the argmax of the very runs that are scored."""
-    paths = find_models([options.out / "competition"])
-    everything = make_committee("folds", [load_model(path) for path in paths])
-    everything = replace(everything, thresholds=dict.fromkeys(PARTICLE_NAMES, 0.0), offset=np.zeros(3))
-    names = find_runs(options.data, "test")
-    found = pick_runs(options.data, everything, names)
-    rows: dict[str, list[dict]] = {kind: [] for kind in ("argmax", "plateau", "0.5", "hindsight")}
-    for name in names:
-        inside, others = (truth[(truth["experiment"] == name) == same] for same in (True, False))
-        candidates = found[found["experiment"] != name]
-        tuned = tune_thresholds(found[found["experiment"] == name], inside, PARTICLE_NAMES)
-        chosen = {
-            "argmax": {particle: curve.argmax for particle, curve in tuned.items()},
-            "plateau": {particle: curve.chosen for particle, curve in tuned.items()},
-            "0.5": dict.fromkeys(PARTICLE_NAMES, 0.5),
-            "hindsight": {p: curve.argmax for p, curve in tune_thresholds(candidates, others, PARTICLE_NAMES).items()},
-        }
-        for kind, thresholds in chosen.items():
-            score = score_submission(apply_thresholds(candidates, thresholds), others)
-            rows[kind].append({"F-beta": score.score, **score.particles["f_beta"]})
-    return pd.DataFrame({kind: pd.DataFrame(scores).mean() for kind, scores in rows.items()}).T
-
-
-def compare_levels(options: argparse.Namespace, truth: pd.DataFrame) -> pd.DataFrame:
-    """Return F-beta, with the 90 % interval of a bootstrap, for each number of views and networks, with the thresholds
-    that were tuned for all networks."""
-    paths = find_models([options.out / "competition"])
-    everything, rows = assemble("levels", [load_model(path) for path in paths]), []
-    names = find_runs(options.data, "test")
-    for networks, views in product(range(len(paths), 0, -1), VIEWS):
-        ensemble = replace(cut_networks(everything, networks), views=views)
-        found = pick_runs(options.data, ensemble, names)
-        total = bootstrap_score(found, truth).loc["score"]
-        rows.append({"passes": views * networks, "views": views, "networks": networks, **total})
-    return pd.DataFrame(rows).sort_values(["passes", "networks"], ascending=False)
-
-
-# What `--without` can turn off: in training, or only afterwards, on the networks of `competition`.
-TRAINED_WITHOUT: dict[str, Callable[[CompetitionRecipe], CompetitionRecipe]] = {
-    "small-spheres": lambda recipe: replace(recipe, radius_fraction=1.0),
-    "lifted-crops": lambda recipe: replace(recipe, centred=0.0),
-    "augmentation": lambda recipe: replace(
-        recipe, augmentation=Augmentation(False, False, turned=0, gain=0, shift=0, noise=0)
-    ),
-    "cross-entropy": lambda recipe: replace(recipe, unet=replace(recipe.unet, loss="tversky")),
-    "averages": lambda recipe: replace(recipe, unet=replace(recipe.unet, average=0.0, best=1)),
-    "half-resolution": lambda recipe: replace(recipe, unet=replace(recipe.unet, stem=False, width=16)),
-}
-CALIBRATED_WITHOUT: dict[str, Callable[[Committee, Calibration], Committee]] = {
-    "thresholds": lambda committee, _: replace(committee, thresholds=dict.fromkeys(committee.thresholds, 0.5)),
-    "plateau": lambda committee, calibration: replace(
-        committee, thresholds={name: curve.argmax for name, curve in calibration.curves.items()}
-    ),
-    "second-fold": lambda committee, _: replace(committee, models=committee.models[:1]),
-}
-
-
-CONTENDERS: dict[str, Callable[[argparse.Namespace], Trained]] = {
-    "report": train_report,
-    "competition": train_competition,
-    "unet": lambda options: train_baseline(build_unet, options),
-    "segresnet": lambda options: train_baseline(build_segresnet, options),
-    "dynunet": lambda options: train_baseline(build_dynunet, options),
-}
+def list_ways(scale: str) -> dict[str, Way]:
+    """Return all contenders by name."""
+    # MONAI's U-Net already begins with a strided convolution; between another two it would see too little.
+    swapped = {
+        "unet_ours": (build_unet, "our recipe; its first convolution is strided"),
+        "segresnet_ours": (partial(Halved, build_segresnet), "our recipe, between our strided convolutions"),
+        "dynunet_ours": (partial(Halved, build_dynunet), "our recipe, between our strided convolutions"),
+    }
+    return {
+        "competition": Way(train_competition, find_by_competition, f"ours at {scale} scale"),
+        **{
+            name: Way(partial(train_contender, one), partial(find_by_contender, one), one.scaled)
+            for name, one in list_contenders(scale).items()
+        },
+        **{
+            name: Way(partial(train_competition, network=one), partial(find_by_competition, network=one), scaled)
+            for name, (one, scaled) in swapped.items()
+        },
+        "report": Way(train_report, find_by_report, f"ours at {scale} scale"),
+    }
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import os
 import runpy
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,14 @@ from torch import nn
 
 from kaggle_utils.data.phantom import write_phantom
 from kaggle_utils.data.picks import PICK_COLUMNS, read_truth
+from kaggle_utils.data.tomograms import find_runs
 from kaggle_utils.inference import picking, predictor
-from kaggle_utils.preprocessing.labels import make_annotated_mask
+from kaggle_utils.particles import PARTICLE_NAMES, get_particle
+from kaggle_utils.preprocessing.labels import locate_spheres, paint_spheres
 from kaggle_utils.preprocessing.subvolumes import Run
 from kaggle_utils.recipes import get_recipe
 from kaggle_utils.scoring.metrics import score_submission
+from kaggle_utils.scoring.thresholds import apply_thresholds
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "postprocess.py"
 INFERENCE = SCRIPT.with_name("inference.py")
@@ -72,6 +76,7 @@ def accuracy(monkeypatch):
     """The benchmark of accuracy as a module, with the smallest sizes."""
     monkeypatch.setenv("TQDM_MININTERVAL", "20")  # what it sets is undone with it
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
     spec = importlib.util.spec_from_file_location("accuracy", SCRIPT.with_name("accuracy.py"))
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "accuracy", module)
@@ -81,79 +86,223 @@ def accuracy(monkeypatch):
     return module
 
 
-@pytest.mark.parametrize("contender", ["report", "unet"])
-@pytest.mark.usefixtures("one_thread")
-def test_a_contender_is_trained_and_scored_once(contender, accuracy, tmp_path, monkeypatch, capsys):
-    """What the table says is the official score of the picks that lie beside it; a finished contender costs nothing."""
-    if contender == "unet":
-        pytest.importorskip("monai")
-    data, out = tmp_path / "data", tmp_path / "out"
-    write_phantom(data, runs=2, test_runs=1, shape=(48, 72, 72))
-    options = ["--data", str(data), "--out", str(out), "--minutes", "0.01", "--threads", "1"]
-    with pytest.raises(SystemExit, match="no result yet"):
-        accuracy.main([*options, "--contenders"])
-    accuracy.main([*options, "--contenders", contender])
-    result = json.loads((out / f"{contender}.json").read_text(encoding="utf-8"))
-    truth = read_truth(data / "test_truth" / "overlay" / "ExperimentRuns")
-    score = score_submission(read_truth(out / f"{contender}.csv"), truth)
-    assert result["score"] == pytest.approx(score.score)
-    assert result["minutes allowed"] == 0.01 <= result["minutes"] and result["steps"] > 0
-    [row] = pd.read_csv(out / "table.csv").to_dict("records")
-    assert row["contender"] == contender and contender in capsys.readouterr().out
-    assert row["F-beta"] == pytest.approx(score.score) and row["low"] <= row["high"]
-    assert row["ribosome"] == pytest.approx(score.particles.loc["ribosome", "f_beta"])
-
-    monkeypatch.setitem(accuracy.CONTENDERS, contender, None)  # a second training would fail
-    accuracy.main([*options, "--contenders", contender])
-    with pytest.raises(SystemExit, match="other settings"):
-        accuracy.main([*options, "--contenders", contender, "--seed", "1"])
-
-
-def test_crops_are_centred_on_every_class_equally_often(accuracy):
-    """However rare it is (of three classes one has a hundredth of the other's voxels); tomogram and mask are turned and
-    flipped alike."""
-    shape, spacing = (60, 60, 500), 10.0
-    apo_ferritins = [("TS_1", "apo-ferritin", 1000.0, 300.0, 300.0)]
-    ribosomes = [("TS_1", "ribosome", x, 300.0, 300.0) for x in (2000.0, 3000.0, 4000.0)]
-    points = pd.DataFrame(apo_ferritins + ribosomes, columns=PICK_COLUMNS)
-    mask = make_annotated_mask(points, shape, spacing, accuracy.PARTICLE_NAMES, accuracy.RADIUS_FRACTION)
-    sampler = accuracy.CropSampler([Run("TS_1", mask.astype(np.float32), spacing, points)], seed=0)
-    centres = []
-    for _ in range(40):
-        volumes, masks = sampler.draw(8)
-        assert (volumes == masks).all() and masks.shape == (8, 1, 48, 48, 48)
-        # The centre of a cube with an even edge is between voxels, and a flip goes to the other side of it.
-        centres += masks[:, 0, 23:25, 23:25, 23:25].flatten(1).amax(1).tolist()
-    labels = [1 + accuracy.PARTICLE_NAMES.index(name) for name in ("apo-ferritin", "ribosome")]
-    shares = [centres.count(label) / len(centres) for label in labels]
-    assert shares == pytest.approx([1 / 3, 1 / 3], abs=0.1)
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory):
+    """Two data sets, of three runs to train on and two to test on."""
+    folder = tmp_path_factory.mktemp("phantom")
+    for seed, name in enumerate(("one", "other")):
+        write_phantom(folder / name, runs=3, test_runs=2, shape=(48, 72, 72), seed=seed)
+    return folder
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_techniques_are_turned_off_one_at_a_time(accuracy, tmp_path, monkeypatch, capsys):
-    """One that concerns only the picks costs no training; the others train beside the whole recipe, not over it."""
+def test_a_contender_is_trained_and_scored_once(accuracy, phantom, tmp_path, monkeypatch, capsys):
+    """What the table says is the official score of the candidates that reach the thresholds; a finished contender costs
+    nothing, and its networks can be used again; the recipe can be changed under another name."""
     monkeypatch.setattr(picking, "_MOST", 1000)  # networks that have hardly learnt claim every voxel
-    data, out = tmp_path / "data", tmp_path / "out"
-    write_phantom(data, runs=3, test_runs=2, shape=(48, 72, 72))
-    options = ["--data", str(data), "--out", str(out), "--minutes", "0.01", "--threads", "1"]
-    accuracy.main([*options, "--contenders", "competition"])
-    weights = (out / "competition" / "3d_unet_model_fold_0" / "weights.safetensors").read_bytes()
-    accuracy.main([*options, "--without", "second-fold", "averages"])
-    results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in out.glob("*.json")}
-    assert set(results) == {"competition", "competition without second-fold", "competition without averages"}
-    minutes = {name.split()[-1]: result["minutes"] for name, result in results.items()}
-    assert minutes["second-fold"] == minutes["competition"] != minutes["averages"]
-    assert results["competition without second-fold"]["parameters"] == results["competition"]["parameters"] / 2
-    assert (out / "competition" / "3d_unet_model_fold_0" / "weights.safetensors").read_bytes() == weights
-    config = json.loads((out / "competition-averages" / "3d_unet_model_fold_0" / "config.json").read_text())
-    assert config["average"] == 0
-    capsys.readouterr()
-    accuracy.main([*options, "--thresholds"])
+    out, work = tmp_path / "out", tmp_path / "work"
+    options = ["--out", str(out), "--minutes", "0.01", "--work", str(work)]
+    with pytest.raises(SystemExit, match="no result yet"):
+        accuracy.main([*options, "--table"])
+    options += ["--data", str(phantom / "one"), "--contenders", "competition"]
+    accuracy.main(options)
+    stem = "competition-one-0.01min-seed0"
+    result = json.loads((out / f"{stem}.json").read_text(encoding="utf-8"))
+    truth = read_truth(phantom / "one" / "test_truth" / "overlay" / "ExperimentRuns")
+    candidates = pd.read_csv(work / stem / "test.csv")
+    score = score_submission(apply_thresholds(candidates, result["thresholds"]), truth)
+    total, ribosome = result["scores"]["all"], result["scores"]["ribosome"]
+    assert total["f_beta"] == pytest.approx(score.score) and total["low"] <= total["f_beta"] <= total["high"]
+    assert ribosome["f_beta"] == pytest.approx(score.particles.loc["ribosome", "f_beta"])
+    assert total["hindsight"] >= total["f_beta"] - 1e-9 and result["steps"] > 0 and result["voxels"] > 0
     printed = capsys.readouterr().out
-    assert all(kind in printed for kind in ("argmax", "plateau", "0.5", "hindsight"))
-    accuracy.main([*options, "--levels"])
-    rows = [" ".join(line.split()[:3]) for line in capsys.readouterr().out.splitlines()[1:]]
-    assert rows == ["8 4 2", "4 2 2", "4 4 1", "2 1 2", "2 2 1", "1 1 1"]  # passes, views, networks
+    assert "`competition`" in printed and f"**{total['f_beta']:.3f}**" in printed
+
+    # A second training would fail.
+    monkeypatch.setattr(accuracy, "train_fold", None)
+    accuracy.main(options)
+    (out / f"{stem}.json").unlink()
+    accuracy.main([*options, "--repick"])
+    again = json.loads((out / f"{stem}.json").read_text(encoding="utf-8"))
+    assert again["scores"] == result["scores"] and again["minutes"] == result["minutes"]
+    with pytest.raises(SystemExit, match="another threads"):
+        accuracy.main([*options, "--threads", "2"])
+    with pytest.raises(SystemExit):
+        accuracy.main([*options, "--recipe", "radius_fraction=0.4"])  # would pass for the recipe itself
+
+
+def test_a_recipe_is_changed_by_name(accuracy):
+    recipe = get_recipe("competition", "smoke")
+    for key, value in map(accuracy.parse_change, ("unet.loss=tversky", "augmentation.flips=False", "crops=7")):
+        recipe = accuracy.change(recipe, key, value)
+    assert (recipe.unet.loss, recipe.augmentation.flips, recipe.crops) == ("tversky", False, 7)
+    for key in ("nothing", "unet.nothing", "crops.nothing"):
+        with pytest.raises(SystemExit, match="no nothing|no .*nothing"):
+            accuracy.change(recipe, key, 1)
+
+
+def test_the_table_averages_seeds_then_data_sets(accuracy, tmp_path):
+    """A data set with two seeds weighs no more than one with one; intervals of data sets add like errors."""
+    names = ["all", *accuracy.SCORED]
+    for data, seed, value in (("d1", 0, 0.5), ("d1", 1, 0.7), ("d2", 0, 0.9)):
+        scores = {"f_beta": value, "low": value - 0.03, "high": value + 0.04, "hindsight": 1.0}
+        record = {
+            "contender": "one",
+            "data": data,
+            "seed": seed,
+            "device": "CPU",
+            "minutes allowed": 10,
+            "scaled": "so",
+        }
+        numbers = {"parameters": 5e5, "voxels": 1e9, "minutes": 9.5, "scores": dict.fromkeys(names, scores)}
+        (tmp_path / f"{data}{seed}.json").write_text(json.dumps(record | numbers))
+    lines = accuracy.make_table(tmp_path).splitlines()
+    cells = [cell.strip() for cell in lines[2].split("|")]
+    spread = [0.75 - 0.03 / 2**0.5, 0.75 + 0.04 / 2**0.5]
+    assert cells[4:8] == [f"**0.750** ({spread[0]:.3f}-{spread[1]:.3f})", "1.000", "0.600 / 1.000", "0.900 / 1.000"]
+    assert cells[-5:-1] == ["0.50 M", "1.0e+09", "9.5", "2"] and lines[-1] == "- `one`: so"
+
+
+FIELD = ["first_seg", "second", "second_dense", "fourth", "first_det", "unet", "segresnet", "dynunet"]
+
+
+@pytest.mark.parametrize("contender", FIELD)
+@pytest.mark.usefixtures("one_thread")
+def test_the_fields_recipes_take_steps_and_pick(contender, accuracy, phantom, tmp_path, monkeypatch):
+    """Two networks, each of which left a run out, give candidates in the runs left out and in the test runs."""
+    pytest.importorskip("monai")
+    field = accuracy.list_contenders("demo")
+    drawing = replace(field[contender].drawing, shape=(32, 32, 32), batch=2)
+    small = replace(field[contender], drawing=drawing, mixup=min(1.0, 2 * field[contender].mixup))
+    job = accuracy.Job(phantom / "one", tmp_path, 1e-6, 0, 1, "cpu", "demo", {})
+    training = accuracy.train_contender(small, job)
+    assert training.steps == 2 and training.voxels == 2 * 2 * 32**3
+    found = accuracy.find_by_contender(small, job)
+    assert set(found.test["experiment"]) <= set(find_runs(phantom / "one", "test"))
+    assert set(found.held_out["experiment"]) <= set(find_runs(phantom / "one")[:2])
+    assert set(found.thresholds) == set(accuracy.PARTICLE_NAMES) and found.seconds > 0
+    assert np.isfinite(
+        accuracy.score(found, read_truth(phantom / "one/test_truth/overlay/ExperimentRuns"))["all"]["low"]
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("contender", ["unet_ours", "segresnet_ours"])
+@pytest.mark.usefixtures("one_thread")
+def test_other_networks_are_trained_by_our_recipe(contender, accuracy, phantom, tmp_path, monkeypatch):
+    pytest.importorskip("monai")
+    monkeypatch.setattr(picking, "_MOST", 1000)
+    job = accuracy.Job(phantom / "one", tmp_path, 0.001, 0, 1, "cpu", "demo", {"subvolume_size": 32, "vnet.window": 64})
+    way = accuracy.list_ways("demo")[contender]
+    training = way.train(job)
+    assert training.parameters > 1e5 and training.steps > 0
+    found = way.find(job)
+    assert set(found.held_out["experiment"]) <= set(find_runs(phantom / "one")[:2])
+    assert accuracy.ARCHITECTURES["unet"].__name__ == "UNet3D"  # the kit is as before
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_the_report_is_a_contender(accuracy, phantom, tmp_path):
+    out = tmp_path / "out"
+    options = ["--data", str(phantom / "one"), "--out", str(out), "--minutes", "0.01", "--contenders", "report"]
+    accuracy.main(options)
+    result = json.loads((out / "report-one-0.01min-seed0.json").read_text(encoding="utf-8"))
+    assert result["steps"] > 0 and 0 <= result["scores"]["all"]["f_beta"] <= 1
+
+
+def test_crops_and_spheres_are_changed_alike(accuracy):
+    """Spheres that are painted into the run before it is cropped, turned and scaled stay where the crop's spheres are;
+    each type is in the middle as often as it shall, however rare it is."""
+    crops = importlib.import_module("contenders.crops")
+    shape, spacing = (80, 80, 500), 10.0
+    apo_ferritins = [("TS_1", "apo-ferritin", 1000.0, 400.0, 400.0)]
+    ribosomes = [("TS_1", "ribosome", x, 400.0, 400.0) for x in (2000.0, 3000.0, 4000.0)]
+    points = pd.DataFrame(apo_ferritins + ribosomes, columns=PICK_COLUMNS)
+    volume = (paint_spheres(*locate_spheres(points, spacing, PARTICLE_NAMES), shape) > 0).astype(np.float32)
+    strength = replace(crops.TURNS, turned=0.5, turn=30, tilt=10)
+    drawing = crops.Drawing((32, 48, 48), 8, (1.0,) * 7, strength, zoom=0.1)
+    sampler, middles = crops.Sampler([Run("TS_1", volume, spacing, points)], drawing, 0, "cpu"), []
+    for _ in range(30):
+        volumes, spheres = sampler.draw()
+        assert volumes.shape == (8, 1, 32, 48, 48)
+        for cut, mask, own in zip(
+            volumes, crops.paint_labels(spheres, drawing.shape, "cpu", 1.0), spheres, strict=True
+        ):
+            assert ((cut > 0.5) != (mask > 0)).float().mean() < 0.015
+            middles.append(int(own[np.abs(own[:, :3] - [15.5, 23.5, 23.5]).max(1) < 10][:1, 4].sum()))
+    shares = [middles.count(1 + PARTICLE_NAMES.index(name)) / len(middles) for name in ("apo-ferritin", "ribosome")]
+    assert shares == pytest.approx([0.4, 0.4], abs=0.12)
+
+
+PLACES = {
+    "apo-ferritin": (21.0, 30.0, 33.0),
+    "thyroglobulin": (40.3, 17.6, 20.2),
+    "virus-like-particle": (24.8, 51, 50),
+}
+
+
+@pytest.mark.parametrize("contender", ["first_seg", "second", "fourth", "unet"])
+def test_a_perfect_map_is_decoded_to_the_particles_centres(contender, accuracy):
+    """Whatever the stride; a particle of a one-voxel target stands where its cell's centre is."""
+    one = accuracy.list_contenders("demo")[contender]
+    shape, spheres = (64, 64, 72), []
+    for name, zyx in PLACES.items():
+        # Cell i of two voxels has its centre at 2 i + 0.5; voxel 2 i and 2 i + 1 belong to it.
+        zyx = np.floor(np.array(zyx) / 2) * 2 + 0.5 if contender == "first_seg" else np.array(zyx)
+        spheres.append([*zyx, get_particle(name).radius / 10, PARTICLE_NAMES.index(name) + 1])
+    spheres = np.array(spheres)
+    moved = spheres - np.array([0.1, 0.1, 0.1, 0, 0]) * (contender == "first_seg")  # not between two voxels
+    target = one.paint([moved], shape, "cpu")[0]
+    if contender == "fourth":
+        outputs = target.clamp(1e-4, 1 - 1e-4).logit()
+    elif contender == "first_seg":
+        outputs = target.clamp(min=1e-5).log()
+    else:
+        outputs = nn.functional.one_hot(target[0].long(), 7).movedim(-1, 0) * 12.0
+    table = one.decode(outputs.float(), 10.0, "TS_1")
+    table = table[table["confidence"] > 0.5]
+    assert sorted(table["particle_type"]) == sorted(PLACES)
+    most = 0.5 if contender == "fourth" else 0.3  # its maxima are voxels
+    for name, sphere in zip(PLACES, spheres, strict=True):
+        found = table.loc[table["particle_type"] == name, ["z", "y", "x"]].to_numpy()[0] / 10
+        assert np.abs(found - sphere[:3]).max() <= most
+
+
+def test_a_detector_that_predicts_its_targets_is_decoded_to_the_centres(accuracy):
+    """The offset leads from a cell towards the particle; the best cells shall have the closeness as their score, cells
+    of other particles none; a perfect output has nearly no loss and its opposite much."""
+    detection = importlib.import_module("contenders.detection")
+    decode = accuracy.list_contenders("demo")["first_det"].decode
+    spheres = np.array([[*zyx, get_particle(n).radius / 10, PARTICLE_NAMES.index(n) + 1] for n, zyx in PLACES.items()])
+    table = torch.from_numpy(spheres).float()
+    outputs = torch.zeros(9, 32, 32, 36)
+    centres, places = detection.place_cells(outputs)
+    assert torch.equal(centres, places) and centres[0].tolist() == [0.5] * 3
+    owner, wanted = detection.assign(torch.full((6, len(centres)), 0.02), centres, places, table)
+    for number, sphere in enumerate(table):
+        mine = owner == number
+        assert mine.sum() == 13
+        nearest = (centres - sphere[:3]).norm(dim=1).sort()
+        assert set(torch.nonzero(mine)[:, 0].tolist()) <= set(nearest.indices[:20].tolist())
+        best = nearest.indices[0]
+        assert wanted[mine].max() == pytest.approx(detection.find_closeness(centres[best], sphere).item(), abs=1e-4)
+    assert (wanted[owner < 0] == 0).all()
+
+    # An output that gives all cells around a particle its class and the way to it.
+    way = torch.zeros(len(centres), 3)
+    scores = torch.full((6, len(centres)), -9.0)
+    for sphere in table:
+        near = ((centres - sphere[:3]).abs() < 1.9).all(dim=1)
+        way[near] = (sphere[:3] - centres[near]) / 2
+        scores[int(sphere[4]) - 1, near] = 9.0 - (centres[near] - sphere[:3]).norm(dim=1)
+    perfect = torch.cat([scores, torch.atanh(way.T.clamp(-0.999, 0.999))]).view_as(outputs)
+    found = decode(perfect, 10.0, "TS_1")
+    assert sorted(found["particle_type"]) == sorted(PLACES)
+    for name, sphere in zip(PLACES, spheres, strict=True):
+        own = found.loc[found["particle_type"] == name, ["z", "y", "x"]].to_numpy()[0] / 10
+        assert np.abs(own - sphere[:3]).max() < 0.3
+    losses = [detection.detection_loss(o[None], [spheres]).item() for o in (perfect, -perfect)]
+    assert losses[0] < 1 and losses[1] > 3 * losses[0]
 
 
 @pytest.fixture
