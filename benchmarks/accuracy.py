@@ -11,8 +11,9 @@ networks under the competition recipe, so that network and recipe are judged apa
 changes the competition recipe, for example `--recipe unet.loss=tversky radius_fraction=0.4 --name small-spheres`.
 
 One protocol for all but `report`: two networks share the minutes, each leaving out the runs that the competition
-recipe's fold leaves out. Thresholds are tuned on the candidates in these runs. In the test runs, candidates are decoded
-from the average of both networks' outputs. `report` is the mixed ensemble of five specialists and has no thresholds.
+recipe's fold leaves out. On the candidates in these runs, confidences are levelled and thresholds tuned. In the test
+runs, candidates are decoded from the average of both networks' outputs. `report` is the mixed ensemble of five
+specialists and has no thresholds.
 
 A minute is one of CPU time over the number of threads, so that nobody's training is shorter for what else the machine
 does (threads wait without spinning, or on a busy machine they would spend the minutes); on a GPU it is one of the
@@ -64,6 +65,7 @@ from kaggle_utils.models.folder import ARCHITECTURES, build_model, count_paramet
 from kaggle_utils.particles import PARTICLE_NAMES, PARTICLES, REPORT_PARTICLES
 from kaggle_utils.preprocessing.subvolumes import Run, build_datasets, check_datasets, load_runs
 from kaggle_utils.recipes import SCALES, CompetitionRecipe, Recipe, get_recipe
+from kaggle_utils.scoring.levels import level_confidences, measure_levels, measure_volume
 from kaggle_utils.scoring.thresholds import apply_thresholds, bootstrap_score, tune_thresholds
 from kaggle_utils.submission.pipeline import load_ensemble, predict_run
 from kaggle_utils.system.files import replacing, write_text
@@ -174,7 +176,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--recipe", nargs="+", default=[], metavar="KEY=VALUE", help="changes of the competition recipe"
     )
     parser.add_argument("--name", help="of the contender whose recipe was changed")
-    parser.add_argument("--repick", action="store_true", help="with the networks in --work, even if there is a result")
+    parser.add_argument("--repick", action="store_true", help="anew, with the networks in --work if it has them")
     parser.add_argument("--table", action="store_true", help="only print the table")
     options = parser.parse_args(arguments)
     if not options.table:
@@ -221,7 +223,7 @@ def compete(contender: str, data: Path, options: argparse.Namespace) -> None:
         folder = (options.work or Path(temporary)).resolve() / stem
         numbers = options.minutes, options.seed, options.threads, options.device, options.scale
         job = Job(data, folder, *numbers, changes)
-        training = train_once(way, job)
+        training = train_once(way, job, options.repick)
         found = way.find(job)
         for table in ("test", "held_out"):
             with replacing(folder / f"{table}.csv") as part:
@@ -241,10 +243,10 @@ def compete(contender: str, data: Path, options: argparse.Namespace) -> None:
     log(f"{stem}: F-beta {total['f_beta']:.3f}, with the best thresholds {total['hindsight']:.3f}")
 
 
-def train_once(way: Way, job: Job) -> Training:
-    """Train, or read what was said of the networks that are kept."""
+def train_once(way: Way, job: Job, kept: bool) -> Training:
+    """Train, or read what was said of the networks that are `kept`, if there are such."""
     done = job.folder / "training.json"
-    if done.is_file():
+    if kept and done.is_file():
         log(f"{job.folder} has the networks")
         return Training(**json.loads(done.read_text(encoding="utf-8")))
     shutil.rmtree(job.folder, ignore_errors=True)
@@ -423,15 +425,21 @@ def find_by_contender(contender: Contender, job: Job) -> Found:
         if members := [network for network, own in zip(networks, held_out, strict=True) if run.name in own]:
             tables.append(find_in_volume(contender, members, run.volume, run.voxel_spacing, run.name, job.device))
     tuning = pd.concat(tables, ignore_index=True)
-    truth = pd.concat([run.points for run in runs if run.name in set.union(*held_out)])
-    thresholds = {name: curve.chosen for name, curve in tune_thresholds(tuning, truth, PARTICLE_NAMES).items()}
+    known = [run for run in runs if run.name in set.union(*held_out)]
+    truth = pd.concat([run.points for run in known])
+    volumes = {run.name: measure_volume(run.volume.shape, run.voxel_spacing) for run in known}
+    levels = measure_levels(tuning, truth, volumes, PARTICLE_NAMES)
     tables, start = [], time.perf_counter()
     for name in find_runs(job.data, "test"):
         tomogram = load_tomogram(name, job.data, "test", job.recipe.tomogram)
-        place = tomogram.voxel_spacing, name
-        tables.append(find_in_volume(contender, networks, normalise(tomogram.volume), *place, job.device))
+        volume, spacing = normalise(tomogram.volume), tomogram.voxel_spacing
+        tables.append(find_in_volume(contender, networks, volume, spacing, name, job.device))
+        volumes[name] = measure_volume(volume.shape, spacing)
     seconds = (time.perf_counter() - start) / len(tables)
-    return Found(pd.concat(tables, ignore_index=True), tuning, thresholds, seconds)
+    tuning = level_confidences(tuning, levels, volumes)
+    test = level_confidences(pd.concat(tables, ignore_index=True), levels, volumes)
+    thresholds = {name: curve.chosen for name, curve in tune_thresholds(tuning, truth, PARTICLE_NAMES).items()}
+    return Found(test, tuning, thresholds, seconds)
 
 
 @torch.inference_mode()
@@ -580,11 +588,11 @@ def find_by_report(job: Job) -> Found:
 
 def list_ways(scale: str) -> dict[str, Way]:
     """Return all contenders by name."""
-    # MONAI's U-Net already begins with a strided convolution; between another two it would see too little.
+    # MONAI's U-Net already begins with a strided convolution; behind another one it would see too little.
     swapped = {
         "unet_ours": (build_unet, "our recipe; its first convolution is strided"),
-        "segresnet_ours": (partial(Halved, build_segresnet), "our recipe, between our strided convolutions"),
-        "dynunet_ours": (partial(Halved, build_dynunet), "our recipe, between our strided convolutions"),
+        "segresnet_ours": (partial(Halved, build_segresnet), "our recipe, behind our strided convolution"),
+        "dynunet_ours": (partial(Halved, build_dynunet), "our recipe, behind our strided convolution"),
     }
     return {
         "competition": Way(train_competition, find_by_competition, f"ours at {scale} scale"),

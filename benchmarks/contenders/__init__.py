@@ -107,14 +107,12 @@ def list_contenders(scale: str) -> dict[str, Contender]:
         average=0.999 if full else 0.99,
     )
     detector = Contender(
-        scaled="as theirs, crops of 96"
-        if full
-        else "a quarter of their widths; crops of 64, 4 a step",
+        scaled="as theirs, crops of 96" if full else "a quarter of their widths; crops of 48, 4 a step",
         build=partial(Detector, (32, 64, 128, 256), (1, 2, 2, 4), 48, 16)
         if full
         else partial(Detector, (8, 16, 32, 64), (1, 1, 2, 2), 16, 16),
         drawing=Drawing(
-            (96,) * 3 if full else (64,) * 3,
+            (96,) * 3 if full else (48,) * 3,
             batch=16 if full else 4,
             ratios=(len(PARTICLE_NAMES), *EVENLY[1:]),
             augmentation=replace(TURNS, turned=0.3, turn=0, tilt=15),

@@ -16,7 +16,7 @@ from kaggle_utils.data.picks import make_picks, voxel_to_angstrom
 from kaggle_utils.inference.picking import find_leaders
 from kaggle_utils.particles import PARTICLES, Particle
 
-_LEAST = 0.002  # a candidate's confidence
+_LEAST = 1e-3  # a candidate's confidence
 _MOST = 1000  # candidates of a particle in a run, the most confident ones
 
 

@@ -213,7 +213,7 @@ def _make_branch(inputs: int, width: int, outputs: int) -> nn.Sequential:
 
 
 class Halved(nn.Module):
-    """A network between a strided and a transposed convolution, so that it works at half the resolution, as this kit's
+    """A network behind a strided convolution, whose logits are repeated: it works at half the resolution, as this kit's
     networks do. `network` is called with the number of its input channels and of its outputs."""
 
     divisor = 16
@@ -222,7 +222,7 @@ class Halved(nn.Module):
         super().__init__()
         self.stem = nn.Conv3d(1, width, 2, 2)
         self.network = network(width, width)
-        self.final = nn.ConvTranspose3d(width, CLASSES, 2, 2)
+        self.final = nn.Sequential(nn.Conv3d(width, CLASSES, 1), nn.Upsample(scale_factor=2))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.final(self.network(self.stem(x)))
