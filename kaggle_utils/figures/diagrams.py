@@ -112,7 +112,7 @@ def _draw_network(
         _draw_arrow(axes, (between, top - row), (between, bottom), GREEN)
     if stem:
         place, wide = edge - 1.2 * width / 2, 1.2 * width
-        _draw_box(axes, -place, entry, wide, height, f"convolution 2×2×2,\nstride 2: 1 → {first}", "black")
+        _draw_box(axes, -place, entry, wide, height, f"convolution 6×6×6,\nstride 2: 1 → {first}", "black")
         text = f"convolution 1×1×1, each\nvoxel repeated: {first} → {logits}"
         _draw_box(axes, place, entry, wide, height, text, "black")
         _draw_arrow(axes, (-edge + 0.3, entry - height / 2), (-edge + 0.3, height / 2))

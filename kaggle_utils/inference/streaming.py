@@ -107,7 +107,7 @@ class StreamedNetwork:
         possible."""
         if operation in _JOINING:
             return self._join_inputs(operation, inputs, kept or [None] * len(inputs))
-        if isinstance(operation, nn.Conv3d) and {*operation.stride} == {1}:
+        if isinstance(operation, nn.Conv3d) and operation.kernel_size != operation.stride:
             return self._convolve(operation, inputs, kept, last)
         planes = inputs.pop()
         if isinstance(operation, nn.Conv3d | nn.MaxPool3d):
@@ -119,9 +119,10 @@ class StreamedNetwork:
         return (None if planes is None else operation(planes)), []
 
     def _convolve(self, layer: nn.Conv3d, inputs: list, kept: list | None, last: bool) -> tuple:
-        reach = layer.padding[self._dim - 2]
+        axis = self._dim - 2
+        reach, stride, size = layer.padding[axis], layer.stride[axis], layer.kernel_size[axis]
         planes = inputs.pop()
-        if reach == 0:
+        if size == stride == 1:
             return (None if planes is None else _convolve(layer, planes, layer.padding)), []
         parts = [planes]
         del planes
@@ -130,9 +131,9 @@ class StreamedNetwork:
         if last:
             parts.append(_zeros(next(part for part in [*parts, *(kept or ())] if part is not None), self._dim, reach))
         planes = self._join(kept, parts)
-        count = 0 if planes is None else max(0, planes.shape[self._dim] - 2 * reach)
-        keeping = [] if planes is None else [self._rest(planes, count)]
-        padding = [0 if axis == self._dim - 2 else value for axis, value in enumerate(layer.padding)]
+        count = 0 if planes is None else max(0, (planes.shape[self._dim] - size) // stride + 1)
+        keeping = [] if planes is None else [self._rest(planes, count * stride)]
+        padding = [0 if number == axis else value for number, value in enumerate(layer.padding)]
         return (_convolve(layer, planes, padding) if count else None), keeping
 
     def _join_inputs(self, operation: Any, inputs: list, kept: list) -> tuple:
@@ -201,9 +202,9 @@ def _is_streamable(operation: Any, node: fx.Node) -> bool:
     if isinstance(operation, nn.Conv3d):
         if {*operation.dilation} != {1} or operation.padding_mode != "zeros" or isinstance(operation.padding, str):
             return False
-        sizes = list(zip(operation.kernel_size, operation.stride, operation.padding, strict=True))
-        same = all(stride == 1 and kernel == 2 * padding + 1 for kernel, stride, padding in sizes)
-        return same or all(kernel == stride and padding == 0 for kernel, stride, padding in sizes)
+        # Each output sees as many voxels on either side of its own ones; at the faces these are zeros.
+        sizes = zip(operation.kernel_size, operation.stride, operation.padding, strict=True)
+        return all(size - stride == 2 * padding for size, stride, padding in sizes)
     if isinstance(operation, nn.MaxPool3d):
         plain = operation.padding == 0 and operation.dilation == 1 and not operation.ceil_mode
         return plain and operation.kernel_size == operation.stride
@@ -226,9 +227,10 @@ def _zeros(like: torch.Tensor, dim: int, planes: int) -> torch.Tensor:
 def _convolve(layer: nn.Conv3d, planes: torch.Tensor, padding: Sequence[int] | str) -> torch.Tensor:
     if planes.device.type == "cpu" and planes.dtype == torch.float32 and torch.backends.mkldnn.is_available():
         # PyTorch itself would choose a slow convolution of its own for many single volumes.
-        ones = (1, 1, 1)
         if layer.in_channels == 1:  # both memory formats look alike; these strides ask for the faster one
             _, _, z, y, x = planes.shape
             planes = planes.contiguous().as_strided(planes.shape, (z * y * x, 1, y * x, x, 1))
-        return torch.mkldnn_convolution(planes, layer.weight, layer.bias, padding, ones, ones, layer.groups)
-    return functional.conv3d(planes, layer.weight, layer.bias, padding=padding, groups=layer.groups)
+        return torch.mkldnn_convolution(
+            planes, layer.weight, layer.bias, padding, layer.stride, layer.dilation, layer.groups
+        )
+    return functional.conv3d(planes, layer.weight, layer.bias, layer.stride, padding, groups=layer.groups)

@@ -22,7 +22,7 @@ class UNet3D(nn.Module):
     def __init__(self, width: int = 32, outputs: int = 1, stem: bool = False):
         super().__init__()
         self.divisor = 8 if stem else 4
-        self.stem = nn.Conv3d(1, width, kernel_size=2, stride=2) if stem else nn.Identity()
+        self.stem = nn.Conv3d(1, width, kernel_size=6, stride=2, padding=2) if stem else nn.Identity()
         self.enc1 = double_convolution(width if stem else 1, width)
         self.pool1 = nn.MaxPool3d(2)
         self.enc2 = double_convolution(width, 2 * width)

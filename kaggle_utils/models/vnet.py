@@ -78,7 +78,7 @@ class VNet3D(nn.Module):
     def __init__(self, width: int = 8, outputs: int = 1, stem: bool = False):
         super().__init__()
         self.divisor = 16 if stem else 8
-        self.stem = nn.Conv3d(1, width, kernel_size=2, stride=2) if stem else nn.Identity()
+        self.stem = nn.Conv3d(1, width, kernel_size=6, stride=2, padding=2) if stem else nn.Identity()
         self.enc1 = ResidualBlock(width if stem else 1, width)
         self.down1 = nn.Conv3d(width, width, kernel_size=2, stride=2)
         self.enc2 = ResidualBlock(width, 2 * width)

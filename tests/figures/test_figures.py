@@ -271,7 +271,7 @@ def test_diagrams_show_the_networks_channels(draw, network, stem):
     (end,) = (text for text in everything if f"{built.final.in_channels} → {built.final.out_channels}" in text)
     assert "×".join(map(str, built.final.kernel_size)) in end
     assert ("repeated" in end) == isinstance(built.repeat, nn.Upsample)
-    starts = [text for text in everything if re.match(r"convolution 2×2×2,\nstride 2: 1 → 4", text)]
+    starts = [text for text in everything if re.match(r"convolution 6×6×6,\nstride 2: 1 → 4", text)]
     assert len(starts) == isinstance(built.stem, nn.Conv3d)
     voxels = [int(re.findall(r"\d+", text)[0]) for text in everything if text.startswith("voxels")]
     assert voxels == [2**level for level in range(len(voxels))]  # nanometres, from the input down

@@ -158,7 +158,7 @@ def test_a_stem_leaves_the_reports_layers_between_it_and_the_last(architecture, 
         name: [words for layer in part.modules() if (words := describe(layer))]
         for name, part in network.named_children()
     }
-    assert parts["stem"] == [f"conv 1-{width} k2 s2 p0"] and parts["final"] == [f"conv {width}-1 k1 s1 p0"]
+    assert parts["stem"] == [f"conv 1-{width} k6 s2 p2"] and parts["final"] == [f"conv {width}-1 k1 s1 p0"]
     inside = [name for name in table if name not in ("enc1", "final")]
     assert list(parts) == ["stem", *table, "repeat"] and network.repeat.scale_factor == 2
     assert {name: parts[name] for name in inside} == {name: table[name] for name in inside}
