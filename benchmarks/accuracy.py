@@ -57,9 +57,16 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import TensorDataset
 
-from kaggle_utils.data.picks import read_truth
-from kaggle_utils.data.tomograms import find_runs, load_tomogram, normalise
-from kaggle_utils.evaluation.folds import calibrate
+from kaggle_utils.data.picks import read_run, read_truth
+from kaggle_utils.data.tomograms import (
+    find_group,
+    find_runs,
+    load_tomogram,
+    normalise,
+    read_shape,
+    read_voxel_spacing,
+)
+from kaggle_utils.evaluation.folds import calibrate, predict_held_out
 from kaggle_utils.inference.ensemble import ENSEMBLES
 from kaggle_utils.models.folder import ARCHITECTURES, build_model, count_parameters
 from kaggle_utils.particles import PARTICLE_NAMES, PARTICLES, REPORT_PARTICLES
@@ -143,11 +150,10 @@ class Training:
 
 @dataclass(frozen=True)
 class Found:
-    """Candidates in the test runs, those in the runs that were left out, the thresholds, seconds of inference a run."""
+    """Candidates in the test runs, those in the runs that were left out, and seconds of inference a run."""
 
     test: pd.DataFrame
     held_out: pd.DataFrame
-    thresholds: dict[str, float]
     seconds: float
 
 
@@ -229,13 +235,14 @@ def compete(contender: str, data: Path, options: argparse.Namespace) -> None:
             with replacing(folder / f"{table}.csv") as part:
                 getattr(found, table).to_csv(part, index=False)
     truth = read_truth(data / "test_truth" / "overlay" / "ExperimentRuns")
-    scores = score(found, truth)
+    levelled, thresholds = choose_thresholds(found, data)
+    scores = score(levelled, thresholds, truth)
     record = {
         **settings,
         "scaled": way.scaled,
         **asdict(training),
         "seconds a run": found.seconds,
-        "thresholds": found.thresholds,
+        "thresholds": thresholds,
         "scores": scores,
     }
     write_text(path, json.dumps(record, indent=1))
@@ -259,11 +266,30 @@ def train_once(way: Way, job: Job, kept: bool) -> Training:
     return training
 
 
-def score(found: Found, truth: pd.DataFrame) -> dict[str, dict[str, float]]:
+def choose_thresholds(found: Found, data: Path) -> tuple[pd.DataFrame, dict[str, float]]:
+    """Return the candidates in the test runs with levelled confidences, and the thresholds, as the kit's calibration
+    chooses both. Where no run was left out, nothing is levelled, and each candidate is a pick."""
+    if not len(found.held_out):
+        return found.test, dict.fromkeys(PARTICLE_NAMES, 0.0)
+    names = set(found.held_out["experiment"])
+    truth = pd.concat([read_run(name, data) for name in sorted(names)])
+    volumes = {name: measure_run(name, data, "train") for name in names}
+    levels = measure_levels(found.held_out, truth, volumes, PARTICLE_NAMES)
+    curves = tune_thresholds(level_confidences(found.held_out, levels, volumes), truth, PARTICLE_NAMES)
+    volumes = {name: measure_run(name, data, "test") for name in find_runs(data, "test")}
+    return level_confidences(found.test, levels, volumes), {name: curve.chosen for name, curve in curves.items()}
+
+
+def measure_run(name: str, data: Path, split: str) -> float:
+    """Return the volume of a run's tomogram in cubic micrometres."""
+    return measure_volume(read_shape(name, data, split), read_voxel_spacing(find_group(name, data, split)))
+
+
+def score(candidates: pd.DataFrame, thresholds: dict[str, float], truth: pd.DataFrame) -> dict[str, dict[str, float]]:
     """Return F-beta with its interval, and that in hindsight, of "all" and of each scored particle."""
-    picks = apply_thresholds(found.test, found.thresholds)
+    picks = apply_thresholds(candidates, thresholds)
     table = bootstrap_score(picks, truth).rename(index={"score": "all"})
-    curves = tune_thresholds(found.test, truth, SCORED, samples=2)
+    curves = tune_thresholds(candidates, truth, SCORED, samples=2)
     table["hindsight"] = pd.Series({name: curve.f_beta.max() for name, curve in curves.items()})
     weights = [particle.weight for particle in PARTICLES if particle.weight]
     table.loc["all", "hindsight"] = np.average(table.loc[SCORED, "hindsight"], weights=weights)
@@ -413,7 +439,7 @@ def move(network: nn.Module, device: str) -> nn.Module:
 
 
 def find_by_contender(contender: Contender, job: Job) -> Found:
-    """Find candidates with the kept networks, and tune thresholds where networks left runs out."""
+    """Find candidates with the kept networks, in the runs that they left out and in the test runs."""
     runs, networks = job.load_runs(job.recipe), []
     held_out = list_held_out(runs, job.recipe)
     for fold in range(len(held_out)):
@@ -425,21 +451,12 @@ def find_by_contender(contender: Contender, job: Job) -> Found:
         if members := [network for network, own in zip(networks, held_out, strict=True) if run.name in own]:
             tables.append(find_in_volume(contender, members, run.volume, run.voxel_spacing, run.name, job.device))
     tuning = pd.concat(tables, ignore_index=True)
-    known = [run for run in runs if run.name in set.union(*held_out)]
-    truth = pd.concat([run.points for run in known])
-    volumes = {run.name: measure_volume(run.volume.shape, run.voxel_spacing) for run in known}
-    levels = measure_levels(tuning, truth, volumes, PARTICLE_NAMES)
     tables, start = [], time.perf_counter()
     for name in find_runs(job.data, "test"):
         tomogram = load_tomogram(name, job.data, "test", job.recipe.tomogram)
         volume, spacing = normalise(tomogram.volume), tomogram.voxel_spacing
         tables.append(find_in_volume(contender, networks, volume, spacing, name, job.device))
-        volumes[name] = measure_volume(volume.shape, spacing)
-    seconds = (time.perf_counter() - start) / len(tables)
-    tuning = level_confidences(tuning, levels, volumes)
-    test = level_confidences(pd.concat(tables, ignore_index=True), levels, volumes)
-    thresholds = {name: curve.chosen for name, curve in tune_thresholds(tuning, truth, PARTICLE_NAMES).items()}
-    return Found(test, tuning, thresholds, seconds)
+    return Found(pd.concat(tables, ignore_index=True), tuning, (time.perf_counter() - start) / len(tables))
 
 
 @torch.inference_mode()
@@ -493,15 +510,15 @@ def find_by_competition(job: Job, network: Callable[[], nn.Module] | None = None
     """Calibrate the kept networks and let them pick as a submission does, but with all candidates."""
     recipe = choose_window(job.recipe, network)
     with putting_in(network):
-        calibration = calibrate(job.load_runs(recipe), job.folder, job.device, recipe.views)
+        runs = job.load_runs(recipe)
+        calibration = calibrate(runs, job.folder, job.device, recipe.views)
         log(f"{job.folder.name}: {calibration.best}; offset {calibration.offset.correction}")
         committee = load_ensemble(calibration.best.ensemble, job.folder, job.device)
-        bare = replace(committee, thresholds=dict.fromkeys(committee.thresholds, 0.0))
+        held_out = predict_held_out(runs, committee.models, job.device, recipe.views)[calibration.best]
+        bare = replace(committee, thresholds=dict.fromkeys(committee.thresholds, 0.0), levels={})
         names, start = find_runs(job.data, "test"), time.perf_counter()
         test = pd.concat([predict_run(name, job.data, bare, device=job.device).picks for name in names])
-    seconds = (time.perf_counter() - start) / len(names)
-    held_out = calibration.candidates[calibration.best]
-    return Found(test.reset_index(drop=True), held_out, committee.thresholds, seconds)
+    return Found(test.reset_index(drop=True), held_out, (time.perf_counter() - start) / len(names))
 
 
 def choose_window(recipe: CompetitionRecipe, network: Callable[[], nn.Module] | None) -> CompetitionRecipe:
@@ -583,7 +600,7 @@ def find_by_report(job: Job) -> Found:
     start = time.perf_counter()
     picks = pd.concat([predict_run(name, job.data, ensemble, device=job.device).picks for name in names])
     seconds = (time.perf_counter() - start) / len(names)
-    return Found(picks.reset_index(drop=True), picks[:0], dict.fromkeys(PARTICLE_NAMES, 0.0), seconds)
+    return Found(picks.reset_index(drop=True), picks[:0], seconds)
 
 
 def list_ways(scale: str) -> dict[str, Way]:

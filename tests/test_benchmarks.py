@@ -109,7 +109,8 @@ def test_a_contender_is_trained_and_scored_once(accuracy, phantom, tmp_path, mon
     stem = "competition-one-0.01min-seed0"
     result = json.loads((out / f"{stem}.json").read_text(encoding="utf-8"))
     truth = read_truth(phantom / "one" / "test_truth" / "overlay" / "ExperimentRuns")
-    candidates = pd.read_csv(work / stem / "test.csv")
+    found = accuracy.Found(*(pd.read_csv(work / stem / f"{table}.csv") for table in ("test", "held_out")), 1.0)
+    candidates, _ = accuracy.choose_thresholds(found, phantom / "one")
     score = score_submission(apply_thresholds(candidates, result["thresholds"]), truth)
     total, ribosome = result["scores"]["all"], result["scores"]["ribosome"]
     assert total["f_beta"] == pytest.approx(score.score) and total["low"] <= total["f_beta"] <= total["high"]
@@ -180,10 +181,10 @@ def test_the_fields_recipes_take_steps_and_pick(contender, accuracy, phantom, tm
     found = accuracy.find_by_contender(small, job)
     assert set(found.test["experiment"]) <= set(find_runs(phantom / "one", "test"))
     assert set(found.held_out["experiment"]) <= set(find_runs(phantom / "one")[:2])
-    assert set(found.thresholds) == set(accuracy.PARTICLE_NAMES) and found.seconds > 0
-    assert np.isfinite(
-        accuracy.score(found, read_truth(phantom / "one/test_truth/overlay/ExperimentRuns"))["all"]["low"]
-    )
+    candidates, thresholds = accuracy.choose_thresholds(found, phantom / "one")
+    assert set(thresholds) == set(accuracy.PARTICLE_NAMES) and found.seconds > 0
+    truth = read_truth(phantom / "one/test_truth/overlay/ExperimentRuns")
+    assert np.isfinite(accuracy.score(candidates, thresholds, truth)["all"]["low"])
 
 
 @pytest.mark.slow

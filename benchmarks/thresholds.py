@@ -1,0 +1,112 @@
+"""What is lost by thresholds that were tuned on some runs and applied to others, for several ways of choosing them.
+
+    python benchmarks/accuracy.py --data DIR [DIR ...] --work WORK ...
+    python benchmarks/thresholds.py --data DIR [DIR ...] --work WORK [--contender NAME] [--minutes 10] [--seed 0]
+
+Reads the candidates that `accuracy.py` has kept: those of single networks in runs that these left out, on which
+thresholds are tuned, and those of all networks together in the test runs. Prints F-beta there with the best thresholds
+in hindsight, and for each way by how much less it is with the chosen ones:
+
+- argmax: the best thresholds on the runs that were left out.
+- plateau: the middle of the thresholds that are as good as these, as far as the data can tell (the one-standard-error
+  rule), from 0.02 to 0.98; the kit's way before.
+- low end: the lowest of them.
+- blurred by S: the best on average over new runs whose confidences are shifted, all in a run alike, by a normally
+  distributed distance of S in log-odds.
+- levelled: the same after `levels.level_confidences`; blurred by 0.3 is the kit's way.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from accuracy import SCORED, measure_run
+from scipy.ndimage import gaussian_filter1d
+
+from kaggle_utils.data.picks import read_run, read_truth
+from kaggle_utils.data.tomograms import find_runs
+from kaggle_utils.particles import PARTICLES
+from kaggle_utils.scoring import thresholds as tuning
+from kaggle_utils.scoring.levels import level_confidences, measure_levels
+
+BLURS = (0.0, 0.3, 0.6, 1.0)
+SAMPLES = 300
+LINEAR = np.arange(2, 99) / 100
+WEIGHTS = [particle.weight for particle in PARTICLES if particle.weight]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="DIR")
+    parser.add_argument("--work", type=Path, required=True, metavar="WORK")
+    parser.add_argument("--contender", default="competition", metavar="NAME")
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    columns = {}
+    for data in options.data:
+        name = data.resolve().name
+        folder = options.work / f"{options.contender}-{name}-{options.minutes:g}min-seed{options.seed}"
+        columns[name] = compare(data, pd.read_csv(folder / "held_out.csv"), pd.read_csv(folder / "test.csv"))
+    table = pd.DataFrame(columns)
+    print(table.assign(mean=table.mean(axis=1)).to_string(float_format="{:.3f}".format))
+
+
+def compare(data: Path, held_out: pd.DataFrame, test: pd.DataFrame) -> pd.Series:
+    """Return F-beta in hindsight, and what each way loses against it."""
+    names = sorted(set(held_out["experiment"]))
+    known = pd.concat([read_run(name, data) for name in names])
+    truth = read_truth(data / "test_truth" / "overlay" / "ExperimentRuns")
+    volumes = {name: measure_run(name, data, "train") for name in names}
+    levels = measure_levels(held_out, known, volumes, SCORED)
+    volumes |= {name: measure_run(name, data, "test") for name in find_runs(data, "test")}
+    levelled = [level_confidences(table, levels, volumes) for table in (held_out, test)]
+    curves = tuning.tune_thresholds(test, truth, SCORED, samples=2)
+    best = float(np.average([curve.f_beta.max() for curve in curves.values()], weights=WEIGHTS))
+    losses = {"hindsight": best}
+    for prefix, (tuned, applied) in {"": (held_out, test), "levelled, ": levelled}.items():
+        for way, chosen in choose(tuned, known, plain=not prefix).items():
+            scores = tuning.bootstrap_score(tuning.apply_thresholds(applied, chosen), truth, samples=2)
+            losses[prefix + way] = float(scores.loc["score", "f_beta"]) - best
+    return pd.Series(losses)
+
+
+def choose(candidates: pd.DataFrame, truth: pd.DataFrame, plain: bool) -> dict[str, dict[str, float]]:
+    """Return the thresholds of each way: {way: {particle: threshold}}. `plain` adds argmax, plateau and its low end."""
+    items, runs = tuning._make_items(candidates, truth, candidates["confidence"].to_numpy())
+    drawn, ways = tuning._draw_runs(runs, SAMPLES, 0), {}
+    for particle in PARTICLES:
+        own = items[items["particle"] == particle.name]
+        odds = tuning._resample(own, drawn, tuning.THRESHOLDS, (0, particle.label))
+        chosen = {"argmax": tuning.THRESHOLDS[np.argmax(odds[0])]} if plain else {}
+        if plain:
+            first, middle = find_plateau(tuning._resample(own, drawn, LINEAR, (0, particle.label))[1:])
+            chosen |= {"plateau": LINEAR[middle], "low end": LINEAR[first]}
+        for blur in BLURS:
+            expected = odds[1:].mean(axis=0)
+            expected = gaussian_filter1d(expected, blur / tuning._STEP, mode="nearest") if blur else expected
+            chosen[f"blurred by {blur:g}"] = tuning.THRESHOLDS[np.argmax(expected)]
+        for way, threshold in chosen.items():
+            ways.setdefault(way, {})[particle.name] = float(threshold)
+    return ways
+
+
+def find_plateau(f_beta: np.ndarray) -> tuple[int, int]:
+    """Return the first place of the plateau and its centre of mass, given F-beta (samples, t): the range around the
+    best of the mean on which it loses at most one standard error (Breiman et al., Classification and Regression Trees,
+    1984)."""
+    mean = f_beta.mean(axis=0)
+    best = int(np.argmax(mean))
+    left = f_beta[:, best].std() - (mean[best] - mean)
+    outside = np.flatnonzero(left < 0)
+    first = int(outside[outside < best].max(initial=-1)) + 1
+    last = int(outside[outside > best].min(initial=len(mean))) - 1
+    weights = left[first : last + 1] + 1e-12
+    return first, int(round(np.average(np.arange(first, last + 1), weights=weights)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
