@@ -11,6 +11,7 @@ from kaggle_utils.particles import PARTICLE_NAMES
 
 CLASSES = len(PARTICLE_NAMES) + 1  # the background is the first
 WIDTHS = (16, 32, 64, 128)  # of the networks of MONAI
+_RARE = -4.0  # a particle's first logit, or hundreds of steps would only learn how rare particles are
 
 
 def _convolve(inputs: int, outputs: int, edge: int = 3, stride: int = 1, flat: bool = False) -> nn.Sequential:
@@ -138,6 +139,7 @@ class SliceNet(nn.Module):
         self.ups = nn.ModuleList([_Up(widths[2], widths[1], widths[1]), _Up(widths[1], widths[0], widths[0])])
         self.last = _convolve(width, width)
         self.head = nn.Conv3d(width, 4**3 * len(PARTICLE_NAMES), 1)
+        nn.init.constant_(self.head.bias, _RARE)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         count, _, depth = x.shape[:3]
@@ -193,7 +195,7 @@ class Detector(nn.Module):
         self.ups = nn.ModuleList(_PreNormBlock(narrow) for _, narrow in pairs)
         self.classes = _make_branch(widths[1], head, len(PARTICLE_NAMES))
         self.offsets = _make_branch(widths[1], offset, 3)
-        nn.init.constant_(self.classes[-1].bias, -4.0)
+        nn.init.constant_(self.classes[-1].bias, _RARE)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x, skips = self.first(x), []
