@@ -222,7 +222,7 @@ class Halved(nn.Module):
 
     def __init__(self, network: Callable[[int, int], nn.Module], width: int = WIDTHS[0]):
         super().__init__()
-        self.stem = nn.Conv3d(1, width, 2, 2)
+        self.stem = nn.Conv3d(1, width, 6, 2, 2)
         self.network = network(width, width)
         self.final = nn.Sequential(nn.Conv3d(width, CLASSES, 1), nn.Upsample(scale_factor=2))
 
