@@ -155,6 +155,7 @@ def fold_config(fold: int) -> dict:
         "decoder": "peaks",
         "views": 1,
         "offset": [0.0, 0.0, 0.0],
+        "levels": {NAMES[0]: {"density": 4000.0, "log_odds": 0.5}},
         "scores": {"validation": scores},
         "picks": dict.fromkeys(NAMES, 10),
     }

@@ -20,6 +20,7 @@ from kaggle_utils.models.folder import load_model
 from kaggle_utils.particles import PARTICLES
 from kaggle_utils.preprocessing.subvolumes import load_runs
 from kaggle_utils.recipes import get_recipe
+from kaggle_utils.scoring.levels import level_confidences, measure_volume
 from kaggle_utils.scoring.metrics import score_submission
 from kaggle_utils.submission.pipeline import assemble, load_ensemble, predict_run
 
@@ -119,11 +120,16 @@ def test_a_calibration_is_kept_with_the_models_and_applied(trained_folds, phanto
     assert [model.name for model in everybody.models] == [model.name for model in chosen.models]
     assert everybody.thresholds == chosen.thresholds
     committee = load_ensemble(calibration.best.ensemble, folder)
+    assert committee.levels and set(committee.levels) <= set(NAMES)
     picks = predict_run(runs[0].name, phantom_data, committee, split="train").picks
     assert (picks["confidence"] >= picks["particle_type"].map(committee.thresholds)).all()
     everything = replace(committee, thresholds=dict.fromkeys(NAMES, 0.0), offset=np.array([5.0, -6.0, 7.0]))
     all_picks = predict_run(runs[0].name, phantom_data, everything, split="train").picks
     assert len(all_picks) >= len(picks)
+    raw = predict_run(runs[0].name, phantom_data, replace(everything, levels={}), split="train").picks
+    volumes = {runs[0].name: measure_volume(runs[0].volume.shape, runs[0].voxel_spacing)}
+    levelled = level_confidences(raw, committee.levels, volumes)["confidence"]
+    np.testing.assert_allclose(all_picks["confidence"], levelled, atol=1e-6)
     still = replace(everything, offset=np.zeros(3))
     moved = (
         predict_run(runs[0].name, phantom_data, still, split="train").picks[["x", "y", "z"]]
