@@ -11,9 +11,9 @@ in hindsight, and for each way by how much less it is with the chosen ones:
 - plateau: the middle of the thresholds that are as good as these, as far as the data can tell (the one-standard-error
   rule), from 0.02 to 0.98; the kit's way before.
 - low end: the lowest of them.
-- blurred by S: the best on average over new runs whose confidences are shifted, all in a run alike, by a normally
-  distributed distance of S in log-odds.
-- levelled: the same after `levels.level_confidences`; blurred by 0.3 is the kit's way.
+- normal, Cauchy: the best on average over new runs whose confidences are shifted, all in a run alike, by a distance of
+  that distribution and scale in log-odds.
+- levelled: the same after `levels.level_confidences`; with Cauchy 0.1 it is the kit's way.
 """
 
 import argparse
@@ -23,7 +23,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from accuracy import SCORED, measure_run
-from scipy.ndimage import gaussian_filter1d
 
 from kaggle_utils.data.picks import read_run, read_truth
 from kaggle_utils.data.tomograms import find_runs
@@ -31,7 +30,11 @@ from kaggle_utils.particles import PARTICLES
 from kaggle_utils.scoring import thresholds as tuning
 from kaggle_utils.scoring.levels import level_confidences, measure_levels
 
-BLURS = (0.0, 0.3, 0.6, 1.0)
+SHIFTS = tuning._STEPS * tuning._STEP
+BLURS = {
+    **{f"normal {scale:g}": np.exp(-((SHIFTS / scale) ** 2) / 2) for scale in (0.3, 0.6, 1.0)},
+    **{f"Cauchy {scale:g}": 1 / (1 + (SHIFTS / scale) ** 2) for scale in (0.1, 0.2, 0.3)},
+}
 SAMPLES = 300
 LINEAR = np.arange(2, 99) / 100
 WEIGHTS = [particle.weight for particle in PARTICLES if particle.weight]
@@ -75,20 +78,20 @@ def compare(data: Path, held_out: pd.DataFrame, test: pd.DataFrame) -> pd.Series
 
 
 def choose(candidates: pd.DataFrame, truth: pd.DataFrame, plain: bool) -> dict[str, dict[str, float]]:
-    """Return the thresholds of each way: {way: {particle: threshold}}. `plain` adds argmax, plateau and its low end."""
+    """Return the thresholds of each way: {way: {particle: threshold}}. `plain` adds plateau and its low end."""
     items, runs = tuning._make_items(candidates, truth, candidates["confidence"].to_numpy())
     drawn, ways = tuning._draw_runs(runs, SAMPLES, 0), {}
     for particle in PARTICLES:
         own = items[items["particle"] == particle.name]
         odds = tuning._resample(own, drawn, tuning.THRESHOLDS, (0, particle.label))
-        chosen = {"argmax": tuning.THRESHOLDS[np.argmax(odds[0])]} if plain else {}
+        chosen = {"argmax": tuning.THRESHOLDS[np.argmax(odds[0])]}
         if plain:
             first, middle = find_plateau(tuning._resample(own, drawn, LINEAR, (0, particle.label))[1:])
             chosen |= {"plateau": LINEAR[middle], "low end": LINEAR[first]}
-        for blur in BLURS:
-            expected = odds[1:].mean(axis=0)
-            expected = gaussian_filter1d(expected, blur / tuning._STEP, mode="nearest") if blur else expected
-            chosen[f"blurred by {blur:g}"] = tuning.THRESHOLDS[np.argmax(expected)]
+        padded = np.pad(odds[1:].mean(axis=0), len(SHIFTS) // 2)
+        for way, likely in BLURS.items():
+            expected = np.convolve(padded, likely / likely.sum(), mode="valid")
+            chosen[way] = tuning.THRESHOLDS[np.argmax(expected)]
         for way, threshold in chosen.items():
             ways.setdefault(way, {})[particle.name] = float(threshold)
     return ways

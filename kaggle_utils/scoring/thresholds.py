@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.ndimage import gaussian_filter1d
 from scipy.special import expit
 
 from kaggle_utils.particles import get_particle
@@ -21,8 +20,11 @@ _FEWEST_PAIRS = 30  # with fewer, the mean of the pairs is not normal enough for
 # particles, may have all their confidences below 0.1.
 _STEP = 0.1
 THRESHOLDS = expit(np.arange(-70, 51) * _STEP)
-# How far, in log-odds, the confidences of a new run may lie from those of the runs on which thresholds are tuned.
-_STRAY = 0.3
+# How far, in log-odds, the confidences of a new run lie from those of the runs on which thresholds are tuned: a Cauchy
+# distribution, because most runs are near and a few far. So a threshold keeps away from both ends of a flat top.
+_STRAY = 0.1
+_STEPS = np.arange(-80, 81)
+_LIKELY = 1 / (1 + (_STEPS * _STEP / _STRAY) ** 2)
 _BAND = (0.05, 0.95)  # quantiles that bound 90 %
 
 
@@ -75,8 +77,8 @@ def tune_thresholds(
 ) -> dict[str, Curve]:
     """Return for each particle the curve of F-beta against its threshold, and a threshold that generalises.
 
-    A new run's confidences are a little higher or lower than those here, by a distance that is normally distributed on
-    the scale of log-odds. The chosen threshold has the best F-beta on average over these distances and the resamples.
+    A new run's confidences are a little higher or lower than those here. The chosen threshold has the best F-beta on
+    average over such distances, in log-odds, and over the resamples.
     It lies below the argmax: what is missed costs more than what is picked too much, so F-beta falls more steeply above
     its best threshold than below. Of equally good thresholds it is the middle one. Give confidences that are levelled
     (`levels.level_confidences`), or runs differ by more.
@@ -107,7 +109,8 @@ def tune_thresholds(
     for particle in particles:
         f_beta = _resample(items[items["particle"] == particle.name], drawn, THRESHOLDS, (seed, particle.label))
         low, high = np.quantile(f_beta[1:], _BAND, axis=0)
-        expected = gaussian_filter1d(f_beta[1:].mean(axis=0), _STRAY / _STEP, mode="nearest")
+        padded = np.pad(f_beta[1:].mean(axis=0), len(_STEPS) // 2)  # what nobody saw counts as 0
+        expected = np.convolve(padded, _LIKELY / _LIKELY.sum(), mode="valid")
         curves[particle.name] = Curve(
             thresholds=THRESHOLDS.copy(),
             f_beta=f_beta[0],

@@ -179,6 +179,10 @@ def _keep_each(
         raise failure
 
 
+def _to_plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray) else vars(value)
+
+
 def _list_known(outcomes: dict[str, Any]) -> list[Outcome]:
     return [outcome for outcome in outcomes.values() if outcome]
 
@@ -189,8 +193,7 @@ def fingerprint(ensemble: Ensemble | Committee, views: int) -> str:
     for source in _find_sources(files("kaggle_utils")):
         digest.update(source.read_bytes())
     for name in sorted({field.name for field in fields(ensemble)} - {"models", "members"}):
-        value = getattr(ensemble, name)
-        digest.update(json.dumps([name, value.tolist() if isinstance(value, np.ndarray) else value]).encode())
+        digest.update(json.dumps([name, getattr(ensemble, name)], default=_to_plain).encode())
     for model in ensemble.models:
         digest.update(json.dumps([model.name, model.config, model.thresholds]).encode())
         for name, tensor in model.network.state_dict().items():

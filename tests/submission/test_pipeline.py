@@ -13,9 +13,11 @@ import torch
 from kaggle_utils.data.picks import make_picks
 from kaggle_utils.data.tomograms import find_runs, load_tomogram, write_ome_zarr
 from kaggle_utils.inference.ensemble import combine, find_models, make_ensemble
+from kaggle_utils.inference.merging import Committee
 from kaggle_utils.inference.picking import pick_particles
 from kaggle_utils.inference.predictor import Predictor
-from kaggle_utils.models.folder import load_model
+from kaggle_utils.models.folder import TrainedModel, build_model, load_model
+from kaggle_utils.scoring import levels
 from kaggle_utils.submission import pipeline
 from kaggle_utils.submission.budget import Level
 from kaggle_utils.submission.csv_file import read_submission
@@ -203,6 +205,17 @@ def test_with_other_models_or_settings_everything_is_computed_again(change, call
     call()
     assert call()[2] == []
     assert call(change(untrained()))[2] == ["TS_1", "TS_2", "TS_3"]
+
+
+def test_a_committee_with_other_levels_has_another_fingerprint():
+    model = TrainedModel("a", build_model("unet", 1, 2), {"particles": ["ribosome", "thyroglobulin"]}, {})
+    given = [{}, {"ribosome": levels.Level(4000.0, 0.5)}, {"ribosome": levels.Level(4000.0, 0.6)}]
+    settings = ("logits", "peaks", {"ribosome": 0.5})
+    found = [
+        fingerprint(Committee("a", (model,), *settings, level, np.zeros(3), 1, np.zeros(5), np.zeros(5)), 1)
+        for level in given
+    ]
+    assert len(set(found)) == 3
 
 
 def test_with_other_code_everything_is_computed_again(call, untrained, tmp_path, monkeypatch):
