@@ -45,7 +45,7 @@ COMPETITION = get_recipe("competition", "smoke")
 COMPETITION = replace(
     COMPETITION,
     crops=8,
-    unet=replace(COMPETITION.unet, learning_rate=2e-2, epochs=4, batch_size=2, mixup=0.5, average=0.9, best=2),
+    unet=replace(COMPETITION.unet, width=4, learning_rate=2e-2, epochs=4, batch_size=2, mixup=0.5, average=0.9, best=2),
 )
 SPACING = 10.0
 FILES = [
