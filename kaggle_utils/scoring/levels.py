@@ -42,11 +42,10 @@ def measure_levels(
 
     `candidates` is a picks table with the column `confidence`, `truth` a picks table, and `volumes` has the volume of
     each run in cubic micrometres."""
-    space, levels = sum(volumes.values()), {}
+    confidence, levels = candidates["confidence"].to_numpy(dtype=np.float64), {}
     for name in particles:
-        density = float((truth["particle_type"] == name).sum()) / space
-        own = candidates[candidates["particle_type"] == name]
-        found = [_find_level(own.loc[rows, "confidence"], density * volumes[run]) for run, rows in _group(own)]
+        density = float((truth["particle_type"] == name).sum()) / sum(volumes.values())
+        found = [_find_level(confidence[rows], density * volumes[run]) for run, rows in _list_runs(candidates, name)]
         if density and found:
             levels[name] = Level(density, float(np.mean(found)))
     return levels
@@ -58,26 +57,28 @@ def level_confidences(
     """Return the candidates with confidences shifted, by at most 2 in log-odds, so that the best ones of each run have
     their particle's level. The order of a particle's candidates in a run stays; particles without a level are not
     changed. Parameters as in `measure_levels`."""
-    confidence = candidates["confidence"].astype(np.float64)
+    confidence = candidates["confidence"].to_numpy(dtype=np.float64, copy=True)
     for name, level in levels.items():
-        for run, rows in _group(candidates[candidates["particle_type"] == name]):
+        for run, rows in _list_runs(candidates, name):
             own = _find_level(confidence[rows], level.density * volumes[run])
             shift = np.clip(level.log_odds - own, -_FURTHEST, _FURTHEST)
             confidence[rows] = expit(_find_log_odds(confidence[rows]) + shift)
     return candidates.assign(confidence=confidence)
 
 
-def _group(candidates: pd.DataFrame) -> Iterator[tuple[str, pd.Index]]:
-    """Yield each run and the index of its rows."""
-    for run, rows in candidates.groupby("experiment", sort=False):
-        yield str(run), rows.index
+def _list_runs(candidates: pd.DataFrame, particle: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield each run with candidates of a particle, and the positions of their rows."""
+    own = np.flatnonzero(candidates["particle_type"] == particle)
+    codes, runs = pd.factorize(candidates["experiment"].iloc[own])
+    for code, run in enumerate(runs):
+        yield str(run), own[codes == code]
 
 
-def _find_level(confidence: pd.Series, expected: float) -> float:
+def _find_level(confidence: np.ndarray, expected: float) -> float:
     """Return the mean log-odds of a run's best candidates, where so many particles are expected."""
     best = max(_FEWEST, round(_SHARE * expected))
     return float(np.sort(_find_log_odds(confidence))[-best:].mean())
 
 
-def _find_log_odds(confidence: pd.Series) -> np.ndarray:
-    return logit(confidence.to_numpy(dtype=np.float64).clip(_CERTAIN, 1 - _CERTAIN))
+def _find_log_odds(confidence: np.ndarray) -> np.ndarray:
+    return logit(confidence.clip(_CERTAIN, 1 - _CERTAIN))

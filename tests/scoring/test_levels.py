@@ -29,7 +29,7 @@ def test_thresholds_of_clear_runs_serve_noisy_ones(shift):
     """The same run with all log-odds moved gets the same confidences, so the same picks."""
     rng = np.random.default_rng(0)
     tables, truths = zip(*(draw_run(rng, f"TS_{i}") for i in range(4)), strict=True)
-    candidates, truth = pd.concat(tables, ignore_index=True), pd.concat(truths)
+    candidates, truth = pd.concat(tables), pd.concat(truths)  # each run has the same index
     volumes = dict.fromkeys(truth["experiment"].unique(), VOLUME)
     levels = measure_levels(candidates, truth, volumes, ["ribosome"])
     levelled = level_confidences(candidates, levels, volumes)
