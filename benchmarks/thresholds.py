@@ -13,7 +13,8 @@ in hindsight, and for each way by how much less it is with the chosen ones:
 - low end: the lowest of them.
 - normal, Cauchy: the best on average over new runs whose confidences are shifted, all in a run alike, by a distance of
   that distribution and scale in log-odds.
-- levelled: the same after `levels.level_confidences`; with Cauchy 0.1 it is the kit's way.
+- tuned: by `tune_thresholds`, which is Cauchy 0.2 with a preference for the higher of nearly equal thresholds.
+- levelled: the same after `levels.level_confidences`; "levelled, tuned" is the kit's way.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from accuracy import SCORED, measure_run
 
 from kaggle_utils.data.picks import read_run, read_truth
 from kaggle_utils.data.tomograms import find_runs
-from kaggle_utils.particles import PARTICLES
+from kaggle_utils.particles import PARTICLE_NAMES, PARTICLES
 from kaggle_utils.scoring import thresholds as tuning
 from kaggle_utils.scoring.levels import level_confidences, measure_levels
 
@@ -94,6 +95,8 @@ def choose(candidates: pd.DataFrame, truth: pd.DataFrame, plain: bool) -> dict[s
             chosen[way] = tuning.THRESHOLDS[np.argmax(expected)]
         for way, threshold in chosen.items():
             ways.setdefault(way, {})[particle.name] = float(threshold)
+    curves = tuning.tune_thresholds(candidates, truth, PARTICLE_NAMES)
+    ways["tuned"] = {name: curve.chosen for name, curve in curves.items()}
     return ways
 
 

@@ -97,7 +97,8 @@ def calibrate(runs: Sequence[Run], folder: str | Path, device: str = "cpu", view
 def check_thresholds(table: pd.DataFrame, truth: pd.DataFrame, particles: Sequence[str]) -> pd.DataFrame:
     """For each run, tune thresholds on all other runs and apply them to it; score all runs together.
 
-    Returns F-beta, in all and for each particle, with one row each for the argmax, the chosen threshold, and 0.5.
+    Returns F-beta, in all and for each particle, with one row each for the argmax, the chosen threshold, and 0.5. The
+    levels of the candidates in `table` are from all runs, which needs no truth but the number of particles.
     Raises ValueError for fewer than two runs."""
     names = sorted(truth["experiment"].unique())
     if len(names) < 2:

@@ -53,8 +53,12 @@ class Committee:
 def make_committee(name: str, models: Sequence[TrainedModel], merge: str = "", decoder: str = "") -> Committee:
     """Gather networks whose configs agree on particles and views, and on merge and decoder unless these are given.
 
-    Thresholds and offset are the means of the models', levels the first one's. Raises ValueError for models
-    that disagree, and for an unknown merge or decoder."""
+    Thresholds and offset are the means of the models'. Raises ValueError for models that disagree, for some that were
+    calibrated apart from others, and for an unknown merge or decoder."""
+    levels = [model.config.get("levels", {}) for model in models]
+    if not merge and any(other != levels[0] for other in levels):
+        names = ", ".join(model.name for model in models)
+        raise ValueError(f"{names} were not calibrated together, so their thresholds differ; run notebook 05 on all")
     merge, decoder = merge or agree(models, "merge"), decoder or agree(models, "decoder")
     for what, choice, choices in (("merge", merge, MERGES), ("decoder", decoder, DECODERS)):
         if choice not in choices:
@@ -69,7 +73,7 @@ def make_committee(name: str, models: Sequence[TrainedModel], merge: str = "", d
         merge,
         decoder,
         thresholds={p: float(np.mean([model.thresholds[p] for model in models])) for p in particles},
-        levels={name: Level(**level) for name, level in models[0].config.get("levels", {}).items()},
+        levels={name: Level(**level) for name, level in levels[0].items()},
         views=agree(models, "views"),
         offset=np.mean([model.config.get("offset", (0.0, 0.0, 0.0)) for model in models], axis=0),
         frequencies=picks / max(picks.sum(), 1),

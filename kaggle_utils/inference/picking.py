@@ -21,9 +21,9 @@ DECODERS = ("peaks", "components")
 # output no other particle can have more.
 CLAIMED = 0.5
 
-# How many of a map's highest voxels can start candidates: in a tomogram of the competition, hundreds for each particle.
+# How many of a map's highest voxels can start candidates: those of a thousand trained spheres, but within these bounds.
 # A network that has hardly learnt is above `least` everywhere, and would need gigabytes.
-_MOST = 2**18
+_SPHERES, _FEWEST, _MOST = 1000, 2**18, 2**21
 _READ = 2**22  # voxels of a map that are read at once
 
 # Components smaller than this share of a sphere are noise; those larger than so many spheres may be several particles.
@@ -114,8 +114,8 @@ def find_candidates(
         component of the voxels with at least `CLAIMED`; a large component is first divided among the maxima inside it,
         each voxel to the nearest.
     radius_fraction : radius of the spheres on which the network was trained, as a share of the particle's.
-    least : above 0; no candidate starts from a voxel with less, nor from one that is not among a map's 262,144
-        highest.
+    least : above 0; no candidate starts from a voxel with less, nor from one that is not among a map's highest: as
+        many as a thousand trained spheres have, but 262,144 at least and two million at most.
 
     Returns
     -------
@@ -144,7 +144,8 @@ def find_candidates(
         smooth = torch.zeros(volume.shape, device=volume.device) if smooth is None else smooth
         ball = max(2.0, radius * radius_fraction)
         if decoder == "peaks":
-            _, centre = _seek_centres(volume, _find_highest(volume, least, _MOST), ball, radius * APART, smooth)
+            most = min(_MOST, max(_FEWEST, int(_SPHERES * 4 / 3 * pi * ball**3)))
+            _, centre = _seek_centres(volume, _find_highest(volume, least, most), ball, radius * APART, smooth)
         else:
             centre = _find_components(volume, max(CLAIMED, least), ball, radius * APART, smooth)
         confidence = _weigh_balls(volume, centre, ball)[0].cpu().numpy()

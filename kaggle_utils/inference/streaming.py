@@ -107,7 +107,7 @@ class StreamedNetwork:
         possible."""
         if operation in _JOINING:
             return self._join_inputs(operation, inputs, kept or [None] * len(inputs))
-        if isinstance(operation, nn.Conv3d) and operation.kernel_size != operation.stride:
+        if isinstance(operation, nn.Conv3d) and ({*operation.stride} == {1} or any(operation.padding)):
             return self._convolve(operation, inputs, kept, last)
         planes = inputs.pop()
         if isinstance(operation, nn.Conv3d | nn.MaxPool3d):

@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit, logit
 
-# The best candidates are half as many as a tomogram should have particles, so that nearly all are true, and some are
-# among them even where particles are rare.
+# The best candidates are half as many as a tomogram should have particles, so that nearly all of them are true. Where
+# particles are rare there are three, so that not one decides alone.
 _SHARE, _FEWEST = 0.5, 3
-# A tomogram without any particle of a type has poor best candidates. They are not raised until they look like some.
+# A tomogram without any particle of a type has poor best candidates. They are raised no further than this.
 _FURTHEST = 2.0  # log-odds
 _CERTAIN = 1e-6  # confidences are kept this far from 0 and 1, where log-odds are infinite
 

@@ -22,9 +22,11 @@ _STEP = 0.1
 THRESHOLDS = expit(np.arange(-70, 51) * _STEP)
 # How far, in log-odds, the confidences of a new run lie from those of the runs on which thresholds are tuned: a Cauchy
 # distribution, because most runs are near and a few far. So a threshold keeps away from both ends of a flat top.
-_STRAY = 0.1
+_STRAY = 0.2
 _STEPS = np.arange(-80, 81)
 _LIKELY = 1 / (1 + (_STEPS * _STEP / _STRAY) ** 2)
+# What each further step down in log-odds costs, by false candidates that the few runs here happened not to have.
+_UNSEEN = 0.01
 _BAND = (0.05, 0.95)  # quantiles that bound 90 %
 
 
@@ -79,9 +81,9 @@ def tune_thresholds(
 
     A new run's confidences are a little higher or lower than those here. The chosen threshold has the best F-beta on
     average over such distances, in log-odds, and over the resamples.
-    It lies below the argmax: what is missed costs more than what is picked too much, so F-beta falls more steeply above
-    its best threshold than below. Of equally good thresholds it is the middle one. Give confidences that are levelled
-    (`levels.level_confidences`), or runs differ by more.
+    On a peak it lies a little below the best, because what is missed costs more than what is picked too much; on a flat
+    top it keeps away from both ends. Give confidences that are levelled (`levels.level_confidences`), or runs differ by
+    more.
 
     Parameters
     ----------
@@ -94,8 +96,8 @@ def tune_thresholds(
 
     Returns
     -------
-    Curves by name. For a particle without truth or without candidates the curve is 0 at each threshold, and 0.5 is
-    chosen.
+    Curves by name. For a particle without truth, or without true candidates that reach the lowest threshold, the curve
+    is 0 at each threshold, and 0.5 is chosen.
 
     Raises
     ------
@@ -111,13 +113,14 @@ def tune_thresholds(
         low, high = np.quantile(f_beta[1:], _BAND, axis=0)
         padded = np.pad(f_beta[1:].mean(axis=0), len(_STEPS) // 2)  # what nobody saw counts as 0
         expected = np.convolve(padded, _LIKELY / _LIKELY.sum(), mode="valid")
+        chosen = THRESHOLDS[np.argmax(expected + _UNSEEN * np.log(THRESHOLDS / (1 - THRESHOLDS)))]
         curves[particle.name] = Curve(
             thresholds=THRESHOLDS.copy(),
             f_beta=f_beta[0],
             low=low,
             high=high,
             argmax=float(THRESHOLDS[np.argmax(f_beta[0])]),
-            chosen=float(np.median(THRESHOLDS[expected > expected.max() - 1e-9])) if expected.any() else 0.5,
+            chosen=float(chosen) if expected.any() else 0.5,
         )
     return curves
 
