@@ -271,13 +271,23 @@ def choose_thresholds(found: Found, data: Path) -> tuple[pd.DataFrame, dict[str,
     chooses both. Where no run was left out, nothing is levelled, and each candidate is a pick."""
     if not len(found.held_out):
         return found.test, dict.fromkeys(PARTICLE_NAMES, 0.0)
-    names = set(found.held_out["experiment"])
-    truth = pd.concat([read_run(name, data) for name in sorted(names)])
-    volumes = {name: measure_run(name, data, "train") for name in names}
-    levels = measure_levels(found.held_out, truth, volumes, PARTICLE_NAMES)
-    curves = tune_thresholds(level_confidences(found.held_out, levels, volumes), truth, PARTICLE_NAMES)
-    volumes = {name: measure_run(name, data, "test") for name in find_runs(data, "test")}
-    return level_confidences(found.test, levels, volumes), {name: curve.chosen for name, curve in curves.items()}
+    truth = read_left_out(found.held_out, data)
+    held_out, test = level(found.held_out, found.test, truth, data)
+    curves = tune_thresholds(held_out, truth, PARTICLE_NAMES)
+    return test, {name: curve.chosen for name, curve in curves.items()}
+
+
+def read_left_out(candidates: pd.DataFrame, data: Path) -> pd.DataFrame:
+    """Return the labels of the training runs that have candidates, as a picks table."""
+    return pd.concat([read_run(name, data) for name in sorted(set(candidates["experiment"]))])
+
+
+def level(held_out: pd.DataFrame, test: pd.DataFrame, truth: pd.DataFrame, data: Path) -> list[pd.DataFrame]:
+    """Return both tables of candidates with confidences at the levels of the runs that were left out."""
+    volumes = {name: measure_run(name, data, "train") for name in set(held_out["experiment"])}
+    levels = measure_levels(held_out, truth, volumes, PARTICLE_NAMES)
+    volumes |= {name: measure_run(name, data, "test") for name in find_runs(data, "test")}
+    return [level_confidences(table, levels, volumes) for table in (held_out, test)]
 
 
 def measure_run(name: str, data: Path, split: str) -> float:

@@ -23,13 +23,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from accuracy import SCORED, measure_run
+from accuracy import SCORED, level, read_left_out
 
-from kaggle_utils.data.picks import read_run, read_truth
-from kaggle_utils.data.tomograms import find_runs
+from kaggle_utils.data.picks import read_truth
 from kaggle_utils.particles import PARTICLE_NAMES, PARTICLES
 from kaggle_utils.scoring import thresholds as tuning
-from kaggle_utils.scoring.levels import level_confidences, measure_levels
 
 SHIFTS = tuning._STEPS * tuning._STEP
 BLURS = {
@@ -61,13 +59,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 def compare(data: Path, held_out: pd.DataFrame, test: pd.DataFrame) -> pd.Series:
     """Return F-beta in hindsight, and what each way loses against it."""
-    names = sorted(set(held_out["experiment"]))
-    known = pd.concat([read_run(name, data) for name in names])
+    known = read_left_out(held_out, data)
     truth = read_truth(data / "test_truth" / "overlay" / "ExperimentRuns")
-    volumes = {name: measure_run(name, data, "train") for name in names}
-    levels = measure_levels(held_out, known, volumes, SCORED)
-    volumes |= {name: measure_run(name, data, "test") for name in find_runs(data, "test")}
-    levelled = [level_confidences(table, levels, volumes) for table in (held_out, test)]
+    levelled = level(held_out, test, known, data)
     curves = tuning.tune_thresholds(test, truth, SCORED, samples=2)
     best = float(np.average([curve.f_beta.max() for curve in curves.values()], weights=WEIGHTS))
     losses = {"hindsight": best}

@@ -19,12 +19,14 @@ _FEWEST_PAIRS = 30  # with fewer, the mean of the pairs is not normal enough for
 # From 0.0009 to 0.993. Steps are even in log-odds, because networks that learnt for minutes, and those that seek small
 # particles, may have all their confidences below 0.1.
 _STEP = 0.1
-THRESHOLDS = expit(np.arange(-70, 51) * _STEP)
+_LOG_ODDS = np.arange(-70, 51) * _STEP
+THRESHOLDS = expit(_LOG_ODDS)
 # How far, in log-odds, the confidences of a new run lie from those of the runs on which thresholds are tuned: a Cauchy
 # distribution, because most runs are near and a few far. So a threshold keeps away from both ends of a flat top.
 _STRAY = 0.2
 _STEPS = np.arange(-80, 81)
 _LIKELY = 1 / (1 + (_STEPS * _STEP / _STRAY) ** 2)
+_LIKELY /= _LIKELY.sum()
 # What each further step down in log-odds costs, by false candidates that the few runs here happened not to have.
 _UNSEEN = 0.01
 _BAND = (0.05, 0.95)  # quantiles that bound 90 %
@@ -80,10 +82,9 @@ def tune_thresholds(
     """Return for each particle the curve of F-beta against its threshold, and a threshold that generalises.
 
     A new run's confidences are a little higher or lower than those here. The chosen threshold has the best F-beta on
-    average over such distances, in log-odds, and over the resamples.
-    On a peak it lies a little below the best, because what is missed costs more than what is picked too much; on a flat
-    top it keeps away from both ends. Give confidences that are levelled (`levels.level_confidences`), or runs differ by
-    more.
+    average over such distances, in log-odds, and over the resamples; of nearly equal ones it is the higher. On a peak
+    it lies near the best, and on a flat top it keeps away from both ends. Give confidences that are levelled
+    (`levels.level_confidences`), or runs differ by more.
 
     Parameters
     ----------
@@ -112,8 +113,8 @@ def tune_thresholds(
         f_beta = _resample(items[items["particle"] == particle.name], drawn, THRESHOLDS, (seed, particle.label))
         low, high = np.quantile(f_beta[1:], _BAND, axis=0)
         padded = np.pad(f_beta[1:].mean(axis=0), len(_STEPS) // 2)  # what nobody saw counts as 0
-        expected = np.convolve(padded, _LIKELY / _LIKELY.sum(), mode="valid")
-        chosen = THRESHOLDS[np.argmax(expected + _UNSEEN * np.log(THRESHOLDS / (1 - THRESHOLDS)))]
+        expected = np.convolve(padded, _LIKELY, mode="valid")
+        chosen = THRESHOLDS[np.argmax(expected + _UNSEEN * _LOG_ODDS)]
         curves[particle.name] = Curve(
             thresholds=THRESHOLDS.copy(),
             f_beta=f_beta[0],

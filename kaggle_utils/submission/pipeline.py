@@ -179,10 +179,6 @@ def _keep_each(
         raise failure
 
 
-def _to_plain(value: Any) -> Any:
-    return value.tolist() if isinstance(value, np.ndarray) else vars(value)
-
-
 def _list_known(outcomes: dict[str, Any]) -> list[Outcome]:
     return [outcome for outcome in outcomes.values() if outcome]
 
@@ -199,6 +195,10 @@ def fingerprint(ensemble: Ensemble | Committee, views: int) -> str:
         for name, tensor in model.network.state_dict().items():
             digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _to_plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray) else vars(value)
 
 
 def _find_sources(folder: Traversable) -> Iterator[Traversable]:
