@@ -131,5 +131,5 @@ def test_the_drive_of_colab_is_not_needed_where_the_repository_has_an_address(so
 def test_where_there_is_no_package_the_error_says_what_to_do(source, kit, environ):
     done = play(source, kit, {}, environ, "/content")
     last = done.stderr.strip().splitlines()[-1]
-    assert done.returncode == 1 and last.startswith("ModuleNotFoundError: Kaggle: add dataset kaggle-utils")
+    assert done.returncode == 1 and last.startswith("AssertionError: Kaggle: add dataset kaggle-utils")
     assert "CZII_REPOSITORY" in last

@@ -171,9 +171,11 @@ def test_cells_are_short(committed):
 
 
 def test_all_begin_with_the_same_cell_that_finds_the_package(committed):
-    first = code_cells(read(committed))[0].source
-    assert first == code_cells(read(NOTEBOOKS / "01_eda.ipynb"))[0].source
-    assert "/kaggle/input" in first and "/content" in first and first.endswith("print(environment.prepare())")
+    cell = code_cells(read(committed))[0]
+    assert cell.source == code_cells(read(NOTEBOOKS / "01_eda.ipynb"))[0].source
+    assert "/kaggle/input" in cell.source and cell.source.endswith("print(environment.prepare())")
+    # Kaggle and Colab show it folded; Colab's forms begin with their title.
+    assert cell.metadata == {"_kg_hide-input": True, "cellView": "form"} and cell.source.startswith("# @title Set-up")
 
 
 def test_the_search_for_machines_paths_finds_them():
