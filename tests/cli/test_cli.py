@@ -258,7 +258,7 @@ def test_python_m_kaggle_utils_returns_the_status(submission, truth, tmp_path):
 )
 def test_without_the_requirements_a_sentence_says_what_to_do(arguments, tmp_path):
     """As with the system's own Python in a clone; -S leaves out what is installed."""
-    environment = {"PYTHONPATH": str(Path(__file__).parents[1]), "CZII_WORK": str(tmp_path)}
+    environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "CZII_WORK": str(tmp_path)}
     command = [sys.executable, "-S", "-m", "kaggle_utils", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.returncode == 2 and "Traceback" not in done.stderr

@@ -1,0 +1,141 @@
+"""What `python -m kaggle_utils` understands: the commands with their options.
+
+`_STATUS` names the exit statuses; the help shows it.
+"""
+
+import argparse
+import sys
+import warnings
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from kaggle_utils.cli.commands import notebooks, phantom, predict, publish, score, validate
+from kaggle_utils.recipes import RECIPE_NAMES, SCALES
+
+_STATUS = (
+    "exit status: 0 done; 1 the submission breaks a rule (validate); 2 an error, with a message that says what to do; "
+    "3 some runs failed, and the submission holds the others (predict); 130 interrupted"
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command and return its exit status. Errors that a person can put right are shown without a traceback."""
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # without its line of code
+    options = vars(_parser().parse_args(arguments))
+    command = options.pop("command")
+    try:
+        return command(**options)
+    except ModuleNotFoundError as error:
+        print(f"error: {_explain_missing(error)}", file=sys.stderr)
+        return 2
+    except (ValueError, OSError, ImportError, MemoryError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    # Only given options are passed on, so that each default stands in one place.
+    settings: dict[str, Any] = {"argument_default": argparse.SUPPRESS}
+    name = "kaggle-utils" if Path(sys.argv[0]).stem == "kaggle-utils" else "python -m kaggle_utils"
+    parser = argparse.ArgumentParser(name, description="From a tomogram to submission.csv.", epilog=_STATUS)
+    parser.add_argument("--version", action="version", version=_version())
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    command = commands.add_parser("phantom", help="write synthetic tomograms in the competition's layout", **settings)
+    command.set_defaults(command=phantom)
+    command.add_argument("out", type=Path, help="folder for train/, test/ and test_truth/")
+    command.add_argument("--runs", type=int, metavar="N", help="training runs (4)")
+    command.add_argument("--test-runs", type=int, metavar="N", help="test runs (2)")
+    command.add_argument("--shape", type=int, nargs=3, metavar=("Z", "Y", "X"), help="in voxels (64 160 160)")
+    command.add_argument("--seed", type=int, metavar="S", help="the same seed gives the same data (0)")
+
+    command = commands.add_parser("notebooks", help="run the notebooks in order and keep their figures", **settings)
+    command.set_defaults(command=notebooks)
+    command.add_argument(
+        "--data", type=Path, metavar="DIR", help="folder with train/ and test/ (what is found, or a phantom)"
+    )
+    command.add_argument(
+        "--work", type=Path, metavar="DIR", help="for models, pages and submission.csv (work/ and submissions/)"
+    )
+    command.add_argument("--recipe", choices=RECIPE_NAMES, help="what is trained, and how")
+    command.add_argument(
+        "--scale", choices=SCALES, help="demo: minutes on a CPU; full: hours on a GPU (what fits the machine and data)"
+    )
+    command.add_argument("--only", nargs="+", metavar="03", help="run only these notebooks, by number")
+    command.add_argument("--refresh", action="store_true", help="write outputs into the notebooks, to commit them")
+
+    command = commands.add_parser(
+        "predict", help="run models over tomograms and write a submission", epilog=_STATUS, **settings
+    )
+    command.set_defaults(command=predict)
+    command.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with train/ and test/")
+    command.add_argument(
+        "--models",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="DIR",
+        help="model folders, or folders of them, of one recipe",
+    )
+    command.add_argument("--out", type=Path, required=True, metavar="CSV", help="the submission")
+    command.add_argument("--split", choices=("train", "test"), help="part of the data (test)")
+    command.add_argument(
+        "--tta", dest="views", type=int, metavar="N", help="test-time views, 1 to 16 (as the models say)"
+    )
+    command.add_argument("--device", nargs="+", metavar="NAME", help="such as cuda:0 cuda:1 (all GPUs, else cpu)")
+    command.add_argument("--compile", dest="compiled", action="store_true", help="let torch compile what it can")
+    command.add_argument(
+        "--hours", type=float, metavar="H", help="time limit; views, then networks are cut to keep it (none)"
+    )
+    command.add_argument("--strict", action="store_true", help="stop at the first broken tomogram or failed run")
+
+    command = commands.add_parser("score", help="the competition's F-beta of a submission", **settings)
+    command.set_defaults(command=score)
+    command.add_argument("submission", type=Path)
+    command.add_argument(
+        "--truth", type=Path, required=True, metavar="PATH", help="an overlay's ExperimentRuns, or a CSV of picks"
+    )
+    command.add_argument("--json", dest="as_json", action="store_true", help="print JSON instead of a table")
+
+    command = commands.add_parser("validate", help="check a submission against every rule of the format", **settings)
+    command.set_defaults(command=validate)
+    command.add_argument("submission", type=Path)
+    command.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with train/ and test/")
+    command.add_argument("--split", choices=("train", "test"), default="test", help="part of the data")
+
+    command = commands.add_parser("publish", help="make a dataset and the notebooks ready for Kaggle", **settings)
+    command.set_defaults(command=publish)
+    command.add_argument("--user", required=True, metavar="NAME", help="as in kaggle.com/NAME")
+    command.add_argument(
+        "--models",
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help="model folders, or folders of them, to go into the dataset",
+    )
+    command.add_argument("--out", type=Path, metavar="DIR", help="folder for dataset/ and kernels/ (work/publish)")
+    command.add_argument("--recipe", choices=RECIPE_NAMES, help="recipe of the notebooks there (competition)")
+    command.add_argument("--push", action="store_true", help="send them with the kaggle command")
+    command.add_argument("--only", nargs="+", metavar="06", help="push only these notebooks, by number")
+    return parser
+
+
+def _version() -> str:
+    try:
+        return version("kaggle-utils")
+    except PackageNotFoundError:  # used from a source folder
+        return "unknown (not installed)"
+
+
+def _explain_missing(error: ModuleNotFoundError) -> str:
+    """Return what to do about a package that is not installed; an error of ours says so itself, and names no module."""
+    if error.name is None or error.name.partition(".")[0] == "kaggle_utils":
+        return str(error)
+    return (
+        f"{error.name} is not installed for {sys.executable}; run this with .venv/bin/python, which "
+        "`python3 run.py demo` makes, or install what is needed: pip install -r requirements.txt"
+    )

@@ -1,0 +1,175 @@
+"""The commands of `python -m kaggle_utils`. Each is a call and a few lines, and returns an exit status."""
+
+# Each command imports what it needs beyond Python's own library. So `--help` is fast, and a missing package is named in
+# one sentence.
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from kaggle_utils.recipes import RECIPE_NAMES
+
+
+def phantom(out: Path, **settings: Any) -> int:
+    """Write synthetic runs. `write_phantom` has the default settings."""
+    from kaggle_utils.data.phantom import write_phantom
+
+    write_phantom(out, **settings)
+    print(f"phantom: {out}")
+    return 0
+
+
+def notebooks(
+    data: Path | None = None,
+    work: Path | None = None,
+    recipe: str | None = None,
+    scale: str | None = None,
+    only: tuple[str, ...] = (),
+    refresh: bool = False,
+) -> int:
+    """Run the notebooks. Then print where the submission and the pages are and, where the truth is known, the score.
+
+    Each option sets an environment variable, and `detect` chooses the rest. With --work the submission goes there too.
+    """
+    from kaggle_utils.kaggle.checks import check_inputs
+    from kaggle_utils.kaggle.notebooks import NotebookError, run_notebooks
+    from kaggle_utils.system.environment import detect
+
+    given = {"CZII_DATA": data, "CZII_WORK": work, "CZII_RECIPE": recipe, "CZII_SCALE": scale}
+    given = {name: str(value) for name, value in given.items() if value is not None}
+    inherited = {name: value for name, value in os.environ.items() if work is None or name != "CZII_SUBMISSION"}
+    env = detect(inherited | given)
+    print(env, flush=True)
+    check_inputs(env, only)
+    before = _changed(env.submission)
+    try:
+        pages = run_notebooks(env, only, refresh)
+    except NotebookError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print("\nnotebooks with their figures:")
+    for page in pages:
+        print(f"  {page}")
+    if _changed(env.submission) == before:
+        if only:
+            return 0  # none of the chosen notebooks writes one
+        raise FileNotFoundError(f"all notebooks ran, but none of them wrote {env.submission}")
+    print(f"submission: {env.submission}")
+    truth = (env.data or env.phantom) / "test_truth" / "overlay" / "ExperimentRuns"
+    if truth.is_dir():
+        print(f"score against {truth}:")
+        return score(env.submission, truth)
+    return 0
+
+
+def predict(
+    data: Path,
+    models: list[Path],
+    out: Path,
+    split: str = "test",
+    device: tuple[str, ...] = (),
+    **settings: Any,
+) -> int:
+    """Run models over all tomograms of a split, and write the submission anew after each. Returns 3 when some runs
+    failed; a `strict` call, and one in which all failed, raise instead."""
+    from kaggle_utils.data.tomograms import find_runs
+    from kaggle_utils.inference.ensemble import find_models
+    from kaggle_utils.inference.views import check_views
+    from kaggle_utils.models.folder import load_model
+    from kaggle_utils.submission.parts import count_states, show_name
+    from kaggle_utils.submission.pipeline import assemble, submit
+    from kaggle_utils.system.environment import check_hours
+    from kaggle_utils.system.machine import check_devices, find_devices
+
+    # All that is cheap to check, before models are loaded.
+    if out.is_dir():
+        raise IsADirectoryError(f"{out} is a folder; give the name of a CSV file")
+    folder = next(folder for folder in out.absolute().parents if folder.exists())
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise OSError(f"nothing can be written in {folder}; give another --out")
+    check_devices(device)
+    check_hours(settings.get("hours"), "--hours")
+    if "views" in settings:
+        check_views(settings["views"], "--tta")
+    runs = find_runs(data, split)
+    ensemble = assemble("predict", [load_model(folder) for folder in find_models(models)])
+    for particle in dict.fromkeys(name for model in ensemble.models for name in model.particles):
+        print(f"{particle}: {', '.join(model.name for model in ensemble.models if particle in model.particles)}")
+    parts = out.with_name(f"{out.name}.parts")
+    outcomes = submit(runs, data, ensemble, out, parts, split, device or find_devices(), **settings)
+    for outcome in outcomes:
+        for problem in outcome.problems:
+            print(f"{show_name(outcome.run)}, {outcome.state}: {problem}")
+    picks = sum(len(outcome.picks) for outcome in outcomes)
+    print(f"{count_states(outcomes)}\nsubmission: {out} ({_count(picks, 'pick')})")
+    failed = sum(outcome.state == "failed" for outcome in outcomes)
+    if failed == len(outcomes):
+        raise ValueError(f"all runs of {data} failed: {out} is valid, but has no picks")
+    return 3 if failed else 0
+
+
+def score(submission: Path, truth: Path, as_json: bool = False) -> int:
+    """Print the competition's F-beta, in all and for each particle, and what the numbers do not say by themselves; with
+    `as_json` that goes to stderr."""
+    from kaggle_utils.data.picks import read_truth
+    from kaggle_utils.scoring.metrics import score_submission
+    from kaggle_utils.scoring.remarks import explain_score
+    from kaggle_utils.submission.csv_file import read_submission
+
+    picks, true = read_submission(submission), read_truth(truth)
+    result = score_submission(picks, true)
+    remarks = "\n".join(explain_score(picks, true, result))
+    if as_json:
+        print(json.dumps(result.to_dict(), indent=1))
+        print(remarks, file=sys.stderr)
+        return 0
+    decimals = dict.fromkeys(["precision", "recall", "f_beta"], "{:.4f}".format)
+    print(result.particles.rename_axis(None).to_string(formatters=decimals))
+    print(remarks)
+    print(f"F-beta (beta = 4), weighted mean: {result.score:.4f}")
+    return 0
+
+
+def validate(submission: Path, data: Path, split: str) -> int:
+    """Print a line for each broken rule of the format."""
+    from kaggle_utils.submission.csv_file import read_submission, validate_submission
+
+    violations = validate_submission(submission, data, split)
+    if violations:
+        print("\n".join(violations))
+        return 1
+    table = read_submission(submission)
+    print(f"valid: {_count(len(table), 'pick')} in {_count(table['experiment'].nunique(), 'run')}")
+    return 0
+
+
+def publish(
+    user: str, push: bool = False, only: tuple[str, ...] = (), recipe: str = RECIPE_NAMES[0], **settings: Any
+) -> int:
+    """Write and check the folder for the Kaggle CLI and print its commands. With `push`, run those that can run now."""
+    from kaggle_utils.kaggle.publish import build_folder
+    from kaggle_utils.kaggle.push import list_commands, push_folder
+
+    if only and not push:
+        raise ValueError("--only works only with --push; add --push, or leave --only out")
+    folder = build_folder(user, recipe=recipe, **settings)
+    print(f"checked, and ready for Kaggle: {folder}\n{list_commands(folder, recipe)}", flush=True)
+    if push:
+        print("\nnow:", flush=True)
+        waiting = push_folder(folder, only)
+        if not waiting:
+            print("all notebooks are pushed")
+            return 0
+        print(f"not pushed, because the notebooks that they need are not complete: {', '.join(waiting)}")
+        print(f"once they are: the same command with --only {waiting[0].split('-')[1]} (without --only, all run again)")
+    return 0
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def _changed(path: Path) -> int | None:
+    return path.stat().st_mtime_ns if path.is_file() else None
