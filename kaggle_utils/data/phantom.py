@@ -26,17 +26,17 @@ from kaggle_utils.particles import get_particle
 from kaggle_utils.system.files import write_text
 from kaggle_utils.system.machine import find_free_memory
 
-VERSION = 1  # raise it when the same seed gives other data; phantoms of an older version are then written again
+VERSION = 2  # raise it when the same seed gives other data; phantoms of an older version are then written again
 SPACING = (10.012444196428572, 10.012444196428572, 10.012444537618887)  # Angstrom, z y x: the competition's .zattrs
 VOXEL = SPACING[0]
 RAW_STD = 7e-6  # standard deviation of the competition's raw intensities
 RUN_PREFIX = {"train": "TS_1_", "test": "TS_101_"}  # no run of the competition has such a name
 MARKER, UNFINISHED = "phantom.json", "phantom.partial.json"
 
-# Each particle: how many of them a volume of 64 x 160 x 160 voxels holds (others in proportion; the spheres fill 16 %),
-# and its ellipsoids: density, centre (x, y, z) and semi-axes in Angstrom. Density is 1 for protein and 0 for ice; a
-# negative one digs a hole. The centre of mass is the origin, where the pick is. Sizes roughly follow the structures in
-# the Protein Data Bank that are named behind.
+# Each particle: how many of them a volume of 64 x 160 x 160 voxels holds on average (others in proportion; the spheres
+# fill 16 %), and its ellipsoids: density, centre (x, y, z) and semi-axes in Angstrom. Density is 1 for protein, 0 for
+# ice; a negative one digs a hole. The centre of mass is the origin, where the pick is. Sizes roughly follow the
+# structures in the Protein Data Bank that are named behind.
 SHAPES: dict[str, tuple[int, list[tuple[float, tuple[float, float, float], tuple[float, float, float]]]]] = {
     "ribosome": (6, [(1.5, (-37, 0, 0), (95, 100, 100)), (1.5, (95, 0, 0), (50, 100, 75))]),  # 4UG0, two subunits, RNA
     "virus-like-particle": (5, [(1, (0, 0, 0), (135, 135, 135)), (-1, (0, 0, 0), (105, 105, 105))]),  # 1DWN, capsid
@@ -46,6 +46,9 @@ SHAPES: dict[str, tuple[int, list[tuple[float, tuple[float, float, float], tuple
     "apo-ferritin": (25, [(1, (0, 0, 0), (60, 60, 60)), (-1, (0, 0, 0), (40, 40, 40))]),  # 1FHA, hollow
 }
 GAP = 2.0  # voxels between two particles' spheres
+# A run holds between so many times the average of each particle, and three times as many in the richest run as in the
+# poorest: so did the competition's, with 9 to 29 of its rare types.
+SPREAD = (0.5, 1.5)
 _BYTES = 40  # of memory that making a run needs for each voxel; 38 were measured
 
 # All that `write_run` writes, a pattern for each part of a path: metadata and chunks of tomograms, and picks. Files
@@ -71,8 +74,9 @@ PROCESSING = {
 def place_particles(shape: tuple[int, ...], rng: np.random.Generator) -> tuple[list[str], np.ndarray]:
     """Choose particles and their centres so that their spheres lie inside the volume, GAP apart.
 
-    Random sequential addition: a sphere is tried at random places until it touches no other. One of each type comes
-    first, in several attempts, because they hardly fit into small volumes; then the others, the largest first.
+    How many of each differs from run to run (`SPREAD`). Random sequential addition: a sphere is tried at random places
+    until it touches no other. One of each type comes first, in several attempts, because they hardly fit into small
+    volumes; then the others, the largest first.
 
     Returns
     -------
@@ -85,7 +89,8 @@ def place_particles(shape: tuple[int, ...], rng: np.random.Generator) -> tuple[l
     """
     _require_room(shape)
     share = np.prod(shape, dtype=float) / (64 * 160 * 160)
-    others = [name for name, (count, _) in SHAPES.items() for _ in range(round(count * share) - 1)]
+    counts = [round(count * share * rng.uniform(*SPREAD)) for count, _ in SHAPES.values()]
+    others = [name for name, count in zip(SHAPES, counts, strict=True) for _ in range(count - 1)]
     attempts = [_add(list(SHAPES), [], np.empty((0, 3)), shape, rng) for _ in range(20)]
     return _add(others, *max(attempts, key=lambda placed: len(placed[0])), shape, rng)
 

