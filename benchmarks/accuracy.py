@@ -495,24 +495,27 @@ def find_in_volume(
 # The kit's competition recipe, with its own network or another one in its place.
 
 
-def train_competition(job: Job, network: Callable[[], nn.Module] | None = None) -> Training:
+def train_competition(
+    job: Job, network: Callable[[], nn.Module] | None = None, architecture: str = "unet"
+) -> Training:
     """Train a network for each fold; the folds share the minutes."""
     recipe = choose_window(job.recipe, network)
-    runs, crops, epochs = job.load_runs(recipe), 0, recipe.unet.epochs
+    settings = getattr(recipe, architecture)
+    runs, crops, epochs = job.load_runs(recipe), 0, settings.epochs
     with putting_in(network):
-        parameters = count_parameters(build(recipe.unet, recipe))
-        fixed, a_crop = measure_fold(runs, recipe, job)
+        parameters = count_parameters(build(settings, recipe))
+        fixed, a_crop = measure_fold(runs, architecture, recipe, job)
         clock, folds = job.start_clock(), list_folds(len(runs), recipe)
         for number, fold in enumerate(folds):
             before = clock.minutes
             an_epoch = (job.minutes - before) / (len(folds) - number) / epochs
-            chosen = replace(recipe, crops=max(recipe.unet.batch_size, int((an_epoch - fixed) / a_crop)))
-            train_fold(runs, "unet", fold, chosen, job.folder, job.device)
+            chosen = replace(recipe, crops=max(settings.batch_size, int((an_epoch - fixed) / a_crop)))
+            train_fold(runs, architecture, fold, chosen, job.folder, job.device)
             crops += epochs * chosen.crops
             # The next fold knows better what a crop takes.
             a_crop = max(((clock.minutes - before) / epochs - fixed) / chosen.crops, a_crop / 2)
             log(f"{job.folder.name}: {epochs} epochs of {chosen.crops} crops; {clock.minutes:.1f} minutes spent")
-    steps = crops // recipe.unet.batch_size
+    steps = crops // settings.batch_size
     return Training(parameters, steps, crops * recipe.subvolume_size**3, clock.minutes, clock.wall_minutes)
 
 
@@ -543,14 +546,15 @@ def putting_in(network: Callable[[], nn.Module] | None) -> AbstractContextManage
     return patch.dict(ARCHITECTURES, {"unet": lambda *_, **__: network()}) if network else nullcontext()
 
 
-def measure_fold(runs: list[Run], recipe: CompetitionRecipe, job: Job) -> tuple[float, float]:
+def measure_fold(runs: list[Run], architecture: str, recipe: CompetitionRecipe, job: Job) -> tuple[float, float]:
     """Return the machine minutes that an epoch takes beside its crops, and those of a crop."""
-    minutes, counts = [], (recipe.unet.batch_size, 2 * MEASURED, 4 * MEASURED)
+    settings = replace(getattr(recipe, architecture), epochs=1)
+    minutes, counts = [], (settings.batch_size, 2 * MEASURED, 4 * MEASURED)
     with tempfile.TemporaryDirectory() as folder:
         for crops in counts:
             clock = job.start_clock()
-            short = replace(recipe, crops=crops, unet=replace(recipe.unet, epochs=1))
-            train_fold(runs, "unet", 0, short, Path(folder) / str(crops), job.device)
+            short = replace(recipe, crops=crops, **{architecture: settings})
+            train_fold(runs, architecture, 0, short, Path(folder) / str(crops), job.device)
             minutes.append(clock.minutes)
     a_crop = max((minutes[2] - minutes[1]) / (counts[2] - counts[1]), 1e-9)  # the first was a warm-up
     return max(0.0, minutes[1] - a_crop * counts[1]), a_crop
@@ -622,7 +626,10 @@ def list_ways(scale: str) -> dict[str, Way]:
         "dynunet_ours": (partial(Halved, build_dynunet), "our recipe, behind our strided convolution"),
     }
     return {
-        "competition": Way(train_competition, find_by_competition, f"ours at {scale} scale"),
+        "competition": Way(train_competition, find_by_competition, f"ours at {scale} scale, two U-Nets"),
+        "competition_vnet": Way(
+            partial(train_competition, architecture="vnet"), find_by_competition, f"ours at {scale} scale, two V-Nets"
+        ),
         **{
             name: Way(partial(train_contender, one), partial(find_by_contender, one), one.scaled)
             for name, one in list_contenders(scale).items()
