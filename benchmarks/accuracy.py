@@ -495,9 +495,7 @@ def find_in_volume(
 # The kit's competition recipe, with its own network or another one in its place.
 
 
-def train_competition(
-    job: Job, network: Callable[[], nn.Module] | None = None, architecture: str = "unet"
-) -> Training:
+def train_competition(job: Job, network: Callable[[], nn.Module] | None = None, architecture: str = "unet") -> Training:
     """Train a network for each fold; the folds share the minutes."""
     recipe = choose_window(job.recipe, network)
     settings = getattr(recipe, architecture)

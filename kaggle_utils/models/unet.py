@@ -12,11 +12,23 @@ def double_convolution(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+class Repeat(nn.Upsample):
+    """Repeats each logit twice along each axis, (n, channels, z, y, x); in training it leaves them as they are, for the
+    losses compare each logit with all its voxels at once."""
+
+    def __init__(self) -> None:
+        super().__init__(scale_factor=2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self.training else super().forward(x)
+
+
 class UNet3D(nn.Module):
     """Two levels down, a bottleneck, two levels up with concatenated skip connections; `width` is 32 in the report.
 
     Takes (n, 1, z, y, x), edges divisible by `divisor`, and returns logits (n, outputs, z, y, x). With `stem` the
-    network works at half the resolution: it begins with a strided convolution, and in the end repeats each logit.
+    network works at half the resolution: it begins with a strided convolution, and in the end repeats each logit, but
+    not in training.
     """
 
     def __init__(self, width: int = 32, outputs: int = 1, stem: bool = False):
@@ -33,7 +45,7 @@ class UNet3D(nn.Module):
         self.upconv1 = nn.ConvTranspose3d(2 * width, width, kernel_size=2, stride=2)
         self.dec1 = double_convolution(2 * width, width)
         self.final = nn.Conv3d(width, outputs, kernel_size=1)
-        self.repeat = nn.Upsample(scale_factor=2) if stem else nn.Identity()
+        self.repeat = Repeat() if stem else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         fine = self.enc1(self.stem(x))

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import nn
 
+from kaggle_utils.models.unet import Repeat
+
 _GROUPS = 4  # of channels in each group norm; the report does not give their number
 
 
@@ -93,7 +95,7 @@ class VNet3D(nn.Module):
         self.upconv1 = nn.ConvTranspose3d(2 * width, width, kernel_size=2, stride=2)
         self.dec1 = ResidualBlock(width, width)
         self.final = nn.Conv3d(width, outputs, kernel_size=1)
-        self.repeat = nn.Upsample(scale_factor=2) if stem else nn.Identity()
+        self.repeat = Repeat() if stem else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         skip1 = self.enc1(self.stem(x))

@@ -1,7 +1,8 @@
 """Losses. Each takes logits (n, channels, z, y, x) and masks (n, 1, z, y, x) and returns a scalar in float32.
 
 The report's losses are for one channel. With more, the first channel is the background, and a mask has the number of
-each voxel's channel."""
+each voxel's channel. Where a network gives one logit for several voxels, its truth is the mean of theirs: the
+cross-entropy is then that of repeated logits, in a fraction of the time."""
 
 import torch
 from torch.nn import functional
@@ -16,20 +17,20 @@ _FALSE_WEIGHT = 0.3  # of a false voxel in the Tversky index; a missed one has t
 def dice_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     """1 - Dice over all voxels of a batch together, with sigmoid outputs (report, section 4.4; Milletari et al.
     2016)."""
-    probabilities, masks = torch.sigmoid(logits.float()), masks.float()
+    probabilities, masks = torch.sigmoid(logits.float()), _average(masks, logits)
     overlap = (probabilities * masks).sum()
     return 1 - (2 * overlap + _SMOOTH) / (probabilities.sum() + masks.sum() + _SMOOTH)
 
 
 def bce_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     """Binary cross-entropy of the sigmoid outputs (report, section 4.1)."""
-    return functional.binary_cross_entropy_with_logits(logits.float(), masks.float())
+    return functional.binary_cross_entropy_with_logits(logits.float(), _average(masks, logits))
 
 
 def weighted_bce_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     """Binary cross-entropy in which a particle's voxels count five times (report, section 5.2)."""
     weight = torch.full((), _POSITIVE_WEIGHT, device=logits.device)  # made on the device, so nothing is copied to it
-    return functional.binary_cross_entropy_with_logits(logits.float(), masks.float(), pos_weight=weight)
+    return functional.binary_cross_entropy_with_logits(logits.float(), _average(masks, logits), pos_weight=weight)
 
 
 def tversky_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
@@ -47,13 +48,20 @@ def cross_entropy_tversky_loss(logits: torch.Tensor, masks: torch.Tensor) -> tor
 
 
 def _compare(logits: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the logarithms of all probabilities, and a tensor with 1 where a voxel belongs to the channel, else 0;
+    """Return the logarithms of all probabilities, and the share of each logit's voxels that belongs to the channel;
     both have the shape of the logits.
 
     After this, losses need only sums over all voxels. No shape depends on a mask's content: for that the host would
     have to wait for the device."""
     channels = torch.arange(logits.shape[1], device=logits.device, dtype=masks.dtype)
-    return functional.log_softmax(logits.float(), dim=1), (masks == channels[:, None, None, None]).float()
+    return functional.log_softmax(logits.float(), dim=1), _average(masks == channels[:, None, None, None], logits)
+
+
+def _average(masks: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """Return the mean of `masks` over the voxels of each logit, in float32."""
+    n, channels, *edges = masks.shape
+    blocks = [size for edge, coarse in zip(edges, logits.shape[2:], strict=True) for size in (coarse, edge // coarse)]
+    return masks.view(n, channels, *blocks).mean((3, 5, 7), dtype=torch.float32)
 
 
 def _cross_entropy(logs: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:

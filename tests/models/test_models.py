@@ -147,7 +147,10 @@ def test_a_network_for_several_particles_has_a_channel_for_each_and_one_for_the_
     assert network.divisor == (2 * divisor if stem else divisor)
     shape = [network.divisor * cell for cell in (1, 3, 2)]
     with torch.inference_mode():
-        assert network(torch.randn(2, 1, *shape)).shape == (2, 7, *shape)
+        volumes = torch.randn(2, 1, *shape)
+        assert network(volumes).shape == (2, 7, *shape)
+        trained = [edge // 2 if stem else edge for edge in shape]
+        assert network.train()(volumes).shape == (2, 7, *trained)
 
 
 @pytest.mark.parametrize(("architecture", "width"), [("unet", 32), ("vnet", 8)])

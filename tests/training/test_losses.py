@@ -50,6 +50,20 @@ def test_weighted_bce_by_hand():
     assert bce_loss(logits, masks).item() == pytest.approx(-(math.log(0.8) + math.log(0.6)) / 2)
 
 
+@settings(max_examples=30)
+@given(MANY_LOGITS, st.integers(0, 2**32 - 1))
+def test_logits_for_several_voxels_have_the_loss_of_repeated_ones(logits, seed):
+    coarse = torch.from_numpy(logits)
+    fine = coarse.repeat_interleave(2, 2).repeat_interleave(2, 3).repeat_interleave(2, 4)
+    masks = torch.from_numpy(np.random.default_rng(seed).integers(0, 4, (2, 1, *fine.shape[2:]), np.uint8))
+    for loss in bce_loss, weighted_bce_loss:
+        assert loss(coarse[:, :1], masks % 2).item() == pytest.approx(loss(fine[:, :1], masks % 2).item(), rel=1e-5)
+    # Cross-entropy is the difference of these two; overlaps are smoothed by a count of logits, so they differ a little.
+    ours, repeated = (cross_entropy_tversky_loss(z, masks) - tversky_loss(z, masks) for z in (coarse, fine))
+    assert ours.item() == pytest.approx(repeated.item(), rel=1e-4, abs=1e-5)
+    assert tversky_loss(coarse, masks).item() == pytest.approx(tversky_loss(fine, masks).item(), abs=0.2)
+
+
 @settings(max_examples=50)
 @given(LOGITS, MASKS)
 def test_losses_agree_with_numpy_in_double_precision(logits, masks):
