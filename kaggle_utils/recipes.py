@@ -4,21 +4,16 @@ The `report` recipe at `full` scale follows the project report to the letter. Th
 `demo` scale the same code runs in minutes on two CPU cores, and `smoke` only shows that nothing breaks. `_SCALES` and
 `_COMPETITION_SCALES` have all differences between the scales."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
+
+from kaggle_utils.settings import TABLE, change, explain, list_values, write_value
 
 
 @dataclass(frozen=True)
 class ModelRecipe:
-    """How one network is built, trained and run over a tomogram.
-
-    `width` is the number of channels of the first block; with `stem` the network works at half the resolution.
-    `validate_every` is in epochs; training stops after `patience` validations without a better one (None: never).
-    `window` is the edge in voxels of the cubes that the network sees at inference (None: any size, for layers that only
-    see a neighbourhood), and `halo` the margin that is cut off their predictions. `warm_up` is the share of the
-    training in which the learning rate rises, before it falls along half a cosine (None: constant rate); `clip` is the
-    largest norm of a gradient, `mixup` the share of mixed batches, `average` the decay of the weights' moving average
-    (0: none), and `best` how many of the best validated weights are averaged at the end."""
+    """How one network is built, trained and run over a tomogram. `settings.TABLE` says what each field means."""
 
     architecture: str
     width: int
@@ -41,12 +36,7 @@ class ModelRecipe:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All settings, from the type of tomogram to the threshold.
-
-    `subvolume_size` is in voxels; `background_ratio` is the number of background sub-volumes kept for each positive
-    one; `split` is either "subvolumes" (at random, as in the report) or "runs" (whole runs stay together); `ratios` are
-    the shares of training, validation and test; `radius_fraction` scales the labels' spheres; components smaller than
-    `min_size_fraction` of a particle's sphere are not picks."""
+    """All settings, from the type of tomogram to the threshold. `settings.TABLE` says what each field means."""
 
     name: str
     scale: str
@@ -67,12 +57,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How a crop is changed each time it is drawn.
-
-    `turned` is the share of crops that are turned about z by up to `turn` degrees and tilted by up to `tilt` (the
-    others stay on the grid). Intensities are multiplied by 1 - `gain` to 1 + `gain`; `shift` and `noise` are in
-    standard deviations of the volume. `other_types` is the share of crops that read from another type of tomogram,
-    where a run has one."""
+    """How a crop is changed each time it is drawn. `settings.TABLE` says what each field means."""
 
     flips: bool = True
     quarter_turns: bool = True
@@ -89,9 +74,8 @@ class Augmentation:
 class CompetitionRecipe(Recipe):
     """One network for all particles, trained on crops that are drawn on the fly, once for each run that is left out.
 
-    `folds` is how many runs are left out in turn (None: all). An epoch has `crops` crops, the share `centred` of them
-    near a particle. `merge`, `decoder` and test-time `views` say how outputs become candidates; calibration may choose
-    another `merge` and `decoder`."""
+    `merge`, `decoder` and test-time `views` say how outputs become candidates; calibration may choose another `merge`
+    and `decoder`. `settings.TABLE` says what the other fields mean."""
 
     folds: int | None = None
     crops: int = 1000
@@ -100,6 +84,16 @@ class CompetitionRecipe(Recipe):
     merge: str = "logits"
     decoder: str = "peaks"
     views: int = 1
+
+
+class Setting(NamedTuple):
+    """A setting of a recipe: its name, its value at each scale, the values that it takes, and its meaning."""
+
+    name: str
+    full: str
+    demo: str
+    takes: str
+    meaning: str
 
 
 RECIPE_NAMES = ("competition", "report")
@@ -217,12 +211,18 @@ _COMPETITION_SCALES: dict[str, dict[str, Any]] = {
 }
 
 
-def get_recipe(name: str = "competition", scale: str = "demo") -> Recipe:
-    """Return the settings of recipe `name` at `scale`; raises ValueError, naming the choices, for an unknown one."""
+def get_recipe(name: str = "competition", scale: str = "demo", settings: Iterable[str] = ()) -> Recipe:
+    """Return recipe `name` at `scale`, with other values where `settings` has NAME=VALUE, such as `unet.epochs=20`.
+
+    Raises ValueError, naming the choices, for an unknown recipe or scale, and as `settings.change` does."""
     if name not in RECIPE_NAMES:
         raise ValueError(f"unknown recipe {name!r}; choose from {', '.join(RECIPE_NAMES)}")
     if scale not in _SCALES:
         raise ValueError(f"unknown scale {scale!r}; choose from {', '.join(SCALES)}")
+    return change(_scale(name, scale), settings)
+
+
+def _scale(name: str, scale: str) -> Recipe:
     recipe = {"report": _REPORT, "competition": _COMPETITION}[name]
     if scale == "full":
         return recipe
@@ -251,6 +251,27 @@ def _shrink(recipe: Recipe, sizes: dict, scale: str) -> Recipe:
             halo=0 if window is None else window // 20 * 4,
         )
     return replace(recipe, scale=scale, subvolume_size=edge, **networks)
+
+
+def list_settings(name: str) -> list[Setting]:
+    """Return what can be set in recipe `name`, with the values of both scales, those that it takes, and its meaning."""
+    full, demo = get_recipe(name, "full"), list_values(get_recipe(name, "demo"))
+    return [
+        Setting(key, write_value(value), write_value(demo[key]), explain(full, key), TABLE[key.rpartition(".")[2]][0])
+        for key, value in list_values(full).items()
+    ]
+
+
+def list_changes(recipe: Recipe, architecture: str = "") -> list[str]:
+    """Return what was set in a recipe, as NAME=VALUE: all that differs from the recipe of this name and scale. With
+    `architecture` that is all that matters to such a network."""
+    values, usual = list_values(recipe), list_values(get_recipe(recipe.name, recipe.scale))
+    others = tuple(f"{kind}." for kind in ("baseline", "unet", "vnet") if architecture not in ("", kind))
+    return [
+        f"{key}={write_value(value)}"
+        for key, value in values.items()
+        if value != usual[key] and not key.startswith(others)
+    ]
 
 
 def compare_scales(name: str) -> dict[str, dict[str, object]]:

@@ -18,7 +18,8 @@ PACKAGE = ROOT / "kaggle_utils"
 # picture where it does not follow from others.
 IMPORTS = {
     "particles": (),
-    "recipes": (),
+    "settings": (),
+    "recipes": ("settings",),
     "system": (),
     "data": ("particles", "system"),
     "models": ("particles", "system"),

@@ -65,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--scale", choices=SCALES, help="demo: minutes on a CPU; full: hours on a GPU (what fits the machine and data)"
     )
+    _add_settings(command)
     command.add_argument("--only", nargs="+", metavar="03", help="run only these notebooks, by number")
     command.add_argument("--refresh", action="store_true", help="write outputs into the notebooks, to commit them")
 
@@ -119,9 +120,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--out", type=Path, metavar="DIR", help="folder for dataset/ and kernels/ (work/publish)")
     command.add_argument("--recipe", choices=RECIPE_NAMES, help="recipe of the notebooks there (competition)")
+    _add_settings(command)
     command.add_argument("--push", action="store_true", help="send them with the kaggle command")
     command.add_argument("--only", nargs="+", metavar="06", help="push only these notebooks, by number")
     return parser
+
+
+def _add_settings(command: argparse.ArgumentParser) -> None:
+    words = "other settings of the recipe, such as unet.epochs=20 folds=3"
+    command.add_argument("--set", dest="settings", nargs="+", action="extend", metavar="NAME=VALUE", help=words)
 
 
 def _version() -> str:

@@ -26,6 +26,7 @@ def notebooks(
     work: Path | None = None,
     recipe: str | None = None,
     scale: str | None = None,
+    settings: tuple[str, ...] = (),
     only: tuple[str, ...] = (),
     refresh: bool = False,
 ) -> int:
@@ -37,7 +38,8 @@ def notebooks(
     from kaggle_utils.kaggle.notebooks import NotebookError, run_notebooks
     from kaggle_utils.system.environment import detect
 
-    given = {"CZII_DATA": data, "CZII_WORK": work, "CZII_RECIPE": recipe, "CZII_SCALE": scale}
+    changes = " ".join(settings) or None
+    given = {"CZII_DATA": data, "CZII_WORK": work, "CZII_RECIPE": recipe, "CZII_SCALE": scale, "CZII_SET": changes}
     given = {name: str(value) for name, value in given.items() if value is not None}
     inherited = {name: value for name, value in os.environ.items() if work is None or name != "CZII_SUBMISSION"}
     env = detect(inherited | given)

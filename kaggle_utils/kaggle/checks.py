@@ -15,9 +15,9 @@ _SHOWN = 10  # lines; a folder of another layout may give one for each run
 
 
 def check_inputs(env: Environment, only: Sequence[str] = ()) -> None:
-    """Check what the notebooks (those whose names begin with one of `only`) need: the recipe and scale by name, picks
-    and large enough tomograms, test runs, and models and an ensemble that no other of these notebooks makes. Nothing
-    large is read, unless the models of an earlier call are wanted.
+    """Check what the notebooks (those whose names begin with one of `only`) need: the recipe, its scale and settings,
+    picks and large enough tomograms, test runs, and models and an ensemble that no other of these notebooks makes.
+    Nothing large is read, unless the models of an earlier call are wanted.
 
     Raises ValueError with a line for each thing that is wrong, and as `find_notebooks` does."""
     numbers = {path.name[:2] for path in find_notebooks(only)}
@@ -25,6 +25,10 @@ def check_inputs(env: Environment, only: Sequence[str] = ()) -> None:
         recipe = get_recipe(env.recipe, env.scale)
     except ValueError as error:
         raise ValueError(f"{error} (--recipe and --scale, or CZII_RECIPE and CZII_SCALE, give it)") from error
+    try:
+        recipe = get_recipe(env.recipe, env.scale, env.settings)
+    except ValueError as error:
+        raise ValueError(f"{error} (--set or CZII_SET gives it)") from error
     faults = _find_missing_models(env, numbers)
     if env.data is not None:  # else there will be a phantom, in which nothing is missing
         faults += _find_data_faults(env.data, numbers, recipe)
@@ -37,7 +41,8 @@ def _find_data_faults(data: Path, numbers: set[str], recipe: Recipe) -> list[str
     from kaggle_utils.data.picks import read_run
     from kaggle_utils.data.tomograms import find_runs, read_shape
 
-    report = get_recipe("report", recipe.scale)  # 02 shows its sub-volumes, and 03 trains its baseline, by any recipe
+    # 02 shows the report's sub-volumes, and 03 trains its baseline, by any recipe.
+    report = recipe if recipe.name == "report" else get_recipe("report", recipe.scale)
     recipes = {"01": (), "02": (report,), "03": (report, recipe), "04": (recipe,), "05": (recipe,)}
     edge = max((needed.subvolume_size for number in numbers for needed in recipes.get(number, ())), default=0)
     faults, found = [], set()

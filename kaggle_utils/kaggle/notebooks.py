@@ -56,7 +56,7 @@ def run_notebooks(
 
     Parameters
     ----------
-    env : data, work folder, submission, recipe and scale; the kernels get them as CZII_* variables.
+    env : data, work folder, submission, recipe, scale and settings; the kernels get them as CZII_* variables.
     only : numbers or beginnings of names, e.g. ("03", "05"); empty for all.
     refresh : when all have succeeded, replace the notebooks by their executed copies, without time stamps and paths.
     folder : where the notebooks are; None for the repository's.
@@ -137,6 +137,7 @@ def kernel_environment(env: Environment) -> dict[str, str]:
         "CZII_SUBMISSION": str(env.submission.absolute()),
         "CZII_RECIPE": env.recipe,
         "CZII_SCALE": env.scale,
+        "CZII_SET": " ".join(env.settings),
         # The notebooks must import the package that runs them, be it installed or not.
         "PYTHONPATH": os.pathsep.join(filter(None, [str(NOTEBOOKS.parent), os.environ.get("PYTHONPATH")])),
         # tqdm.auto warns that ipywidgets are missing, with a path of this machine, and then works as it should.

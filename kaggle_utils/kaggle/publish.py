@@ -8,13 +8,13 @@ Python."""
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from kaggle_utils.kaggle.notebooks import find_notebooks
 from kaggle_utils.kaggle.wheels import PYTHON, collect_wheels, find_imports, find_wheel_faults
-from kaggle_utils.recipes import RECIPE_NAMES
+from kaggle_utils.recipes import RECIPE_NAMES, SCALES, get_recipe
 from kaggle_utils.system.environment import COMPETITION, NAME_PART
 from kaggle_utils.system.files import write_text
 
@@ -45,6 +45,7 @@ def build_folder(
     out: str | Path = OUT,
     python: str = PYTHON,
     recipe: str = RECIPE_NAMES[0],
+    settings: Sequence[str] = (),
 ) -> Path:
     """Write OUT/dataset and OUT/kernels/<slug>, check them, and return OUT; it is replaced as a whole or not at all.
 
@@ -56,6 +57,7 @@ def build_folder(
     out : the folder to write; if it exists, it must be empty or written by this function.
     python : version of the Python that the wheels are for.
     recipe : recipe that the notebooks run.
+    settings : changes of it, such as "unet.epochs=20".
 
     Raises
     ------
@@ -66,13 +68,15 @@ def build_folder(
     ChildProcessError
         When pip fails.
     ValueError
-        For a name that no Kaggle user can have, for models that cannot be published, and with a line for every fault
-        that the check finds.
+        For a name that no Kaggle user can have, for settings that `get_recipe` refuses, for models that cannot be
+        published, and with a line for every fault that the check finds.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", user):
         raise ValueError(f"{user!r} is not a Kaggle user name; give NAME of your profile's address, kaggle.com/NAME")
     if not (_REPOSITORY / "pyproject.toml").is_file():
         raise FileNotFoundError(f"no pyproject.toml beside {_REPOSITORY / 'kaggle_utils'}: publish from a clone")
+    for scale in SCALES:  # there, notebooks without a GPU take the demo's
+        get_recipe(recipe, scale, settings)
     notebooks = find_notebooks()
     with _replacing(Path(out).resolve()) as folder:
         dataset = folder / "dataset"
@@ -86,7 +90,7 @@ def build_folder(
             place.mkdir(parents=True)
             _write_json(place / "kernel-metadata.json", kernel)
             notebook = (notebooks[0].parent / kernel["code_file"]).read_text(encoding="utf-8")
-            write_text(place / kernel["code_file"], _choose_recipe(notebook, recipe))
+            write_text(place / kernel["code_file"], _choose_recipe(notebook, recipe, settings))
         faults = find_faults(folder, python)
         if faults:
             raise ValueError("\n".join(["nothing was written, because it would fail on Kaggle:", *faults]))
@@ -160,13 +164,16 @@ def _describe_kernels(user: str, notebooks: Iterable[Path], with_models: bool) -
     return kernels
 
 
-def _choose_recipe(notebook: str, recipe: str) -> str:
-    """Return a notebook's text with a line in its first code cell that chooses a recipe other than the default."""
-    if recipe == RECIPE_NAMES[0]:
+def _choose_recipe(notebook: str, recipe: str, settings: Sequence[str]) -> str:
+    """Return a notebook's text with lines before its first code cell's that choose what is not the default."""
+    chosen = {"CZII_RECIPE": recipe} if recipe != RECIPE_NAMES[0] else {}
+    chosen |= {"CZII_SET": " ".join(settings)} if settings else {}
+    if not chosen:
         return notebook
+    lines = [f"os.environ[{json.dumps(name)}] = {json.dumps(value)}\n" for name, value in chosen.items()]
     content = json.loads(notebook)
     first = next(cell for cell in content["cells"] if cell["cell_type"] == "code")
-    first["source"] = f'import os\nos.environ["CZII_RECIPE"] = "{recipe}"\n' + "".join(first["source"])
+    first["source"] = "".join(["import os\n", *lines, *first["source"]])
     return json.dumps(content, indent=1)
 
 

@@ -37,8 +37,9 @@ class Environment:
     """What a notebook needs to know of its surroundings.
 
     `data` is the folder that holds `train/` and `test/`, or None. `devices` are torch device names, one for each
-    worker. `hours` is how long this process may run, counted from `STARTED`, or None. `scoring` is whether Kaggle runs
-    the notebook on the hidden tomograms, where nobody sees its figures."""
+    worker. `settings` are changes of the recipe, such as "unet.epochs=20". `hours` is how long this process may run,
+    counted from `STARTED`, or None. `scoring` is whether Kaggle runs the notebook on the hidden tomograms, where nobody
+    sees its figures."""
 
     platform: str
     data: Path | None
@@ -47,14 +48,16 @@ class Environment:
     recipe: str
     scale: str
     devices: tuple[str, ...]
+    settings: tuple[str, ...] = ()
     hours: float | None = None
     scoring: bool = False
 
     def __str__(self) -> str:
         data = self.data.name if self.data else "none found, so synthetic tomograms (phantom)"
-        return (
-            f"{self.platform} on {', '.join(self.devices)} | {self.recipe} recipe at {self.scale} scale | data: {data}"
-        )
+        recipe = f"{self.recipe} recipe at {self.scale} scale"
+        if self.settings:
+            recipe += f" with {' '.join(self.settings)}"
+        return f"{self.platform} on {', '.join(self.devices)} | {recipe} | data: {data}"
 
     @property
     def models(self) -> Path:
@@ -96,7 +99,8 @@ def prepare(root: Path = Path("/")) -> str:
 def detect(environ: Mapping[str, str] = os.environ, root: Path = Path("/")) -> Environment:
     """Return the environment of this process.
 
-    The variables CZII_DATA, CZII_WORK, CZII_SUBMISSION, CZII_RECIPE, CZII_SCALE and CZII_HOURS override what is found.
+    The variables CZII_DATA, CZII_WORK, CZII_SUBMISSION, CZII_RECIPE, CZII_SCALE and CZII_HOURS override what is found;
+    CZII_SET has changes of the recipe, separated by spaces, which `recipes.get_recipe` checks.
     `root` is the file system's root (another one in tests). Raises FileNotFoundError when CZII_DATA is not a folder in
     the competition's layout, and ValueError when CZII_HOURS is not a number of hours."""
     platform = find_platform(environ)
@@ -117,6 +121,7 @@ def detect(environ: Mapping[str, str] = os.environ, root: Path = Path("/")) -> E
         # The full recipes take hours even on a GPU, and tell nothing on a phantom.
         scale=environ.get("CZII_SCALE") or ("full" if data and devices[0] != "cpu" else "demo"),
         devices=devices,
+        settings=tuple(environ.get("CZII_SET", "").split()),
         hours=_read_hours(environ, _KAGGLE_HOURS if platform == "kaggle" else None),
         scoring=bool(environ.get("KAGGLE_IS_COMPETITION_RERUN")),
     )

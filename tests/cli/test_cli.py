@@ -210,6 +210,19 @@ def test_notebooks_options_win_over_the_environment(runner, data, tmp_path, monk
     assert (runner.env.scale, runner.only, runner.env.data) == ("demo", ["03", "05"], data)
 
 
+def test_notebooks_and_publish_take_settings(runner, data, tmp_path, monkeypatch, capsys):
+    """Given twice, the option adds: nothing that was set is lost."""
+    monkeypatch.setenv("CZII_SET", "seed=3")
+    arguments = ["notebooks", "--data", str(data), "--work", str(tmp_path)]
+    main(arguments)
+    assert runner.env.settings == ("seed=3",)
+    main([*arguments, "--set", "unet.epochs=20", "folds=3", "--set", "views=2"])
+    assert runner.env.settings == ("unet.epochs=20", "folds=3", "views=2")
+    assert "recipe at demo scale with unet.epochs=20 folds=3 views=2 |" in capsys.readouterr().out
+    assert main(["publish", "--user", "x", "--set", "views=99"]) == 2
+    assert "views is '99', but must be" in capsys.readouterr().err
+
+
 def test_notebooks_without_a_submission_fail_unless_only_some_ran(runner, data, tmp_path, capsys):
     runner.writes = False
     arguments = ["notebooks", "--data", str(data), "--work", str(tmp_path)]

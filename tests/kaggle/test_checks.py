@@ -47,6 +47,14 @@ def test_an_unknown_recipe_or_scale_is_told_with_the_choices_and_where_it_comes_
     assert repr(value) in message and said in message and "CZII_RECIPE" in message
 
 
+def test_settings_are_checked_for_the_recipe_and_scale_that_run(env):
+    check_inputs(replace(env, settings=("unet.epochs=3", "ratios=0.6,0.2,0.2")))
+    assert "folds cannot be set in the report recipe" in refusal(replace(env, settings=("folds=2",)))
+    message = refusal(replace(env, settings=("unet.epoch=3",)))
+    assert "the nearest: unet.epochs" in message and "--set or CZII_SET" in message
+    assert "training cubes" in refusal(replace(env, settings=("subvolume_size=256",)))  # larger than the tomograms
+
+
 def test_variables_are_checked_before_the_first_notebook(env, monkeypatch, capsys):
     """argparse sees only the options."""
     monkeypatch.setenv("CZII_RECIPE", "best")

@@ -22,7 +22,8 @@ from kaggle_utils.system.environment import Environment
 @pytest.fixture
 def env(tmp_path):
     data = tmp_path / "data"
-    return Environment("local", data, tmp_path / "work", tmp_path / "out.csv", "report", "smoke", ("cpu",))
+    settings = ("seed=3", "unet.epochs=9")
+    return Environment("local", data, tmp_path / "work", tmp_path / "out.csv", "report", "smoke", ("cpu",), settings)
 
 
 @pytest.fixture
@@ -49,6 +50,7 @@ def outputs(path: Path) -> list[list[dict]]:
 def test_kernels_get_this_python_the_settings_and_their_folder(env, folder, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "agg")
     monkeypatch.setenv("CZII_RECIPE", "other")
+    monkeypatch.setenv("CZII_SET", "seed=4")
     source = (
         "import json, os, sys\n"
         "wanted = {name: value for name, value in os.environ.items() if name.startswith('CZII_')}\n"
@@ -74,6 +76,7 @@ def test_kernels_get_this_python_the_settings_and_their_folder(env, folder, monk
         "CZII_SUBMISSION": str(env.submission),
         "CZII_RECIPE": "report",
         "CZII_SCALE": "smoke",
+        "CZII_SET": "seed=3 unet.epochs=9",
     }
     assert (Path(cwd), python) == (folder, sys.executable)
     # Of a progress bar only its end is left, without the complaint of tqdm.auto about missing widgets.

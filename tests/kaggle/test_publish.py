@@ -216,6 +216,15 @@ def test_the_report_recipe_is_one_word_away_on_kaggle_too(pip, tmp_path):
         assert head == 'os.environ["CZII_RECIPE"] = "report"'
         original = json.loads((NOTEBOOKS / path.name).read_text())
         assert same == "".join(next(cell for cell in original["cells"] if cell["cell_type"] == "code")["source"])
+    set_too = publish.build_folder("jane", out=tmp_path / "set", recipe="report", settings=["seed=3", "unet.epochs=9"])
+    for path in set_too.glob("kernels/*/*.ipynb"):
+        first = next(cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code")
+        assert "".join(first["source"]).split("\n")[1:3] == [head, 'os.environ["CZII_SET"] = "seed=3 unet.epochs=9"']
+    with pytest.raises(ValueError, match="the nearest: unet.epochs"):
+        publish.build_folder("jane", out=tmp_path / "set", settings=["unet.epoch=9"])
+    # Without a GPU a notebook takes the demo's scale, where the V-Net trains for six epochs.
+    with pytest.raises(ValueError, match="vnet.validate_every is 10, but there are only 6 epochs"):
+        publish.build_folder("jane", out=tmp_path / "set", recipe="report", settings=["vnet.validate_every=10"])
     plain = publish.build_folder("jane", out=tmp_path / "out") / "kernels"
     for path in plain.glob("*/*.ipynb"):
         assert path.read_bytes() == (NOTEBOOKS / path.name).read_bytes()

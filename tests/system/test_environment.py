@@ -250,6 +250,9 @@ def test_the_notebooks_first_line_names_no_path_of_the_machine(tmp_path):
     line = str(detect(KAGGLE, tmp_path))
     assert line == "kaggle on cpu | competition recipe at demo scale | data: czii" and str(data.parent) not in line
     assert "synthetic" in str(detect(COLAB, tmp_path))
+    changed = detect(COLAB | {"CZII_SET": "  folds=3 unet.epochs=20\n"}, tmp_path)
+    assert changed.settings == ("folds=3", "unet.epochs=20")
+    assert "competition recipe at demo scale with folds=3 unet.epochs=20 |" in str(changed)
 
 
 # ---- installing
