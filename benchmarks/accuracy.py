@@ -7,8 +7,8 @@
 Every contender trains on the runs of DIR/train, picks those of DIR/test, and is scored by the competition's F-beta
 against DIR/test_truth (which `python -m kaggle_utils phantom` writes). `competition` and `report` are this kit's
 recipes; the others are the field's, see `contenders/`. `unet_ours`, `segresnet_ours` and `dynunet_ours` are MONAI's
-networks under the competition recipe, so that network and recipe are judged apart. `--recipe KEY=VALUE ... --name NAME`
-changes the competition recipe, for example `--recipe unet.loss=tversky radius_fraction=0.4 --name small-spheres`.
+networks under the competition recipe, so that network and recipe are judged apart. `--recipe` changes the competition
+recipe, for example `--recipe unet.loss=tversky radius_fraction=0.4 --name small-spheres`.
 
 One protocol for all but `report`: two networks share the minutes, each leaving out the runs that the competition
 recipe's fold leaves out. On the candidates in these runs, confidences are levelled and thresholds tuned. In the test
@@ -27,7 +27,6 @@ and particles. With `--work`, networks and candidates are kept, and `--repick` m
 """
 
 import argparse
-import ast
 import json
 import os
 import shutil
@@ -36,7 +35,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -74,6 +73,7 @@ from kaggle_utils.preprocessing.subvolumes import Run, build_datasets, check_dat
 from kaggle_utils.recipes import SCALES, CompetitionRecipe, Recipe, get_recipe
 from kaggle_utils.scoring.levels import level_confidences, measure_levels, measure_volume
 from kaggle_utils.scoring.thresholds import apply_thresholds, bootstrap_score, tune_thresholds
+from kaggle_utils.settings import change
 from kaggle_utils.submission.pipeline import load_ensemble, predict_run
 from kaggle_utils.system.files import replacing, write_text
 from kaggle_utils.system.machine import keep_freed_memory
@@ -118,15 +118,13 @@ class Job:
     threads: int
     device: str
     scale: str
-    changes: dict[str, Any]
+    settings: Sequence[str]
 
     @property
     def recipe(self) -> CompetitionRecipe:
         """The competition recipe, which also says what the folds leave out."""
         recipe = replace(get_recipe("competition", self.scale), seed=self.seed, folds=FOLDS)
-        for key, value in self.changes.items():
-            recipe = change(recipe, key, value)
-        return recipe
+        return change(recipe, self.settings)
 
     def start_clock(self) -> Clock:
         """Return a clock that starts now."""
@@ -179,7 +177,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--scale", choices=SCALES, default="demo", help="full needs a GPU")
     parser.add_argument(
-        "--recipe", nargs="+", default=[], metavar="KEY=VALUE", help="changes of the competition recipe"
+        "--recipe", nargs="+", default=[], metavar="NAME=VALUE", help="other settings of the competition recipe"
     )
     parser.add_argument("--name", help="of the contender whose recipe was changed")
     parser.add_argument("--repick", action="store_true", help="anew, with the networks in --work if it has them")
@@ -190,6 +188,10 @@ def main(arguments: list[str] | None = None) -> None:
             parser.error("name --data, or ask for the --table alone")
         if bool(options.recipe) != bool(options.name):
             parser.error("--recipe and --name belong together")
+        try:
+            get_recipe("competition", options.scale, options.recipe)
+        except ValueError as error:
+            parser.error(str(error))
         torch.set_num_threads(options.threads)
         keep_freed_memory()
         chosen = options.contenders or (["competition"] if options.name else list_ways(options.scale))
@@ -207,7 +209,7 @@ def compete(contender: str, data: Path, options: argparse.Namespace) -> None:
     Raises SystemExit when that result has other settings."""
     name = options.name or contender
     stem = f"{name}-{data.resolve().name}-{options.minutes:g}min-seed{options.seed}"
-    path, changes = options.out / f"{stem}.json", dict(map(parse_change, options.recipe))
+    path = options.out / f"{stem}.json"
     settings = {
         "contender": name,
         "data": data.resolve().name,
@@ -216,7 +218,7 @@ def compete(contender: str, data: Path, options: argparse.Namespace) -> None:
         "device": name_device(options.device),
         "threads": options.threads,
         "scale": options.scale,
-        "recipe": {key: str(value) for key, value in changes.items()},
+        "recipe": dict(text.split("=", 1) for text in options.recipe),
     }
     if path.is_file() and not options.repick:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -228,7 +230,7 @@ def compete(contender: str, data: Path, options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = (options.work or Path(temporary)).resolve() / stem
         numbers = options.minutes, options.seed, options.threads, options.device, options.scale
-        job = Job(data, folder, *numbers, changes)
+        job = Job(data, folder, *numbers, options.recipe)
         training = train_once(way, job, options.repick)
         found = way.find(job)
         for table in ("test", "held_out"):
@@ -355,23 +357,6 @@ def _span(scores: dict[str, float], digits: int = 3) -> str:
 
 def _pair(scores: dict[str, float], digits: int = 2) -> str:
     return f"{scores['f_beta']:.{digits}f} / {scores['hindsight']:.{digits}f}"
-
-
-def parse_change(text: str) -> tuple[str, Any]:
-    """Split KEY=VALUE; a value that is no Python literal is a word."""
-    key, _, value = text.partition("=")
-    try:
-        return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return key, value
-
-
-def change(recipe: Any, key: str, value: object) -> Any:
-    """Return a recipe with another value of a setting, such as `unet.loss`. Raises SystemExit for an unknown one."""
-    first, _, rest = key.partition(".")
-    if first not in {field.name for field in fields(recipe)} or rest and not is_dataclass(getattr(recipe, first)):
-        sys.exit(f"the recipe has no {key}")
-    return replace(recipe, **{first: change(getattr(recipe, first), rest, value) if rest else value})
 
 
 def name_device(device: str) -> str:

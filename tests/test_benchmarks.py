@@ -81,7 +81,7 @@ def accuracy(monkeypatch):
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "accuracy", module)
     spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "get_recipe", lambda name, scale: get_recipe(name, "smoke"))
+    monkeypatch.setattr(module, "get_recipe", lambda name, scale, settings=(): get_recipe(name, "smoke", settings))
     monkeypatch.setattr(module, "MEASURED", 4)
     return module
 
@@ -132,14 +132,12 @@ def test_a_contender_is_trained_and_scored_once(accuracy, phantom, tmp_path, mon
         accuracy.main([*options, "--recipe", "radius_fraction=0.4"])  # would pass for the recipe itself
 
 
-def test_a_recipe_is_changed_by_name(accuracy):
-    recipe = get_recipe("competition", "smoke")
-    for key, value in map(accuracy.parse_change, ("unet.loss=tversky", "augmentation.flips=False", "crops=7")):
-        recipe = accuracy.change(recipe, key, value)
-    assert (recipe.unet.loss, recipe.augmentation.flips, recipe.crops) == ("tversky", False, 7)
-    for key in ("nothing", "unet.nothing", "crops.nothing"):
-        with pytest.raises(SystemExit, match="no nothing|no .*nothing"):
-            accuracy.change(recipe, key, 1)
+def test_a_recipe_is_changed_by_name(accuracy, phantom, tmp_path, capsys):
+    recipe = accuracy.Job(phantom, tmp_path, 1.0, 3, 1, "cpu", "demo", ["unet.loss=tversky", "crops=7"]).recipe
+    assert (recipe.unet.loss, recipe.crops, recipe.seed, recipe.folds) == ("tversky", 7, 3, accuracy.FOLDS)
+    with pytest.raises(SystemExit):
+        accuracy.main(["--data", str(phantom), "--name", "x", "--recipe", "unet.nothing=1"])
+    assert "no setting 'unet.nothing'" in capsys.readouterr().err
 
 
 def test_the_table_averages_seeds_then_data_sets(accuracy, tmp_path):
@@ -175,7 +173,7 @@ def test_the_fields_recipes_take_steps_and_pick(contender, accuracy, phantom, tm
     field = accuracy.list_contenders("demo")
     drawing = replace(field[contender].drawing, shape=(32, 32, 32), batch=2)
     small = replace(field[contender], drawing=drawing, mixup=min(1.0, 2 * field[contender].mixup))
-    job = accuracy.Job(phantom / "one", tmp_path, 1e-6, 0, 1, "cpu", "demo", {})
+    job = accuracy.Job(phantom / "one", tmp_path, 1e-6, 0, 1, "cpu", "demo", [])
     training = accuracy.train_contender(small, job)
     assert training.steps == 2 and training.voxels == 2 * 2 * 32**3
     found = accuracy.find_by_contender(small, job)
@@ -193,7 +191,7 @@ def test_the_fields_recipes_take_steps_and_pick(contender, accuracy, phantom, tm
 def test_other_networks_are_trained_by_our_recipe(contender, accuracy, phantom, tmp_path, monkeypatch):
     pytest.importorskip("monai")
     monkeypatch.setattr(picking, "_MOST", 1000)
-    job = accuracy.Job(phantom / "one", tmp_path, 0.001, 0, 1, "cpu", "demo", {"subvolume_size": 32, "vnet.window": 64})
+    job = accuracy.Job(phantom / "one", tmp_path, 0.001, 0, 1, "cpu", "demo", ["subvolume_size=32", "vnet.window=64"])
     way = accuracy.list_ways("demo")[contender]
     training = way.train(job)
     assert training.parameters > 1e5 and training.steps > 0

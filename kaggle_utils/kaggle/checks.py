@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kaggle_utils.kaggle.notebooks import find_notebooks
 from kaggle_utils.particles import REPORT_PARTICLES
-from kaggle_utils.recipes import Recipe, get_recipe
+from kaggle_utils.recipes import Recipe, get_recipe, list_changes
 from kaggle_utils.system.environment import Environment, choose_models
 
 # data, inference and submission are imported where they are used: torch and zarr are slow to import.
@@ -29,7 +29,7 @@ def check_inputs(env: Environment, only: Sequence[str] = ()) -> None:
         recipe = get_recipe(env.recipe, env.scale, env.settings)
     except ValueError as error:
         raise ValueError(f"{error} (--set or CZII_SET gives it)") from error
-    faults = _find_missing_models(env, numbers)
+    faults = _find_missing_models(env, numbers) or _find_other_settings(env, numbers, recipe)
     if env.data is not None:  # else there will be a phantom, in which nothing is missing
         faults += _find_data_faults(env.data, numbers, recipe)
     if faults:
@@ -94,3 +94,24 @@ def _find_missing_models(env: Environment, numbers: set[str]) -> list[str]:
     except (OSError, ValueError) as error:
         return [str(error)]
     return []
+
+
+def _find_other_settings(env: Environment, numbers: set[str], recipe: Recipe) -> list[str]:
+    """Models that 05 and 06 would take from an earlier call, but which were made with other settings."""
+    from kaggle_utils.models.config import read_config
+
+    kinds = [kind for number, kind in {"03": "unet", "04": "vnet"}.items() if number not in numbers]
+    faults = []
+    for path in sorted(choose_models(env).glob("[!.]*/config.json")) if numbers & {"05", "06"} else []:
+        config = read_config(path.parent)
+        kind, found = config.get("architecture"), config.get("settings", [])
+        if kind in kinds and found != (wanted := list_changes(recipe, kind)):
+            faults.append(
+                f"{path.parent} was made with {_name(found)}, not {_name(wanted)}: give --set the same, or run the "
+                "training notebooks (03 and 04) too"
+            )
+    return faults
+
+
+def _name(settings: Sequence[str]) -> str:
+    return " ".join(settings) or "the recipe as it is"

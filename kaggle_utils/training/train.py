@@ -1,5 +1,6 @@
 """Training by a recipe, from runs to model folders: a model for each particle or for each fold, on all devices."""
 
+import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +31,8 @@ from kaggle_utils.preprocessing.subvolumes import (
     place_subvolumes,
     preprocess_and_filter_subvolumes,
 )
-from kaggle_utils.recipes import CompetitionRecipe, ModelRecipe, Recipe
+from kaggle_utils.recipes import CompetitionRecipe, ModelRecipe, Recipe, list_changes
+from kaggle_utils.system.files import write_text
 from kaggle_utils.training.checkpoints import OtherSettings, find_changes, owning, telling
 from kaggle_utils.training.fitting import evaluate, fit
 from kaggle_utils.training.queue import Job, run_jobs
@@ -81,9 +83,9 @@ def train_model(
 ) -> Path:
     """Train one particle's model on runs from `load_runs` and return its model folder.
 
-    The folder's `config.json` gets the voxel scores on the three shares of the data and the particle's count in the
-    training runs, which the ensemble rule needs. Raises ValueError when the folder has a model that was trained with
-    other settings or data."""
+    The folder's `config.json` gets all settings and, as `settings`, those that were set; the voxel scores on the three
+    shares of the data, and the particle's count in the training runs, which the ensemble rule needs. Raises ValueError
+    when the folder has a model that was trained with other settings or data."""
     network_recipe: ModelRecipe = getattr(recipe, architecture)
     folder = Path(folder) / name_model(architecture, particle)
     config = {
@@ -92,16 +94,19 @@ def train_model(
         "background_ratio": recipe.background_ratio,
         "split": recipe.split,
         "ratios": recipe.ratios,
+        "threshold": recipe.threshold,
     }
+    free = {"settings": list_changes(recipe, architecture), "min_size_fraction": recipe.min_size_fraction}
     with _claiming(folder, config) as claimed:
         if not claimed:
+            _change_free(folder, free)
             return folder
         datasets = build_datasets(runs, particle, recipe)
         check_datasets(datasets, particle)
         network = _train_network(datasets, network_recipe, recipe, folder, config, device, position)
         scores = {split: evaluate(network, datasets[split], recipe.threshold, device)[0] for split in SPLITS}
         picks = sum(int((run.points["particle_type"] == particle).sum()) for run in runs)
-        finished = {**config, "min_size_fraction": recipe.min_size_fraction, "scores": scores, "picks": picks}
+        finished = {**config, **free, "scores": scores, "picks": picks}
         with telling(folder / "config.json"):
             save_config(folder, finished, {particle: recipe.threshold})
     return folder
@@ -156,8 +161,14 @@ def train_fold(
         "augmentation": asdict(recipe.augmentation),
         "background_ratio": recipe.background_ratio,
     }
+    free = {
+        "settings": list_changes(recipe, architecture),
+        "folds": len(list_folds(len(runs), recipe)),
+        "views": recipe.views,
+    }
     with _claiming(folder, config) as claimed:
         if not claimed:
+            _change_free(folder, free)
             return folder
         datasets = {"train": Crops(others, names, recipe, device), "validation": _hold_out(held_out, recipe)}
         network = _train_network(datasets, network_recipe, recipe, folder, config, device, position)
@@ -165,11 +176,10 @@ def train_fold(
         counts = pd.concat([run.points for run in others])["particle_type"].value_counts()
         finished = {
             **config,
-            "folds": len(list_folds(len(runs), recipe)),
+            **free,
             "ensemble": "average",
             "merge": recipe.merge,
             "decoder": recipe.decoder,
-            "views": recipe.views,
             "offset": (0.0, 0.0, 0.0),
             "scores": {"validation": scores},
             "picks": {name: int(counts.get(name, 0)) for name in names},
@@ -254,6 +264,14 @@ def _is_finished(folder: Path, config: dict) -> bool:
             "(CZII_WORK)"
         )
     return True
+
+
+def _change_free(folder: Path, free: dict) -> None:
+    """Bring the settings of a finished model that its weights do not depend on up to date, when others were set."""
+    config = read_config(folder)
+    if config.get("settings", []) != free["settings"]:
+        with telling(folder / "config.json"):
+            write_text(folder / "config.json", json.dumps({**config, **free}, indent=1))
 
 
 def _checksum(runs: list[Run]) -> int:

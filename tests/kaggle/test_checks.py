@@ -55,6 +55,20 @@ def test_settings_are_checked_for_the_recipe_and_scale_that_run(env):
     assert "training cubes" in refusal(replace(env, settings=("subvolume_size=256",)))  # larger than the tomograms
 
 
+def test_models_of_an_earlier_call_with_other_settings_are_told(env, trained_folds, tmp_path):
+    """Nothing of what is set now would be in them."""
+    shutil.copytree(trained_folds, env.work / "models/competition-smoke")
+    save_choice(env.work, "average", "competition-smoke")
+    env = replace(env, recipe="competition")
+    check_inputs(env, ["06"])
+    check_inputs(replace(env, settings=("folds=2", "views=1")), ["05", "06"])  # as it is anyway
+    message = refusal(replace(env, settings=("unet.epochs=9",)), "06")
+    assert "3d_unet_model_fold_0 was made with the recipe as it is, not unet.epochs=9: give" in message
+    assert "vnet" not in message  # its settings are the same
+    check_inputs(replace(env, settings=("unet.epochs=9",)), ["03", "05", "06"])
+    assert "vnet_model_fold_0" in refusal(replace(env, settings=("views=2",)), "03", "05", "06")
+
+
 def test_variables_are_checked_before_the_first_notebook(env, monkeypatch, capsys):
     """argparse sees only the options."""
     monkeypatch.setenv("CZII_RECIPE", "best")

@@ -31,7 +31,7 @@ from kaggle_utils.models.folder import build_model, load_model, name_model
 from kaggle_utils.models.weights import load_tensors, save_tensors
 from kaggle_utils.particles import PARTICLES
 from kaggle_utils.preprocessing.subvolumes import Run, build_datasets, load_runs
-from kaggle_utils.recipes import Augmentation, get_recipe
+from kaggle_utils.recipes import Augmentation, get_recipe, list_changes
 from kaggle_utils.training import checkpoints, fitting, learner, train
 from kaggle_utils.training.fitting import evaluate, fit, read_history
 from kaggle_utils.training.learner import prefix, select
@@ -389,6 +389,7 @@ def other_spacing() -> list[Run]:
         ({"unet": replace(RECIPE.unet, width=3)}, "width was 2, is 3"),
         ({"seed": 7}, "seed was 0, is 7"),
         ({"radius_fraction": 0.5}, "radius_fraction was 1.0, is 0.5"),
+        ({"threshold": 0.4}, "threshold was 0.5, is 0.4"),
         ({"ratios": (0.6, 0.2, 0.2)}, r"ratios was \[0.7, 0.15, 0.15\], is \[0.6, 0.2, 0.2\]"),
         (other_voxel, "data_checksum was"),
         (other_pick, "data_checksum was"),
@@ -408,6 +409,17 @@ def test_other_settings_or_data_are_refused_and_nothing_is_overwritten(change, c
         else:
             train_model(RUNS, "unet", "apo-ferritin", replace(RECIPE, **change), tmp_path)
     assert contents(folder) == before
+
+
+def test_what_a_finished_models_weights_do_not_depend_on_is_changed_without_training(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "fit", None)
+    before, other = read_config(folder), replace(RECIPE, min_size_fraction=0.3)
+    assert before["settings"] == list_changes(RECIPE, "unet") == ["unet.epochs=4"]
+    assert train_model(RUNS, "unet", "apo-ferritin", other, tmp_path) == folder
+    changed = {"min_size_fraction": 0.3, "settings": ["unet.epochs=4", "min_size_fraction=0.3"]}
+    assert read_config(folder) == {**before, **changed}
+    train_model(RUNS, "unet", "apo-ferritin", RECIPE, tmp_path)
+    assert read_config(folder) == before
 
 
 # ---- folds

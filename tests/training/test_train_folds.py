@@ -1,6 +1,7 @@
 """A network for each run that is left out: which, and that nothing of that run reaches it."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -8,6 +9,7 @@ import pytest
 
 from kaggle_utils.data.tomograms import find_runs
 from kaggle_utils.models.config import read_config
+from kaggle_utils.models.folder import save_config
 from kaggle_utils.particles import PARTICLES
 from kaggle_utils.preprocessing.subvolumes import Run, load_runs
 from kaggle_utils.recipes import get_recipe
@@ -62,6 +64,26 @@ def test_a_finished_fold_is_kept_and_another_recipe_is_refused(trained_folds, ph
     assert {path: path.stat().st_mtime_ns for path in trained_folds.rglob("*")} == before
     with pytest.raises(ValueError, match="crops was 4, is 8"):
         train_fold(runs, "unet", 1, replace(SMOKE, crops=8), trained_folds)
+
+
+def test_more_folds_and_other_views_keep_what_is_trained(tmp_path, monkeypatch):
+    """Each fold says how many there are, and what was set; calibration's choices stay."""
+    folds = train_models_of(["folds=1", "unet.width=2"], tmp_path)
+    calibrated = {**read_config(folds[0]), "ensemble": "unet", "decoder": "components"}
+    save_config(folds[0], calibrated, dict.fromkeys(calibrated["particles"], 0.7))
+    before = (folds[0] / "weights.safetensors").stat().st_mtime_ns
+    folds = train_models_of(["folds=2", "views=3"], tmp_path)  # this width is what it was
+    assert [read_config(fold)["settings"] for fold in folds] == [["views=3"]] * 2
+    assert [(read_config(fold)["folds"], read_config(fold)["views"]) for fold in folds] == [(2, 3)] * 2
+    assert read_config(folds[0]) == {**calibrated, "folds": 2, "views": 3, "settings": ["views=3"]}
+    assert (folds[0] / "weights.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match="epochs was 1, is 2"):
+        train_models_of(["folds=2", "unet.epochs=2"], tmp_path)
+
+
+def train_models_of(settings: list[str], folder: Path) -> list[Path]:
+    recipe = get_recipe("competition", "smoke", settings)
+    return [train_fold(RUNS, "unet", fold, recipe, folder) for fold in list_folds(len(RUNS), recipe)]
 
 
 def test_runs_that_cannot_be_left_out_are_refused_before_any_training(phantom_data, tmp_path, monkeypatch):
