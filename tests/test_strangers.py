@@ -154,6 +154,7 @@ def fold_config(fold: int) -> dict:
         "merge": "logits",
         "decoder": "peaks",
         "views": 1,
+        "settings": ["folds=1"],
         "offset": [0.0, 0.0, 0.0],
         "levels": {NAMES[0]: {"density": 4000.0, "log_odds": 0.5}},
         "scores": {"validation": scores},

@@ -11,6 +11,7 @@ from kaggle_utils.system.environment import Environment, choose_models
 
 # data, inference and submission are imported where they are used: torch and zarr are slow to import.
 
+_FREE = {"folds", "views", "min_size_fraction"}  # settings that a finished model's weights do not depend on
 _SHOWN = 10  # lines; a folder of another layout may give one for each run
 
 
@@ -97,19 +98,19 @@ def _find_missing_models(env: Environment, numbers: set[str]) -> list[str]:
 
 
 def _find_other_settings(env: Environment, numbers: set[str], recipe: Recipe) -> list[str]:
-    """Models that 05 and 06 would take from an earlier call, but which were made with other settings."""
+    """Finished models that were made with other settings: those that 03 and 04 would refuse to train again, and those
+    that 05 and 06 would take from an earlier call."""
     from kaggle_utils.models.config import read_config
 
-    kinds = [kind for number, kind in {"03": "unet", "04": "vnet"}.items() if number not in numbers]
     faults = []
-    for path in sorted(choose_models(env).glob("[!.]*/config.json")) if numbers & {"05", "06"} else []:
+    for path in sorted(choose_models(env).glob("[!.]*/config.json")):
         config = read_config(path.parent)
-        kind, found = config.get("architecture"), config.get("settings", [])
-        if kind in kinds and found != (wanted := list_changes(recipe, kind)):
-            faults.append(
-                f"{path.parent} was made with {_name(found)}, not {_name(wanted)}: give --set the same, or run the "
-                "training notebooks (03 and 04) too"
-            )
+        kind, found = config["architecture"], config.get("settings", [])
+        trained, wanted = {"unet": "03", "vnet": "04"}.get(kind) in numbers, list_changes(recipe, kind)
+        differ = {text.partition("=")[0] for text in {*found} ^ {*wanted}}
+        if (differ - _FREE) if trained else (differ and kind != "baseline" and numbers & {"05", "06"}):
+            advice = "choose another work folder" if trained else "run the training notebooks (03 and 04) too"
+            faults.append(f"{path.parent} was made with {_name(found)}, not {_name(wanted)}: set the same, or {advice}")
     return faults
 
 

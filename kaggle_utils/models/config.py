@@ -128,6 +128,10 @@ def _are_levels(value: object, config: dict) -> bool:
     )
 
 
+def _are_settings(value: object, config: dict) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
 def _are_picks(value: object, config: dict) -> bool:
     return all(_is_whole(count, 0, 10**9) for count in _list_by_particle(value, config))
 
@@ -168,5 +172,6 @@ _RULES: dict[str, _Rule] = {
     "picks": ("a whole number, or an object with one for each particle", _are_picks),
     "scores": ("an object whose validation, if present, has a recall for each particle", _are_scores),
     "folds": _whole(1, 1000),
+    "settings": ("a list of texts", _are_settings),
     "held_out": _text("a text of up to 200 characters", "(?s).{0,200}"),
 }

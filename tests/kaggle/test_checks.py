@@ -63,9 +63,13 @@ def test_models_of_an_earlier_call_with_other_settings_are_told(env, trained_fol
     check_inputs(env, ["06"])
     check_inputs(replace(env, settings=("folds=2", "views=1")), ["05", "06"])  # as it is anyway
     message = refusal(replace(env, settings=("unet.epochs=9",)), "06")
-    assert "3d_unet_model_fold_0 was made with the recipe as it is, not unet.epochs=9: give" in message
+    assert "3d_unet_model_fold_0 was made with the recipe as it is, not unet.epochs=9: set the same, or run" in message
     assert "vnet" not in message  # its settings are the same
-    check_inputs(replace(env, settings=("unet.epochs=9",)), ["03", "05", "06"])
+    check_inputs(replace(env, settings=("unet.epochs=9",)), ["01", "02", "04"])  # take none of them
+    check_inputs(replace(env, settings=("views=2",)))  # needs no training
+    for numbers in ([], ["03"]):  # the training would refuse it
+        message = refusal(replace(env, settings=("unet.epochs=9", "views=2")), *numbers)
+        assert "not unet.epochs=9 views=2: set the same, or choose another work folder" in message
     assert "vnet_model_fold_0" in refusal(replace(env, settings=("views=2",)), "03", "05", "06")
 
 
