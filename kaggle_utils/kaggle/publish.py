@@ -14,7 +14,7 @@ from pathlib import Path
 
 from kaggle_utils.kaggle.notebooks import find_notebooks
 from kaggle_utils.kaggle.wheels import PYTHON, collect_wheels, find_imports, find_wheel_faults
-from kaggle_utils.recipes import RECIPE_NAMES, SCALES, get_recipe
+from kaggle_utils.recipes import RECIPE_NAMES, SCALES, Recipe, get_recipe, list_changes
 from kaggle_utils.system.environment import COMPETITION, NAME_PART
 from kaggle_utils.system.files import write_text
 
@@ -75,13 +75,12 @@ def build_folder(
         raise ValueError(f"{user!r} is not a Kaggle user name; give NAME of your profile's address, kaggle.com/NAME")
     if not (_REPOSITORY / "pyproject.toml").is_file():
         raise FileNotFoundError(f"no pyproject.toml beside {_REPOSITORY / 'kaggle_utils'}: publish from a clone")
-    for scale in SCALES:  # there, notebooks without a GPU take the demo's
-        get_recipe(recipe, scale, settings)
+    recipes = {scale: get_recipe(recipe, scale, settings) for scale in SCALES}  # demo: of notebooks without a GPU
     notebooks = find_notebooks()
     with _replacing(Path(out).resolve()) as folder:
         dataset = folder / "dataset"
         dataset.mkdir(parents=True)
-        copy_models(models, dataset, recipe)
+        copy_models(models, dataset, recipes["full"])
         collect_wheels(dataset, python)
         shutil.copyfile(_REPOSITORY / "LICENSE", dataset / "LICENSE")
         _write_json(dataset / "dataset-metadata.json", _describe_dataset(user))
@@ -177,17 +176,19 @@ def _choose_recipe(notebook: str, recipe: str, settings: Sequence[str]) -> str:
     return json.dumps(content, indent=1)
 
 
-def copy_models(models: Iterable[str | Path], dataset: Path, recipe: str) -> None:
+def copy_models(models: Iterable[str | Path], dataset: Path, recipe: Recipe) -> None:
     """Copy model folders into `dataset` under flat names, and `ensemble.json` of the work folder that they are in.
 
     Raises as `find_models`, `load_model` and `read_choice` do, and ValueError for two models of one name, for a config
-    without recipe and scale, and for an ensemble that needs a model which is not among them."""
+    without recipe and scale, for models of `recipe` with other settings, and for an ensemble that needs a model which
+    is not among them."""
     if not (models := list(models)):
         return
     from kaggle_utils.inference.ensemble import find_models, read_choice  # torch is slow to import
     from kaggle_utils.models.folder import load_model
 
     groups: dict[str, set[str]] = {}
+    own = f"{recipe.name}-{recipe.scale}"
     works: dict[str, Path] = {}
     for folder in find_models(models):
         config, folder = load_model(folder).config, folder.resolve()
@@ -201,6 +202,12 @@ def copy_models(models: Iterable[str | Path], dataset: Path, recipe: str) -> Non
         if folder.name in groups.setdefault(group, set()):
             raise ValueError(f"two models of {group} are called {folder.name}; leave one of them out of --models")
         groups[group].add(folder.name)
+        found, wanted = config.get("settings", []), list_changes(recipe, config["architecture"])
+        if group == own and found != wanted:
+            raise ValueError(
+                f"{folder} was made with {' '.join(found) or 'the recipe as it is'}, not with "
+                f"{' '.join(wanted) or 'the recipe as it is'}: the notebooks on Kaggle would refuse it; set the same"
+            )
         for name in _MODEL_FILES:
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, dataset / f"models--{group}--{folder.name}--{name}")
@@ -211,8 +218,8 @@ def copy_models(models: Iterable[str | Path], dataset: Path, recipe: str) -> Non
             f"ensemble.json differs between {' and '.join(map(str, works.values()))}; publish models of one work folder"
         )
     for choice, work in works.items():
-        names = groups.get(f"{recipe}-full") or next(iter(groups.values()))  # as in `environment.choose_models`
-        if len(groups) > 1 and f"{recipe}-full" not in groups:
+        names = groups.get(own) or next(iter(groups.values()))  # as in `environment.choose_models`
+        if len(groups) > 1 and own not in groups:
             raise ValueError(f"notebook 06 could not choose between {' and '.join(sorted(groups))}; publish only one")
         if missing := sorted(_list_needed(choice, names) - names):
             raise ValueError(

@@ -196,6 +196,10 @@ def test_folds_are_published_with_the_ensemble_that_was_chosen(pip, work, tmp_pa
         save_weights(model, build_model(architecture, 2, len(names), stem=True).state_dict())
         save_config(model, config | {"recipe": "competition", "scale": "full"}, dict.fromkeys(names, 0.5))
     save_choice(tmp_path / "folds", "average", "competition-full")
+    with pytest.raises(
+        ValueError, match="3d_unet_model_fold_0 was made with the recipe as it is, not with unet.epochs=9"
+    ):
+        publish.build_folder("jane", [models], tmp_path / "out", settings=["unet.epochs=9"])
     dataset = publish.build_folder("jane", [models], tmp_path / "out") / "dataset"
     assert (dataset / "models--competition-full--vnet_model_fold_0--weights.safetensors").is_file()
     with pytest.raises(ValueError, match="chose 'average', which needs vnet_model_fold_0 too"):
