@@ -71,8 +71,9 @@ from kaggle_utils.models.folder import ARCHITECTURES, build_model, count_paramet
 from kaggle_utils.particles import PARTICLE_NAMES, PARTICLES, REPORT_PARTICLES
 from kaggle_utils.preprocessing.subvolumes import Run, build_datasets, check_datasets, load_runs
 from kaggle_utils.recipes import SCALES, CompetitionRecipe, Recipe, get_recipe
+from kaggle_utils.scoring.bootstrap import bootstrap_score
 from kaggle_utils.scoring.levels import level_confidences, measure_levels, measure_volume
-from kaggle_utils.scoring.thresholds import apply_thresholds, bootstrap_score, tune_thresholds
+from kaggle_utils.scoring.thresholds import apply_thresholds, tune_thresholds
 from kaggle_utils.settings import change
 from kaggle_utils.submission.pipeline import load_ensemble, predict_run
 from kaggle_utils.system.files import replacing, write_text

@@ -27,9 +27,9 @@ from accuracy import SCORED, level, read_left_out
 
 from kaggle_utils.data.picks import read_truth
 from kaggle_utils.particles import PARTICLE_NAMES, PARTICLES
-from kaggle_utils.scoring import thresholds as tuning
+from kaggle_utils.scoring.bootstrap import bootstrap_score, draw_runs, make_items, resample_f_beta
+from kaggle_utils.scoring.thresholds import SHIFTS, THRESHOLDS, apply_thresholds, tune_thresholds
 
-SHIFTS = tuning._STEPS * tuning._STEP
 BLURS = {
     **{f"normal {scale:g}": np.exp(-((SHIFTS / scale) ** 2) / 2) for scale in (0.3, 0.6, 1.0)},
     **{f"Cauchy {scale:g}": 1 / (1 + (SHIFTS / scale) ** 2) for scale in (0.1, 0.2, 0.3)},
@@ -62,34 +62,34 @@ def compare(data: Path, held_out: pd.DataFrame, test: pd.DataFrame) -> pd.Series
     known = read_left_out(held_out, data)
     truth = read_truth(data / "test_truth" / "overlay" / "ExperimentRuns")
     levelled = level(held_out, test, known, data)
-    curves = tuning.tune_thresholds(test, truth, SCORED, samples=2)
+    curves = tune_thresholds(test, truth, SCORED, samples=2)
     best = float(np.average([curve.f_beta.max() for curve in curves.values()], weights=WEIGHTS))
     losses = {"hindsight": best}
     for prefix, (tuned, applied) in {"": (held_out, test), "levelled, ": levelled}.items():
         for way, chosen in choose(tuned, known, plain=not prefix).items():
-            scores = tuning.bootstrap_score(tuning.apply_thresholds(applied, chosen), truth, samples=2)
+            scores = bootstrap_score(apply_thresholds(applied, chosen), truth, samples=2)
             losses[prefix + way] = float(scores.loc["score", "f_beta"]) - best
     return pd.Series(losses)
 
 
 def choose(candidates: pd.DataFrame, truth: pd.DataFrame, plain: bool) -> dict[str, dict[str, float]]:
     """Return the thresholds of each way: {way: {particle: threshold}}. `plain` adds plateau and its low end."""
-    items, runs = tuning._make_items(candidates, truth, candidates["confidence"].to_numpy())
-    drawn, ways = tuning._draw_runs(runs, SAMPLES, 0), {}
+    items, runs = make_items(candidates, truth, candidates["confidence"].to_numpy())
+    drawn, ways = draw_runs(runs, SAMPLES, 0), {}
     for particle in PARTICLES:
         own = items[items["particle"] == particle.name]
-        odds = tuning._resample(own, drawn, tuning.THRESHOLDS, (0, particle.label))
-        chosen = {"argmax": tuning.THRESHOLDS[np.argmax(odds[0])]}
+        odds = resample_f_beta(own, drawn, THRESHOLDS, (0, particle.label))
+        chosen = {"argmax": THRESHOLDS[np.argmax(odds[0])]}
         if plain:
-            first, middle = find_plateau(tuning._resample(own, drawn, LINEAR, (0, particle.label))[1:])
+            first, middle = find_plateau(resample_f_beta(own, drawn, LINEAR, (0, particle.label))[1:])
             chosen |= {"plateau": LINEAR[middle], "low end": LINEAR[first]}
         padded = np.pad(odds[1:].mean(axis=0), len(SHIFTS) // 2)
         for way, likely in BLURS.items():
             expected = np.convolve(padded, likely / likely.sum(), mode="valid")
-            chosen[way] = tuning.THRESHOLDS[np.argmax(expected)]
+            chosen[way] = THRESHOLDS[np.argmax(expected)]
         for way, threshold in chosen.items():
             ways.setdefault(way, {})[particle.name] = float(threshold)
-    curves = tuning.tune_thresholds(candidates, truth, PARTICLE_NAMES)
+    curves = tune_thresholds(candidates, truth, PARTICLE_NAMES)
     ways["tuned"] = {name: curve.chosen for name, curve in curves.items()}
     return ways
 

@@ -18,7 +18,7 @@ from kaggle_utils.inference.predictor import Predictor, load_volume, soften, to_
 from kaggle_utils.inference.ranks import match_ranks
 from kaggle_utils.models.folder import TrainedModel, agree
 from kaggle_utils.particles import REPORT_PARTICLES
-from kaggle_utils.scoring.levels import Level, level_confidences, measure_volume
+from kaggle_utils.scoring.levels import Reference, level_confidences, measure_volume
 from kaggle_utils.scoring.thresholds import apply_thresholds
 
 COMMITTEES = {"unet": ("unet",), "vnet": ("vnet",), "average": ("unet", "vnet")}  # name -> its networks' architectures
@@ -38,7 +38,7 @@ class Committee:
     merge: str
     decoder: str
     thresholds: dict[str, float]
-    levels: dict[str, Level]
+    levels: dict[str, Reference]
     offset: np.ndarray
     views: int
     frequencies: np.ndarray
@@ -73,7 +73,7 @@ def make_committee(name: str, models: Sequence[TrainedModel], merge: str = "", d
         merge,
         decoder,
         thresholds={p: float(np.mean([model.thresholds[p] for model in models])) for p in particles},
-        levels={name: Level(**level) for name, level in levels[0].items()},
+        levels={name: Reference(**level) for name, level in levels[0].items()},
         views=agree(models, "views"),
         offset=np.mean([model.config.get("offset", (0.0, 0.0, 0.0)) for model in models], axis=0),
         frequencies=picks / max(picks.sum(), 1),

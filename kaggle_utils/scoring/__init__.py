@@ -2,10 +2,11 @@
 
 Comes in: masks, or tables of picks and of the truth. Goes out: numbers, their errors, and remarks on them.
 `metrics` has the scores; `levels` makes confidences alike in all runs; `thresholds` finds the best
-thresholds and applies them to candidates.
+thresholds and applies them to candidates; `bootstrap` tells the errors.
 This room uses no network and no file. Next: training, evaluation and the command line use these scores."""
 
-from kaggle_utils.scoring.levels import Level, level_confidences, measure_levels, measure_volume
+from kaggle_utils.scoring.bootstrap import bootstrap_score
+from kaggle_utils.scoring.levels import Reference, level_confidences, measure_levels, measure_volume
 from kaggle_utils.scoring.metrics import (
     MATCH_FRACTION,
     Score,
@@ -21,16 +22,15 @@ from kaggle_utils.scoring.thresholds import (
     Curve,
     Offset,
     apply_thresholds,
-    bootstrap_score,
     estimate_offset,
     tune_thresholds,
 )
 
 __all__ = [
     "Curve",
-    "Level",
     "MATCH_FRACTION",
     "Offset",
+    "Reference",
     "Score",
     "THRESHOLDS",
     "apply_thresholds",

@@ -22,7 +22,7 @@ _CERTAIN = 1e-6  # confidences are kept this far from 0 and 1, where log-odds ar
 
 
 @dataclass(frozen=True)
-class Level:
+class Reference:
     """How sure the best candidates of a particle are: their mean `log_odds`. `density` is how many particles to expect
     in a cubic micrometre, which says how many candidates are among the best."""
 
@@ -37,7 +37,7 @@ def measure_volume(shape: Sequence[int], voxel_spacing: float) -> float:
 
 def measure_levels(
     candidates: pd.DataFrame, truth: pd.DataFrame, volumes: Mapping[str, float], particles: Sequence[str]
-) -> dict[str, Level]:
+) -> dict[str, Reference]:
     """Return the level of each of `particles`, as the mean over runs; those without truth or candidates have none.
 
     `candidates` is a picks table with the column `confidence`, `truth` a picks table, and `volumes` has the volume of
@@ -47,12 +47,12 @@ def measure_levels(
         density = float((truth["particle_type"] == name).sum()) / sum(volumes.values())
         found = [_find_level(confidence[rows], density * volumes[run]) for run, rows in _list_runs(candidates, name)]
         if density and found:
-            levels[name] = Level(density, float(np.mean(found)))
+            levels[name] = Reference(density, float(np.mean(found)))
     return levels
 
 
 def level_confidences(
-    candidates: pd.DataFrame, levels: Mapping[str, Level], volumes: Mapping[str, float]
+    candidates: pd.DataFrame, levels: Mapping[str, Reference], volumes: Mapping[str, float]
 ) -> pd.DataFrame:
     """Return the candidates with confidences shifted, by at most 2 in log-odds, so that the best ones of each run have
     their particle's level. The order of a particle's candidates in a run stays; particles without a level are not

@@ -1,9 +1,6 @@
-"""What picks and their truth tell together: thresholds on the confidence, a constant offset, and the score's error.
+"""What picks and their truth tell together: thresholds on the confidence, and a constant offset.
 
-All uncertainty comes from one bootstrap in two stages (Davison and Hinkley, Bootstrap Methods and their Application,
-1997, section 3.8): runs are drawn with replacement, then the items within each drawn run. An item is a candidate with
-all true particles whose best candidate it is, or a true particle that no candidate reaches. So the numbers of hits and
-of candidates above a threshold are sums over items, and every threshold sees the same resamples."""
+All uncertainty comes from the resamples of `bootstrap`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,23 +10,23 @@ import pandas as pd
 from scipy.special import expit
 
 from kaggle_utils.particles import get_particle
-from kaggle_utils.scoring.metrics import compute_f_beta, find_matches, score_submission
+from kaggle_utils.scoring.bootstrap import BAND, draw_runs, make_items, resample_f_beta
+from kaggle_utils.scoring.metrics import find_matches
 
 _FEWEST_PAIRS = 30  # with fewer, the mean of the pairs is not normal enough for a test
 # From 0.0009 to 0.993. Steps are even in log-odds, because networks that learnt for minutes, and those that seek small
 # particles, may have all their confidences below 0.1.
 _STEP = 0.1
-_LOG_ODDS = np.arange(-70, 51) * _STEP
-THRESHOLDS = expit(_LOG_ODDS)
+LOG_ODDS = np.arange(-70, 51) * _STEP
+THRESHOLDS = expit(LOG_ODDS)
 # How far, in log-odds, the confidences of a new run lie from those of the runs on which thresholds are tuned: a Cauchy
 # distribution, because most runs are near and a few far. So a threshold keeps away from both ends of a flat top.
 _STRAY = 0.2
-_STEPS = np.arange(-80, 81)
-_LIKELY = 1 / (1 + (_STEPS * _STEP / _STRAY) ** 2)
+SHIFTS = np.arange(-80, 81) * _STEP
+_LIKELY = 1 / (1 + (SHIFTS / _STRAY) ** 2)
 _LIKELY /= _LIKELY.sum()
 # What each further step down in log-odds costs, by false candidates that the few runs here happened not to have.
 _UNSEEN = 0.01
-_BAND = (0.05, 0.95)  # quantiles that bound 90 %
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,12 @@ class Offset:
 
 
 def tune_thresholds(
-    candidates: pd.DataFrame, truth: pd.DataFrame, particles: Sequence[str], samples: int = 300, seed: int = 0
+    candidates: pd.DataFrame,
+    truth: pd.DataFrame,
+    particles: Sequence[str],
+    samples: int = 300,
+    seed: int = 0,
+    beta: float = 4.0,
 ) -> dict[str, Curve]:
     """Return for each particle the curve of F-beta against its threshold, and a threshold that generalises.
 
@@ -94,6 +96,7 @@ def tune_thresholds(
     particles : names; rows of other particles are ignored. Curves of different particles do not depend on each other.
     samples : number of resamples.
     seed : of the resamples.
+    beta : of F-beta; recall counts beta squared times as much as precision.
 
     Returns
     -------
@@ -106,15 +109,17 @@ def tune_thresholds(
         For an unknown particle, a confidence that is missing, NaN or not from 0 to 1, and as `score_submission` does.
     """
     particles = [get_particle(name) for name in particles]
-    items, runs = _make_items(candidates, truth, _get_confidence(candidates))
-    drawn = _draw_runs(runs, samples, seed)
+    items, runs = make_items(candidates, truth, get_confidence(candidates))
+    drawn = draw_runs(runs, samples, seed)
     curves = {}
     for particle in particles:
-        f_beta = _resample(items[items["particle"] == particle.name], drawn, THRESHOLDS, (seed, particle.label))
-        low, high = np.quantile(f_beta[1:], _BAND, axis=0)
-        padded = np.pad(f_beta[1:].mean(axis=0), len(_STEPS) // 2)  # what nobody saw counts as 0
+        f_beta = resample_f_beta(
+            items[items["particle"] == particle.name], drawn, THRESHOLDS, (seed, particle.label), beta
+        )
+        low, high = np.quantile(f_beta[1:], BAND, axis=0)
+        padded = np.pad(f_beta[1:].mean(axis=0), len(SHIFTS) // 2)  # what nobody saw counts as 0
         expected = np.convolve(padded, _LIKELY, mode="valid")
-        chosen = THRESHOLDS[np.argmax(expected + _UNSEEN * _LOG_ODDS)]
+        chosen = THRESHOLDS[np.argmax(expected + _UNSEEN * LOG_ODDS)]
         curves[particle.name] = Curve(
             thresholds=THRESHOLDS.copy(),
             f_beta=f_beta[0],
@@ -136,7 +141,7 @@ def apply_thresholds(candidates: pd.DataFrame, thresholds: Mapping[str, float]) 
         get_particle(name)
         if np.isnan(threshold):
             raise ValueError(f"the threshold of {name} is NaN")
-    confidence = _get_confidence(candidates)
+    confidence = get_confidence(candidates)
     without = sorted({str(name) for name in set(candidates["particle_type"]) - set(thresholds)})
     if without:
         raise ValueError(f"candidates of {', '.join(without)} have no threshold; give one, or drop their rows")
@@ -158,32 +163,7 @@ def estimate_offset(picks: pd.DataFrame, truth: pd.DataFrame) -> Offset:
     return Offset(mean, error, count)
 
 
-def bootstrap_score(picks: pd.DataFrame, truth: pd.DataFrame, samples: int = 1000, seed: int = 0) -> pd.DataFrame:
-    """Return the official score with its uncertainty.
-
-    There is a row for each particle of the table, and "score", their weighted mean. Columns are `f_beta`, as in
-    `score_submission`, and `low` and `high`, its 90 % bootstrap interval. A particle without truth has zeros. Raises
-    ValueError as `score_submission` does.
-
-    The interval is somewhat too wide, because both stages vary the items. It covers chance in the data alone: if the
-    thresholds were tuned on the same runs, score and interval are too high."""
-    score = score_submission(picks, truth)
-    items, runs = _make_items(picks, truth, np.ones(len(picks)))
-    drawn = _draw_runs(runs, samples, seed)
-    values = {
-        name: _resample(items[items["particle"] == name], drawn, np.ones(1), (seed, get_particle(name).label))[1:, 0]
-        for name in score.particles.index
-    }
-    # As in the official mean, a particle without truth costs its share of the score.
-    values["score"] = np.average(np.stack(list(values.values())), axis=0, weights=score.particles["weight"])
-    table = pd.DataFrame(
-        {"f_beta": [*score.particles["f_beta"], score.score]}, index=pd.Index(values, name="particle_type")
-    )
-    table[["low", "high"]] = [np.quantile(value, _BAND) for value in values.values()]
-    return table
-
-
-def _get_confidence(candidates: pd.DataFrame) -> np.ndarray:
+def get_confidence(candidates: pd.DataFrame) -> np.ndarray:
     """Return the confidences (n,) as float64. Raises ValueError unless all are from 0 to 1."""
     missing = {"experiment", "particle_type", "confidence"} - set(candidates.columns)
     if missing:
@@ -197,47 +177,3 @@ def _get_confidence(candidates: pd.DataFrame) -> np.ndarray:
             f"{row['confidence']} ({row['particle_type']} in run {row['experiment']}); decode probabilities, not logits"
         )
     return confidence
-
-
-def _make_items(candidates: pd.DataFrame, truth: pd.DataFrame, confidence: np.ndarray) -> tuple[pd.DataFrame, int]:
-    """Return the items and the number of runs.
-
-    Columns: `particle`, `run` (a number), `confidence` (-inf without a candidate) and `true`, the number of true
-    particles in the item. Candidates of runs that the truth lacks are left out."""
-    pairs = find_matches(candidates, truth)
-    pairs = pairs[np.argsort(-confidence[pairs[:, 0]], kind="stable")]  # for equal confidences the nearest stays first
-    best = pairs[np.unique(pairs[:, 1], return_index=True)[1], 0]
-    run, runs = pd.factorize(truth["experiment"])
-    found = pd.DataFrame(
-        {
-            "particle": candidates["particle_type"].to_numpy(),
-            "run": pd.Index(runs).get_indexer(candidates["experiment"]),
-            "confidence": confidence,
-            "true": np.bincount(best, minlength=len(candidates)),
-        }
-    )
-    everyone = pd.DataFrame(
-        {"particle": truth["particle_type"].to_numpy(), "run": run, "confidence": -np.inf, "true": 1}
-    )
-    return pd.concat([found[found["run"] >= 0], everyone.drop(index=pairs[:, 1])], ignore_index=True), len(runs)
-
-
-def _draw_runs(runs: int, samples: int, seed: int) -> np.ndarray:
-    """Return how often each run is drawn, (samples, runs); it is the same for all particles."""
-    if samples < 2:
-        raise ValueError(f"a bootstrap needs at least 2 samples, not {samples}")
-    if runs < 2:  # a single run is always drawn, so only the items vary
-        return np.ones((samples, runs), dtype=np.int64)
-    return np.random.default_rng(seed).multinomial(runs, np.full(runs, 1 / runs), samples)
-
-
-def _resample(items: pd.DataFrame, drawn: np.ndarray, thresholds: np.ndarray, seed: tuple[int, int]) -> np.ndarray:
-    """Return F-beta of one particle's items at the thresholds, (1 + samples, t): of the data, then of each resample."""
-    true, confidence = items["true"].to_numpy(), items["confidence"].to_numpy()
-    # An item of a run that was drawn k times is drawn Poisson(k) times: k bootstraps of that run, each Poisson(1).
-    times = np.random.default_rng(seed).poisson(drawn[:, items["run"]])
-    weights = np.concatenate([np.ones((1, len(items))), times])
-    # A resample without any true particle says nothing, and is replaced by the data themselves.
-    weights[weights @ true == 0] = 1
-    reached = (confidence[:, None] >= thresholds).astype(np.float64)
-    return compute_f_beta((weights * true) @ reached, weights @ reached, (weights @ true)[:, None])

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy.special import expit, logit
 
-from kaggle_utils.scoring.levels import Level, level_confidences, measure_levels, measure_volume
+from kaggle_utils.scoring.levels import Reference, level_confidences, measure_levels, measure_volume
 from kaggle_utils.scoring.metrics import score_submission
 from kaggle_utils.scoring.thresholds import apply_thresholds, tune_thresholds
 
@@ -45,7 +45,7 @@ def test_levels_keep_the_order_and_all_other_columns():
     rng = np.random.default_rng(1)
     candidates, truth = draw_run(rng, "a", shift=1.0)
     volumes = {"a": VOLUME}
-    levelled = level_confidences(candidates, {"ribosome": Level(20 / VOLUME, 1.0)}, volumes)
+    levelled = level_confidences(candidates, {"ribosome": Reference(20 / VOLUME, 1.0)}, volumes)
     assert (np.argsort(levelled["confidence"]) == np.argsort(candidates["confidence"])).all()
     pd.testing.assert_frame_equal(levelled.drop(columns="confidence"), candidates.drop(columns="confidence"))
     again = measure_levels(levelled, truth, volumes, ["ribosome"])["ribosome"]
@@ -80,7 +80,7 @@ def test_nothing_to_level_changes_nothing():
     empty = candidates[:0]
     assert measure_levels(empty, truth, {"a": VOLUME}, ["ribosome"]) == {}
     assert measure_levels(candidates, truth[:0], {"a": VOLUME}, ["ribosome"]) == {}
-    level = {"ribosome": Level(1.0, 0.0)}
+    level = {"ribosome": Reference(1.0, 0.0)}
     assert len(level_confidences(empty, level, {})) == 0
     certain = candidates.assign(confidence=np.linspace(0, 1, len(candidates)))
     assert level_confidences(certain, level, {"a": VOLUME})["confidence"].between(0, 1).all()

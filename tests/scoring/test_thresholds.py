@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 from kaggle_utils.particles import PARTICLES
+from kaggle_utils.scoring.bootstrap import bootstrap_score
 from kaggle_utils.scoring.metrics import score_submission
 from kaggle_utils.scoring.thresholds import (
     THRESHOLDS,
     Offset,
     apply_thresholds,
-    bootstrap_score,
     estimate_offset,
     tune_thresholds,
 )
