@@ -512,7 +512,7 @@ def find_by_competition(job: Job, network: Callable[[], nn.Module] | None = None
         log(f"{job.folder.name}: {calibration.best}; offset {calibration.offset.correction}")
         committee = load_ensemble(calibration.best.ensemble, job.folder, job.device)
         held_out = predict_held_out(runs, committee.models, job.device, recipe.views)[calibration.best]
-        bare = replace(committee, thresholds=dict.fromkeys(committee.thresholds, 0.0), levels={})
+        bare = replace(committee, thresholds=dict.fromkeys(committee.thresholds, 0.0), levels={}, trust={})
         names, start = find_runs(job.data, "test"), time.perf_counter()
         test = pd.concat([predict_run(name, job.data, bare, device=job.device).picks for name in names])
     return Found(test.reset_index(drop=True), held_out, (time.perf_counter() - start) / len(names))

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from kaggle_utils import models
 from kaggle_utils.data.picks import read_run, read_truth, write_picks
 from kaggle_utils.inference.ensemble import ENSEMBLES, read_choice
-from kaggle_utils.inference.merging import COMMITTEES, MERGES, Committee, find_by_committee
+from kaggle_utils.inference.merging import COMMITTEES, MERGES, Committee, aim_at, find_by_committee
 from kaggle_utils.inference.picking import DECODERS
 from kaggle_utils.inference.predictor import Predictor
 from kaggle_utils.inference.views import VIEWS
@@ -157,6 +157,7 @@ def fold_config(fold: int) -> dict:
         "settings": ["folds=1"],
         "offset": [0.0, 0.0, 0.0],
         "levels": {NAMES[0]: {"density": 4000.0, "log_odds": 0.5}},
+        "trust": {NAMES[0]: {"slope": 1.0, "intercept": -1.0, "f1": 0.4, "precision": [0.1, 0.5]}},
         "scores": {"validation": scores},
         "picks": dict.fromkeys(NAMES, 10),
     }
@@ -191,8 +192,9 @@ def use(folder: Path) -> object:
     predictors = [Predictor(model, views=chosen.views) for model in chosen.models]
     agree(chosen.models, "tomogram"), agree(chosen.models, "radius_fraction")
     if isinstance(chosen, Committee):
-        picks, *_ = find_by_committee(VOLUME, 10.0, chosen, predictors, "TS_1")
-        assert np.isfinite(picks[["x", "y", "z"]].to_numpy(dtype=float)).all()
+        for aim in ("fbeta", "f1", 0.4) if chosen.trust else ("fbeta",):
+            picks, *_ = find_by_committee(VOLUME, 10.0, aim_at(chosen, aim), predictors, "TS_1")
+            assert np.isfinite(picks[["x", "y", "z", "confidence"]].to_numpy(dtype=float)).all()
     else:
         agree(chosen.models, "min_size_fraction")
         assert np.isfinite(predictors[0].predict(VOLUME)).all()

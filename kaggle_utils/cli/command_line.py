@@ -92,6 +92,16 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--hours", type=float, metavar="H", help="time limit; views, then networks are cut to keep it (none)"
     )
+    aims = command.add_mutually_exclusive_group()
+    aims.add_argument(
+        "--aim",
+        choices=("fbeta", "f1"),
+        help="of the thresholds: fbeta finds all it can, as the competition rewards; f1 makes few false picks, and one "
+        "a place (fbeta)",
+    )
+    aims.add_argument(
+        "--precision", dest="aim", type=float, metavar="P", help="or this share of right picks, such as 0.9"
+    )
     command.add_argument("--strict", action="store_true", help="stop at the first broken tomogram or failed run")
 
     command = commands.add_parser("score", help="the competition's F-beta of a submission", **settings)

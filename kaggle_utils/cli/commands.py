@@ -72,12 +72,14 @@ def predict(
     out: Path,
     split: str = "test",
     device: tuple[str, ...] = (),
+    aim: str | float = "fbeta",
     **settings: Any,
 ) -> int:
     """Run models over all tomograms of a split, and write the submission anew after each. Returns 3 when some runs
     failed; a `strict` call, and one in which all failed, raise instead."""
     from kaggle_utils.data.tomograms import find_runs
     from kaggle_utils.inference.ensemble import find_models
+    from kaggle_utils.inference.merging import aim_at
     from kaggle_utils.inference.views import check_views
     from kaggle_utils.models.folder import load_model
     from kaggle_utils.submission.parts import count_states, show_name
@@ -95,8 +97,10 @@ def predict(
     check_hours(settings.get("hours"), "--hours")
     if "views" in settings:
         check_views(settings["views"], "--tta")
+    if isinstance(aim, float) and not 0 < aim < 1:
+        raise ValueError(f"--precision is {aim:g}, but must be between 0 and 1")
     runs = find_runs(data, split)
-    ensemble = assemble("predict", [load_model(folder) for folder in find_models(models)])
+    ensemble = aim_at(assemble("predict", [load_model(folder) for folder in find_models(models)]), aim)
     for particle in dict.fromkeys(name for model in ensemble.models for name in model.particles):
         print(f"{particle}: {', '.join(model.name for model in ensemble.models if particle in model.particles)}")
     parts = out.with_name(f"{out.name}.parts")

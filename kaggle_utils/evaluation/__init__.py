@@ -1,9 +1,11 @@
 """Which ensemble is best, and with which thresholds, on data that its models have not seen.
 
 Comes in: runs and a folder of trained models. Goes out: the report's tables, the chosen ensemble, and thresholds, which
-are written into the model folders. `folds` calibrates networks for all particles, `comparison` makes the tables.
+are written into the model folders. `folds` calibrates networks for all particles, `comparison` makes the tables,
+`aims` those of F-beta beside F1.
 Next: submission uses the chosen ensemble."""
 
+from kaggle_utils.evaluation.aims import check_aims, pick_by_aim, score_aims
 from kaggle_utils.evaluation.comparison import (
     Comparison,
     Example,
@@ -21,11 +23,14 @@ __all__ = [
     "Example",
     "Variant",
     "calibrate",
+    "check_aims",
     "check_thresholds",
     "compare",
     "compare_ensembles",
     "compare_with_report",
+    "pick_by_aim",
     "predict_example",
     "predict_held_out",
     "read_scores",
+    "score_aims",
 ]

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from kaggle_utils.evaluation.aims import check_aims
 from kaggle_utils.evaluation.folds import Calibration, calibrate, check_thresholds
 from kaggle_utils.inference.ensemble import ENSEMBLES, combine, make_ensemble
 from kaggle_utils.inference.predictor import Predictor
@@ -38,13 +39,14 @@ class Comparison:
 
     `scores` has a row for each particle and a column for each contender; `metric` names the score, and `chosen` the
     best ensemble. `check` has scores on data that were not used to choose. With the competition recipe there is a
-    calibration."""
+    calibration, and `aims` (see `check_aims`) if more than one run was left out."""
 
     metric: str
     scores: pd.DataFrame
     chosen: str
     check: pd.DataFrame
     calibration: Calibration | None = None
+    aims: pd.DataFrame | None = None
 
     @property
     def leaders(self) -> pd.DataFrame:
@@ -123,10 +125,11 @@ def compare(runs: Sequence[Run], recipe: Recipe, folder: str | Path, device: str
     table = calibration.candidates[calibration.best]
     truth = pd.concat([run.points for run in runs if run.name in set(calibration.held_out)])
     scores = calibration.scores.T.set_axis(map(", ".join, calibration.scores.index), axis=1)
-    check = pd.DataFrame()
+    check, aims = pd.DataFrame(), None
     if len(calibration.held_out) > 1:
         check = check_thresholds(table, truth, list(calibration.curves)).T
-    return Comparison("F-beta", scores, calibration.best.ensemble, check, calibration)
+        aims = check_aims(table, truth, list(calibration.curves))
+    return Comparison("F-beta", scores, calibration.best.ensemble, check, calibration, aims)
 
 
 def compare_ensembles(

@@ -21,6 +21,7 @@ from kaggle_utils.preprocessing.subvolumes import Run
 from kaggle_utils.scoring.levels import level_confidences, measure_levels, measure_volume
 from kaggle_utils.scoring.metrics import score_submission
 from kaggle_utils.scoring.thresholds import Curve, Offset, apply_thresholds, estimate_offset, tune_thresholds
+from kaggle_utils.scoring.trust import measure_trust
 
 _MEANS = ("logits", "probabilities")
 
@@ -88,6 +89,7 @@ def calibrate(runs: Sequence[Run], folder: str | Path, device: str = "cpu", view
         "views": views,
         "offset": [float(value) for value in offset.correction],
         "levels": {name: asdict(level) for name, level in levels[best].items()},
+        "trust": {name: asdict(own) for name, own in measure_trust(found[best], truth, models[0].particles).items()},
     }
     for path, model in zip(paths, models, strict=True):
         save_config(path, {**model.config, **settings}, thresholds)

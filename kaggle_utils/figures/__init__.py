@@ -13,7 +13,7 @@ from kaggle_utils.figures.charts import (
     draw_power_spectrum,
     draw_score_bars,
 )
-from kaggle_utils.figures.curves import draw_losses, draw_losses_grid, draw_threshold_curves
+from kaggle_utils.figures.curves import draw_aims, draw_losses, draw_losses_grid, draw_threshold_curves
 from kaggle_utils.figures.diagrams import draw_pipeline, draw_unet, draw_vnet
 from kaggle_utils.figures.slices import (
     draw_annotated_masks,
@@ -26,6 +26,7 @@ from kaggle_utils.figures.slices import (
 )
 
 __all__ = [
+    "draw_aims",
     "draw_annotated_masks",
     "draw_balance",
     "draw_confusion",

@@ -1,4 +1,4 @@
-"""Curves of training and of tuning: losses against the epoch, F-beta against the threshold."""
+"""Curves of training and of tuning: losses against the epoch, F-beta against the threshold, and what an aim costs."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-from kaggle_utils.figures.charts import BLUE, GREEN, HALO, VERMILION, set_title, styled
+from kaggle_utils.figures.charts import BLUE, GREEN, GREY, HALO, VERMILION, make_handles, set_title, styled
 from kaggle_utils.particles import get_particle
 from kaggle_utils.scoring.thresholds import Curve
 
@@ -96,6 +96,43 @@ def draw_threshold_curves(curves: Mapping[str, Curve]) -> Figure:
     }
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles))
     set_title(figure, "F-beta against the confidence threshold: chosen for new runs, not at the peak")
+    return figure
+
+
+@styled
+def draw_aims(scores: pd.DataFrame) -> Figure:
+    """Draw precision against recall of each particle, in a panel for each aim of the thresholds: an arrow leads from
+    all picks to those with one particle a place. `scores` as from `check_aims`."""
+    aims = list(scores.index.unique("aim"))
+    figure, panels = plt.subplots(1, len(aims), figsize=(0.6 + 4.2 * len(aims), 4.3), sharey=True, squeeze=False)
+    names = [name for name in scores.index.unique("particle") if name != "all"]
+    recall, precision = np.meshgrid(np.linspace(0.01, 1.06, 120), np.linspace(0.01, 1.06, 120))
+    for axes, aim in zip(panels[0], aims, strict=True):
+        f1 = 2 * recall * precision / (recall + precision)
+        lines = axes.contour(recall, precision, f1, [0.2, 0.4, 0.6, 0.8], colors=GREY, linewidths=0.6)
+        axes.clabel(lines, fmt="F1 %g", fontsize=7)
+        for name in names:
+            colour, points = get_particle(name).colour, scores.loc[aim].xs(name, level="particle")
+            before, after = (points.loc[kept, ["recall", "precision"]].to_numpy(dtype=float) for kept in (False, True))
+            axes.annotate("", after, before, arrowprops={"arrowstyle": "->", "color": colour, "shrinkA": 4})
+            axes.plot(*before, "o", color=colour, ms=8, mfc="white", mew=2)
+            axes.plot(*after, "o", color=colour, ms=8)
+        whole = scores.loc[aim].xs("all", level="particle")
+        parts = [
+            f"{words}: F-beta {whole.loc[kept, 'f_beta']:.2f}, F1 {whole.loc[kept, 'f1']:.2f}"
+            for words, kept in (("all picks", False), ("one a place", True))
+        ]
+        axes.set_title("\n".join([f"thresholds for {aim}", *parts]))
+        axes.set(xlabel="recall", xlim=(0, 1.06), ylim=(0, 1.06))
+    panels[0, 0].set_ylabel("precision")
+    rings = [Line2D([], [], color="black", marker="o", ls="", mfc=fill) for fill in ("white", "black")]
+    figure.legend(
+        handles=[*make_handles(names), *rings],
+        labels=[*(handle.get_label() for handle in make_handles(names)), "all picks", "one particle a place"],
+        loc="outside lower center",
+        ncols=4,
+    )
+    set_title(figure, "What thresholds for F1, and one particle a place, cost and bring")
     return figure
 
 

@@ -3,7 +3,7 @@
 Arrays are (z, y, x) in voxels."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from kaggle_utils.models.folder import TrainedModel, agree
 from kaggle_utils.particles import REPORT_PARTICLES
 from kaggle_utils.scoring.levels import Reference, level_confidences, measure_volume
 from kaggle_utils.scoring.thresholds import apply_thresholds
+from kaggle_utils.scoring.trust import Trust, choose_thresholds, find_chances, keep_surest
 
 COMMITTEES = {"unet": ("unet",), "vnet": ("vnet",), "average": ("unet", "vnet")}  # name -> its networks' architectures
 MERGES = ("logits", "probabilities", "ranks", "vote")
@@ -31,6 +32,7 @@ class Committee:
 
     A candidate whose confidence reaches its particle's value in `thresholds` is a pick, when the run's confidences have
     been brought to `levels` (see `scoring.levels`); `offset` (x, y, z in Angstrom) is subtracted from its coordinates.
+    `trust` turns confidences into chances; of picks of different types at `one_place`, if set, only the surest stays.
     `frequencies` and `recalls` are those of the report's particles, for its rule."""
 
     name: str
@@ -43,6 +45,8 @@ class Committee:
     views: int
     frequencies: np.ndarray
     recalls: np.ndarray
+    trust: dict[str, Trust] = field(default_factory=dict)
+    one_place: bool = False
 
     @property
     def particles(self) -> tuple[str, ...]:
@@ -78,7 +82,24 @@ def make_committee(name: str, models: Sequence[TrainedModel], merge: str = "", d
         offset=np.mean([model.config.get("offset", (0.0, 0.0, 0.0)) for model in models], axis=0),
         frequencies=picks / max(picks.sum(), 1),
         recalls=np.array([np.mean([score[p]["recall"] for score in scores]) for p in five]),
+        trust={name: Trust(**own) for name, own in models[0].config.get("trust", {}).items()},
     )
+
+
+def aim_at(ensemble: Ensemble | Committee, aim: str | float) -> Ensemble | Committee:
+    """Return the ensemble with thresholds for another aim than F-beta: "f1", or a precision from 0 to 1 (see
+    `choose_thresholds`), and with one particle a place. "fbeta" changes nothing.
+
+    Raises ValueError for models whose calibration did not tell how far confidences can be trusted."""
+    if aim == "fbeta":
+        return ensemble
+    if not isinstance(ensemble, Committee) or not ensemble.trust:
+        raise ValueError(
+            "only fbeta can be the aim of these models, because their folders do not tell how far confidences can be "
+            "trusted; use models of the competition recipe, and run the ensemble notebook (05) on them"
+        )
+    thresholds = ensemble.thresholds | choose_thresholds(ensemble.trust, aim)
+    return replace(ensemble, thresholds=thresholds, one_place=True)
 
 
 class Merger:
@@ -191,9 +212,9 @@ def find_by_committee(
 ) -> tuple[pd.DataFrame, np.ndarray | None, np.ndarray | None]:
     """Return the picks of a normalised volume, float32 (z, y, x), and the other results of `Merger.finish`.
 
-    Confidences are levelled; a candidate is a pick when it reaches its particle's threshold; the committee's offset is
-    subtracted. `predictors`
-    are those of the committee's models. They run one after the other over a volume that is uploaded once; `Merger` says
+    Confidences are levelled; a candidate is a pick when it reaches its particle's threshold. A pick's confidence is the
+    chance that it is right; the committee's offset is subtracted. `predictors` are those of the committee's models.
+    They run one after the other over a volume that is uploaded once; `Merger` says
     what else is in memory. `report` is called as by `Predictor.run`. Raises as `Predictor.run`."""
     merger, loaded = Merger(committee, voxel_spacing, run, masks), load_volume(volume, predictors)
     for predictor in predictors:
@@ -202,6 +223,8 @@ def find_by_committee(
     candidates, annotated, confidence = merger.finish()
     volumes = {run: measure_volume(volume.shape, voxel_spacing)}
     picks = apply_thresholds(level_confidences(candidates, committee.levels, volumes), committee.thresholds)
+    picks = picks.assign(confidence=find_chances(picks, committee.trust))
+    picks = keep_surest(picks) if committee.one_place else picks
     return picks.assign(**(picks[["x", "y", "z"]] - committee.offset)), annotated, confidence
 
 

@@ -132,6 +132,21 @@ def _are_settings(value: object, config: dict) -> bool:
     return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
+def _is_trust(value: object, config: dict) -> bool:
+    bounds = {"slope": (0, 50), "intercept": (-50, 50), "f1": (0, 1)}
+    return isinstance(value, dict) and all(
+        name in config.get("particles", ())
+        and isinstance(trust, dict)
+        and trust.keys() == {*bounds, "precision"}
+        and all(is_number(trust[key], *ends) for key, ends in bounds.items())
+        and isinstance(trust["precision"], list)
+        and 0 < len(trust["precision"]) <= 25
+        and all(is_number(share, 0, 1) for share in trust["precision"])
+        and trust["precision"] == sorted(trust["precision"])
+        for name, trust in value.items()
+    )
+
+
 def _are_picks(value: object, config: dict) -> bool:
     return all(_is_whole(count, 0, 10**9) for count in _list_by_particle(value, config))
 
@@ -168,6 +183,7 @@ _RULES: dict[str, _Rule] = {
     "decoder": _choice(_DECODERS),
     "offset": ("three numbers from -1000 to 1000 (Angstrom)", _is_offset),
     "levels": ("an object with density and log_odds for some of the particles", _are_levels),
+    "trust": ("an object with slope, intercept, f1 and rising precision for some of the particles", _is_trust),
     "ensemble": _choice(_COMMITTEES),
     "picks": ("a whole number, or an object with one for each particle", _are_picks),
     "scores": ("an object whose validation, if present, has a recall for each particle", _are_scores),

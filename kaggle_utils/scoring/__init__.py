@@ -2,7 +2,8 @@
 
 Comes in: masks, or tables of picks and of the truth. Goes out: numbers, their errors, and remarks on them.
 `metrics` has the scores; `levels` makes confidences alike in all runs; `thresholds` finds the best
-thresholds and applies them to candidates; `bootstrap` tells the errors.
+thresholds and applies them to candidates; `bootstrap` tells the errors;
+`trust` has the chance that a candidate is right, and keeps one particle a place.
 This room uses no network and no file. Next: training, evaluation and the command line use these scores."""
 
 from kaggle_utils.scoring.bootstrap import bootstrap_score
@@ -25,6 +26,7 @@ from kaggle_utils.scoring.thresholds import (
     estimate_offset,
     tune_thresholds,
 )
+from kaggle_utils.scoring.trust import Trust, choose_thresholds, find_chances, keep_surest, measure_trust
 
 __all__ = [
     "Curve",
@@ -33,15 +35,20 @@ __all__ = [
     "Reference",
     "Score",
     "THRESHOLDS",
+    "Trust",
     "apply_thresholds",
     "bootstrap_score",
+    "choose_thresholds",
     "compute_f_beta",
     "confusion_matrix",
     "estimate_offset",
     "explain_score",
+    "find_chances",
     "find_matches",
+    "keep_surest",
     "level_confidences",
     "measure_levels",
+    "measure_trust",
     "measure_volume",
     "score_submission",
     "tune_thresholds",

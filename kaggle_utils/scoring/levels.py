@@ -62,7 +62,7 @@ def level_confidences(
         for run, rows in _list_runs(candidates, name):
             own = _find_level(confidence[rows], level.density * volumes[run])
             shift = np.clip(level.log_odds - own, -_FURTHEST, _FURTHEST)
-            confidence[rows] = expit(_find_log_odds(confidence[rows]) + shift)
+            confidence[rows] = expit(find_log_odds(confidence[rows]) + shift)
     return candidates.assign(confidence=confidence)
 
 
@@ -77,8 +77,9 @@ def _list_runs(candidates: pd.DataFrame, particle: str) -> Iterator[tuple[str, n
 def _find_level(confidence: np.ndarray, expected: float) -> float:
     """Return the mean log-odds of a run's best candidates, where so many particles are expected."""
     best = max(_FEWEST, round(_SHARE * expected))
-    return float(np.sort(_find_log_odds(confidence))[-best:].mean())
+    return float(np.sort(find_log_odds(confidence))[-best:].mean())
 
 
-def _find_log_odds(confidence: np.ndarray) -> np.ndarray:
+def find_log_odds(confidence: np.ndarray) -> np.ndarray:
+    """Return the log-odds of confidences, which are taken as 1e-6 from 0 and 1 at least."""
     return logit(confidence.clip(_CERTAIN, 1 - _CERTAIN))

@@ -164,11 +164,11 @@ def estimate_offset(picks: pd.DataFrame, truth: pd.DataFrame) -> Offset:
 
 
 def get_confidence(candidates: pd.DataFrame) -> np.ndarray:
-    """Return the confidences (n,) as float64. Raises ValueError unless all are from 0 to 1."""
+    """Return a copy of the confidences (n,), as float64. Raises ValueError unless all are from 0 to 1."""
     missing = {"experiment", "particle_type", "confidence"} - set(candidates.columns)
     if missing:
         raise ValueError(f"the candidates have no column {', '.join(sorted(missing))}")
-    confidence = candidates["confidence"].to_numpy(dtype=np.float64)
+    confidence = candidates["confidence"].to_numpy(dtype=np.float64, copy=True)
     wrong = ~((confidence > -1e-3) & (confidence < 1 + 1e-3))  # averaged probabilities may round to above 1
     if wrong.any():
         row = candidates.iloc[int(np.argmax(wrong))]

@@ -334,6 +334,17 @@ def test_predict_tells_what_was_wrong_and_leaves_the_rest_to_the_code_behind(
     ]
 
 
+def test_predict_aims_at_nothing_else_with_models_that_do_not_know_how(
+    untrained_models, phantom_data, tmp_path, capsys
+):
+    arguments = ["--data", str(phantom_data), "--models", str(untrained_models), "--out", str(tmp_path / "s.csv")]
+    assert main(["predict", *arguments, "--aim", "f1"]) == 2
+    assert "only fbeta can be the aim of these models" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["predict", *arguments, "--aim", "f1", "--precision", "0.9"])
+    assert "not allowed with argument --aim" in capsys.readouterr().err
+
+
 def test_predict_with_nothing_but_failed_runs_has_failed(untrained_models, tmp_path, capsys):
     """A valid submission is there all the same."""
     (tmp_path / "test/static/ExperimentRuns/TS_1").mkdir(parents=True)
@@ -355,6 +366,7 @@ def test_predict_with_nothing_but_failed_runs_has_failed(untrained_models, tmp_p
         ("--tta", "17", "--tta is 17; give 1 to 16"),
         ("--tta", "0", "--tta is 0; give 1 to 16"),
         ("--hours", "-1", "--hours is -1; give a number above 0"),
+        ("--precision", "90", "--precision is 90, but must be between 0 and 1"),
         ("--device", "gpu", "unknown device gpu; this machine has cpu"),
         ("--device", "cuda:77", "unknown device cuda:77; this machine has cpu"),
         ("--out", "{tmp_path}", "is a folder; give the name of a CSV file"),

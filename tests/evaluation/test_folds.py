@@ -14,7 +14,7 @@ from kaggle_utils.data.tomograms import find_runs
 from kaggle_utils.evaluation import folds
 from kaggle_utils.evaluation.folds import Variant, calibrate, check_thresholds, predict_held_out
 from kaggle_utils.inference import picking
-from kaggle_utils.inference.merging import Merger
+from kaggle_utils.inference.merging import Merger, aim_at
 from kaggle_utils.models.config import read_config
 from kaggle_utils.models.folder import load_model
 from kaggle_utils.particles import PARTICLES
@@ -22,6 +22,7 @@ from kaggle_utils.preprocessing.subvolumes import load_runs
 from kaggle_utils.recipes import get_recipe
 from kaggle_utils.scoring.levels import level_confidences, measure_volume
 from kaggle_utils.scoring.metrics import score_submission
+from kaggle_utils.scoring.trust import find_chances, keep_surest
 from kaggle_utils.submission.pipeline import assemble, load_ensemble, predict_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -122,8 +123,21 @@ def test_a_calibration_is_kept_with_the_models_and_applied(trained_folds, phanto
     committee = load_ensemble(calibration.best.ensemble, folder)
     assert committee.levels and set(committee.levels) <= set(NAMES)
     picks = predict_run(runs[0].name, phantom_data, committee, split="train").picks
-    assert (picks["confidence"] >= picks["particle_type"].map(committee.thresholds)).all()
-    everything = replace(committee, thresholds=dict.fromkeys(NAMES, 0.0), offset=np.array([5.0, -6.0, 7.0]))
+    bare = replace(committee, trust={})  # confidences as they are compared with thresholds
+    levelled = predict_run(runs[0].name, phantom_data, bare, split="train").picks
+    assert (levelled["confidence"] >= levelled["particle_type"].map(committee.thresholds)).all()
+    # A pick's confidence is a chance, which changes no pick; with another aim, thresholds change, too.
+    assert set(committee.trust) <= set(NAMES) and not committee.one_place
+    pd.testing.assert_frame_equal(picks, levelled.assign(confidence=find_chances(levelled, committee.trust)))
+    aimed = aim_at(committee, "f1")
+    f1 = {name: own["f1"] for name, own in config["trust"].items()}
+    assert aimed.thresholds == committee.thresholds | f1
+    wide = replace(committee, thresholds=aimed.thresholds)
+    pd.testing.assert_frame_equal(
+        predict_run(runs[0].name, phantom_data, aimed, split="train").picks,
+        keep_surest(predict_run(runs[0].name, phantom_data, wide, split="train").picks),
+    )
+    everything = replace(bare, thresholds=dict.fromkeys(NAMES, 0.0), offset=np.array([5.0, -6.0, 7.0]))
     all_picks = predict_run(runs[0].name, phantom_data, everything, split="train").picks
     assert len(all_picks) >= len(picks)
     raw = predict_run(runs[0].name, phantom_data, replace(everything, levels={}), split="train").picks

@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from kaggle_utils import figures
+from kaggle_utils.evaluation.aims import score_aims
 from kaggle_utils.models.unet import UNet3D
 from kaggle_utils.models.vnet import VNet3D
-from kaggle_utils.particles import PARTICLES
+from kaggle_utils.particles import PARTICLES, get_particle
 from kaggle_utils.scoring.thresholds import Curve, tune_thresholds
 
 SPACING = 20.0  # Angstrom: an index, a nanometre and an Angstrom are three different numbers
@@ -43,6 +44,9 @@ COUNTS = pd.DataFrame(
     {"positive": 3, "background before": 20, "background after": 2, "labelled voxels %": 1.5}, index=NAMES[:3]
 )
 CURVES = tune_thresholds(POINTS.assign(confidence=0.6), POINTS[:2], NAMES, samples=2)  # amylases have no truth
+AIMS = score_aims(
+    {(aim, kept): POINTS.assign(confidence=0.6) for aim in ("fbeta", "f1") for kept in (False, True)}, POINTS
+)
 SCORES = pd.DataFrame({"unet": 0.5, "vnet": np.nan}, index=NAMES)
 
 # Name: (call, what an axis label must hold, what the legends must hold). None: no axes in the ordinary sense.
@@ -62,6 +66,7 @@ CASES = {
     "losses": (lambda: figures.draw_losses(HISTORY, "losses"), "epoch|loss|Dice", "validation loss"),
     "grid": (lambda: figures.draw_losses_grid({"ribosome": HISTORY}), "epoch|loss|Dice", "validation Dice"),
     "thresholds": (lambda: figures.draw_threshold_curves(CURVES), "confidence threshold|F-beta", "band"),
+    "aims": (lambda: figures.draw_aims(AIMS), "recall|precision", "one particle a place"),
     "confusion": (lambda: figures.draw_confusion([[990, 10], [5, 0]], "confusion"), "true|predicted|voxels", ""),
     "truth": (
         lambda: figures.draw_truth_and_prediction(VOLUME, MASK, PREDICTED, SPACING, "truth"),
@@ -234,6 +239,20 @@ def test_threshold_curves_have_one_scale_and_say_where_nothing_is_tuned():
     assert [bool(axes.get_xlabel()) for axes in figure.axes] == [False, False, True, True, True]
     with pytest.raises(ValueError, match="no curves"):
         figures.draw_threshold_curves({})
+
+
+def test_aims_lead_from_all_picks_to_one_a_place():
+    """An open ring at the recall and precision of all picks, a full one at those that are left, in a panel each."""
+    index = pd.MultiIndex.from_product([["fbeta", "f1"], [False, True], ["all", "ribosome"]])
+    scores = pd.DataFrame(
+        {"f_beta": 0.7, "f1": 0.2, "precision": 0.3, "recall": 0.9}, index=index.set_names(AIMS.index.names)
+    )
+    scores.loc[("f1", True, "ribosome"), ["precision", "recall"]] = 0.5, 0.8
+    first, second = figures.draw_aims(scores).axes
+    assert [line.get_xydata()[0].tolist() for line in first.lines] == [[0.9, 0.3], [0.9, 0.3]]
+    assert [line.get_xydata()[0].tolist() for line in second.lines] == [[0.9, 0.3], [0.8, 0.5]]
+    assert [line.get_markerfacecolor() for line in second.lines] == ["white", get_particle("ribosome").colour]
+    assert "all picks: F-beta 0.70, F1 0.20" in second.get_title() and "thresholds for f1" in second.get_title()
 
 
 def test_confusion_gives_counts_and_shares_of_rows():

@@ -18,6 +18,7 @@ from kaggle_utils.inference.picking import pick_particles
 from kaggle_utils.inference.predictor import Predictor
 from kaggle_utils.models.folder import TrainedModel, build_model, load_model
 from kaggle_utils.scoring import levels
+from kaggle_utils.scoring.trust import Trust
 from kaggle_utils.submission import pipeline
 from kaggle_utils.submission.budget import Level
 from kaggle_utils.submission.csv_file import read_submission
@@ -207,15 +208,15 @@ def test_with_other_models_or_settings_everything_is_computed_again(change, call
     assert call(change(untrained()))[2] == ["TS_1", "TS_2", "TS_3"]
 
 
-def test_a_committee_with_other_levels_has_another_fingerprint():
+def test_a_committee_with_other_levels_or_another_aim_has_another_fingerprint():
     model = TrainedModel("a", build_model("unet", 1, 2), {"particles": ["ribosome", "thyroglobulin"]}, {})
-    given = [{}, {"ribosome": levels.Level(4000.0, 0.5)}, {"ribosome": levels.Level(4000.0, 0.6)}]
+    given = [{}, {"ribosome": levels.Reference(4000.0, 0.5)}, {"ribosome": levels.Reference(4000.0, 0.6)}]
     settings = ("logits", "peaks", {"ribosome": 0.5})
-    found = [
-        fingerprint(Committee("a", (model,), *settings, level, np.zeros(3), 1, np.zeros(5), np.zeros(5)), 1)
-        for level in given
-    ]
-    assert len(set(found)) == 3
+    made = [Committee("a", (model,), *settings, level, np.zeros(3), 1, np.zeros(5), np.zeros(5)) for level in given]
+    trusts = [{"ribosome": Trust(1.0, intercept, 0.5, [0.2, 0.9])} for intercept in (0.0, 0.1)]
+    made += [replace(made[0], trust=trust) for trust in trusts]
+    made += [replace(made[-1], one_place=True)]
+    assert len({fingerprint(committee, 1) for committee in made}) == 6
 
 
 def test_with_other_code_everything_is_computed_again(call, untrained, tmp_path, monkeypatch):
