@@ -31,7 +31,7 @@ IMPORTS = {
     "submission": ("particles", "system", "data", "models", "inference"),
     "figures": ("particles", "data", "scoring"),
     "kaggle": ("particles", "recipes", "system", "data", "models", "inference", "submission"),
-    "cli": ("recipes", "system", "data", "models", "scoring", "inference", "submission", "kaggle"),
+    "cli": ("recipes", "system", "data", "models", "scoring", "inference", "submission", "figures", "kaggle"),
     "__main__": ("cli",),
 }
 ROOMS = [path.parent.name for path in sorted(PACKAGE.glob("*/__init__.py"))]

@@ -10,12 +10,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from kaggle_utils.cli.commands import notebooks, phantom, predict, publish, score, validate
+from kaggle_utils.cli.commands import import_data, notebooks, phantom, predict, publish, score, validate
 from kaggle_utils.recipes import RECIPE_NAMES, SCALES
 
 _STATUS = (
     "exit status: 0 done; 1 the submission breaks a rule (validate); 2 an error, with a message that says what to do; "
-    "3 some runs failed, and the submission holds the others (predict); 130 interrupted"
+    "3 some runs failed, and the others are there (predict, import); 130 interrupted"
 )
 
 
@@ -70,6 +70,41 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--refresh", action="store_true", help="write outputs into the notebooks, to commit them")
 
     command = commands.add_parser(
+        "import", help="make runs of other programs' tomograms and picks", epilog=_STATUS, **settings
+    )
+    command.set_defaults(command=import_data)
+    command.add_argument(
+        "--tomograms",
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="MRC, TIFF or OME-Zarr; patterns in quotation marks",
+    )
+    command.add_argument(
+        "--picks",
+        nargs="+",
+        metavar="[PARTICLE=]FILE",
+        help="RELION's STAR, copick's JSON, IMOD models, or tables of x, y, z; the particle where the file names none",
+    )
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for train/ or test/")
+    command.add_argument("--split", choices=("train", "test"), help="part of the data (train)")
+    command.add_argument(
+        "--spacing",
+        dest="voxel_spacing",
+        type=float,
+        metavar="A",
+        help="edge of a voxel in Angstrom (as the files say)",
+    )
+    command.add_argument(
+        "--unit",
+        metavar="UNIT",
+        help="of picks, where the file says none: voxel, angstrom, or a pixel's size in Angstrom",
+    )
+    command.add_argument(
+        "--flip", nargs="+", choices=("x", "y", "z"), help="axes along which picks are counted from the other end"
+    )
+
+    command = commands.add_parser(
         "predict", help="run models over tomograms and write a submission", epilog=_STATUS, **settings
     )
     command.set_defaults(command=predict)
@@ -103,6 +138,24 @@ def _parser() -> argparse.ArgumentParser:
         "--precision", dest="aim", type=float, metavar="P", help="or this share of right picks, such as 0.9"
     )
     command.add_argument("--strict", action="store_true", help="stop at the first broken tomogram or failed run")
+    command.add_argument("--runs", nargs="+", metavar="NAME", help="only these runs (all)")
+    command.add_argument(
+        "--mask",
+        nargs="+",
+        metavar="FILE",
+        help="MRC, TIFF or OME-Zarr, not 0 where no pick is wanted: one, or one a run",
+    )
+    command.add_argument(
+        "--margin",
+        nargs="+",
+        type=float,
+        metavar="A",
+        help="no picks so near to the faces: Angstrom, or three for x y z",
+    )
+    command.add_argument(
+        "--formats", nargs="+", choices=("star", "copick", "csv"), help="also write picks so, beside the submission"
+    )
+    command.add_argument("--pictures", action="store_true", help="also draw a slice of each run with its picks")
 
     command = commands.add_parser("score", help="the competition's F-beta of a submission", **settings)
     command.set_defaults(command=score)

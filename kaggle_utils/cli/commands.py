@@ -66,6 +66,33 @@ def notebooks(
     return 0
 
 
+def import_data(
+    tomograms: list[str],
+    out: Path,
+    picks: tuple[str, ...] = (),
+    unit: str | None = None,
+    **settings: Any,
+) -> int:
+    """Make runs of other programs' tomograms and picks, and print what became of each. Returns 3 when some failed; a
+    call in which all failed raises instead."""
+    from kaggle_utils.data.exchange import find_files, find_positions, import_runs, parse_unit
+    from kaggle_utils.figures.slices import draw_slice_with_picks
+
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"{out} is a file; give --out a folder")
+    files = find_files(tomograms, "tomogram")
+    positions = find_positions(picks, None if unit is None else parse_unit(unit))
+    failed = []
+    for imported in import_runs(files, positions, out, draw_slice_with_picks, **settings):
+        first, *others = imported.lines or (f"failed: {imported.failure}",)
+        print("\n  ".join([f"{imported.run}: {first}", *others]), flush=True)
+        failed += [imported.run] if imported.failure else []
+    if len(failed) == len(files):
+        raise ValueError(f"nothing was imported: each of {_count(len(files), 'tomogram')} failed, as is said above")
+    print(f"{_count(len(files) - len(failed), 'run')} in {out}" + (f"; {len(failed)} failed" if failed else ""))
+    return 3 if failed else 0
+
+
 def predict(
     data: Path,
     models: list[Path],
@@ -73,16 +100,23 @@ def predict(
     split: str = "test",
     device: tuple[str, ...] = (),
     aim: str | float = "fbeta",
+    runs: tuple[str, ...] = (),
+    mask: tuple[str, ...] = (),
+    margin: tuple[float, ...] = (),
+    formats: tuple[str, ...] = (),
+    pictures: bool = False,
     **settings: Any,
 ) -> int:
-    """Run models over all tomograms of a split, and write the submission anew after each. Returns 3 when some runs
-    failed; a `strict` call, and one in which all failed, raise instead."""
+    """Run models over the tomograms of a split, and write the submission anew after each; at the end also what other
+    programs read, into a folder beside it. Returns 3 when some runs failed; a `strict` call, and one in which all
+    failed, raise instead."""
+    from kaggle_utils.data.exchange import export_picks, find_files, make_filter
     from kaggle_utils.data.tomograms import find_runs
     from kaggle_utils.inference.ensemble import find_models
     from kaggle_utils.inference.merging import aim_at
     from kaggle_utils.inference.views import check_views
-    from kaggle_utils.models.folder import load_model
-    from kaggle_utils.submission.parts import count_states, show_name
+    from kaggle_utils.models.folder import agree, load_model
+    from kaggle_utils.submission.parts import count_states, gather_picks, show_name
     from kaggle_utils.submission.pipeline import assemble, submit
     from kaggle_utils.system.environment import check_hours
     from kaggle_utils.system.machine import check_devices, find_devices
@@ -99,17 +133,32 @@ def predict(
         check_views(settings["views"], "--tta")
     if isinstance(aim, float) and not 0 < aim < 1:
         raise ValueError(f"--precision is {aim:g}, but must be between 0 and 1")
-    runs = find_runs(data, split)
+    present = find_runs(data, split)
+    if unknown := sorted(set(runs) - set(present)):
+        raise ValueError(f"--runs {' '.join(unknown)}: not in {data / split}, whose runs are {', '.join(present)}")
+    chosen = sorted(set(runs)) or present
+    if len(margin) not in (0, 1, 3):
+        raise ValueError(f"--margin has {len(margin)} numbers; give one, or three for x, y and z")
     ensemble = aim_at(assemble("predict", [load_model(folder) for folder in find_models(models)]), aim)
     for particle in dict.fromkeys(name for model in ensemble.models for name in model.particles):
         print(f"{particle}: {', '.join(model.name for model in ensemble.models if particle in model.particles)}")
+    kind = agree(ensemble.models, "tomogram")
+    if mask or margin:
+        settings["keep"], told = make_filter(find_files(mask, "mask"), margin, chosen, data, split, kind)
+        print(*told, sep="\n")
     parts = out.with_name(f"{out.name}.parts")
-    outcomes = submit(runs, data, ensemble, out, parts, split, device or find_devices(), **settings)
+    outcomes = submit(chosen, data, ensemble, out, parts, split, device or find_devices(), **settings)
     for outcome in outcomes:
         for problem in outcome.problems:
             print(f"{show_name(outcome.run)}, {outcome.state}: {problem}")
     picks = sum(len(outcome.picks) for outcome in outcomes)
     print(f"{count_states(outcomes)}\nsubmission: {out} ({_count(picks, 'pick')})")
+    beside = out.with_name(f"{out.stem}.picks")
+    for path in export_picks(gather_picks(outcomes), beside, formats, data, split, kind):
+        print(f"picks: {path}")
+    if pictures:
+        _draw_pictures(outcomes, beside / "pictures", data, split, kind)
+        print(f"pictures: {beside / 'pictures'}")
     failed = sum(outcome.state == "failed" for outcome in outcomes)
     if failed == len(outcomes):
         raise ValueError(f"all runs of {data} failed: {out} is valid, but has no picks")
@@ -171,6 +220,21 @@ def publish(
         print(f"not pushed, because the notebooks that they need are not complete: {', '.join(waiting)}")
         print(f"once they are: the same command with --only {waiting[0].split('-')[1]} (without --only, all run again)")
     return 0
+
+
+def _draw_pictures(outcomes: list, folder: Path, data: Path, split: str, kind: str) -> None:
+    """Draw a slice of each run that can be read, with its picks."""
+    from kaggle_utils.data.picks import make_picks
+    from kaggle_utils.data.salvage import salvage_tomogram
+    from kaggle_utils.figures.slices import draw_picks_and_truth
+    from kaggle_utils.system.files import replacing
+
+    for outcome in outcomes:
+        found = salvage_tomogram(outcome.run, data, split, kind)
+        if found.volume is not None:
+            figure = draw_picks_and_truth(found.volume, found.voxel_spacing, outcome.picks, make_picks())
+            with replacing(folder / f"{outcome.run}.png") as temporary:
+                figure.savefig(temporary, format="png")
 
 
 def _count(number: int, noun: str) -> str:

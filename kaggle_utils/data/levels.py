@@ -17,7 +17,7 @@ from numcodecs import LZ4, Blosc, Zstd
 from kaggle_utils.system.files import read_json
 
 MOST_VOXELS = 2**30  # in a level or a chunk; the competition's volumes have 73 million
-_MOST_CHUNKS = 2**18  # the competition's have 9
+MOST_CHUNKS = 2**18  # the competition's have 9
 _NUMBERS = "[<>](f[248]|[iu][248])|[<>|][iu]1"
 # Codecs that only decode into a given buffer.
 _CODECS = {"blosc": Blosc(), "zstd": Zstd(), "lz4": LZ4()}
@@ -41,7 +41,7 @@ class Level:
     separator: str
 
 
-def read_level(group: Path, level: int, run: str, most_axes: int = 3) -> Level:
+def read_level(group: Path, level: int | str, run: str, most_axes: int = 3) -> Level:
     """Return what the metadata of a level say (https://zarr-specs.readthedocs.io/en/latest/v2/v2.0.html).
 
     zarr itself does not read them: it loads any codec that a file names, and with older numcodecs the codec pickle runs
@@ -68,7 +68,7 @@ def read_level(group: Path, level: int, run: str, most_axes: int = 3) -> Level:
     if not 3 <= len(shape) <= most_axes or 0 in shape or math.prod(shape[:-3]) > 1:
         raise UnfitError(f"{name} has shape {shorten(shape)}, not (z, y, x)")
     counts = (-(-size // chunk) for size, chunk in zip(shape, chunks, strict=True))
-    if max(math.prod(shape), math.prod(chunks)) > MOST_VOXELS or math.prod(counts) > _MOST_CHUNKS:
+    if max(math.prod(shape), math.prod(chunks)) > MOST_VOXELS or math.prod(counts) > MOST_CHUNKS:
         raise UnfitError(f"{name} has shape {shorten(shape)} in chunks of {shorten(chunks)}: too large for a tomogram")
     if not isinstance(dtype, str) or not re.fullmatch(_NUMBERS, dtype):
         raise UnfitError(f"{name} has voxels of type {shorten(dtype)}, which are not real numbers")
@@ -103,14 +103,9 @@ def read_chunk(level: Level, place: tuple[int, ...]) -> np.ndarray:
         if path.stat().st_size > size + size // 128 + 1024:  # no codec makes a chunk larger than that
             raise ValueError("it is larger than its voxels need")
         content = path.read_bytes()
-        # Bytes 4 to 8 and 12 to 16 are the two sizes (c-blosc, README_CHUNK_FORMAT). The decoder trusts them, and would
-        # read beyond the end of a chunk that was cut short.
-        sizes = [int.from_bytes(content[i : i + 4], "little") for i in (4, 12)]
-        if level.codec == "blosc" and sizes != [size, len(content)]:
-            raise ValueError("it was cut short or overwritten")
-        block = np.frombuffer(_decode(level.codec, content, size), level.dtype).reshape(
-            level.chunks, order=level.order
-        )[(0,) * leading]
+        block = np.frombuffer(decode(level.codec, content, size), level.dtype).reshape(level.chunks, order=level.order)[
+            (0,) * leading
+        ]
     except (OSError, ValueError, RuntimeError) as error:  # the last is blosc's
         raise ValueError(f"{level.name} cannot be decoded: chunk {path}: {error}; download it again") from error
     ends = (size - i * n for i, n, size in zip(place, level.chunks[-3:], level.shape[-3:], strict=True))
@@ -124,9 +119,16 @@ def _count(size: Any) -> int:
     return index(size)
 
 
-def _decode(codec: str, content: bytes, size: int) -> bytes | np.ndarray:
+def decode(codec: str, content: bytes, size: int) -> bytes | np.ndarray:
+    """Return the `size` bytes that a codec, one of blosc, zstd, lz4 or "" for none, made the content of. Raises
+    ValueError or RuntimeError for any other number of bytes, and for content that is broken."""
     if not codec:
         return content
+    # Bytes 4 to 8 and 12 to 16 are the two sizes (c-blosc, README_CHUNK_FORMAT). The decoder trusts them, and would
+    # read beyond the end of a chunk that was cut short.
+    sizes = [int.from_bytes(content[i : i + 4], "little") for i in (4, 12)]
+    if codec == "blosc" and sizes != [size, len(content)]:
+        raise ValueError("it was cut short or overwritten")
     voxels = np.empty(size, np.uint8)
     try:
         _CODECS[codec].decode(content, out=voxels[:-1])

@@ -70,6 +70,35 @@ def read_run(run: str, data: str | Path | None = None, split: str = "train") -> 
     return _read_picks_folder(folder / run)
 
 
+def read_picks_file(path: Path, run: str) -> pd.DataFrame | None:
+    """Return the picks table of a copick file, with its scores as `confidence`; None, with a warning, for an unknown
+    particle. Raises ValueError, naming run and file, as `read_run` does."""
+    try:
+        record = read_json(path)
+        name = record.get("pickable_object_name") or path.stem.rsplit("_", 1)[-1]
+        points = [[point["location"][axis] for axis in "xyz"] for point in record["points"]]
+        scores = [point.get("score", 1.0) for point in record["points"]]
+        if not isinstance(name, str) or len(name) > _LONGEST_NAME:
+            raise TypeError(f"pickable_object_name is {reprlib.repr(name)}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        cause = error.__cause__ or error  # `read_json` names the file already
+        why = f"{type(cause).__name__}: {cause}"  # a `repr` may hold the whole file
+        raise ValueError(f"run {run}: {path} is not a copick picks file ({why}); download it again") from error
+    if not all(is_number(value, -FARTHEST, FARTHEST) for point in points for value in point):
+        raise ValueError(
+            f"run {run}: {path} has coordinates that are not finite numbers, or beyond a millimetre; download it again"
+        )
+    try:
+        get_particle(name)
+    except ValueError as error:
+        warnings.warn(f"run {run}: {path} is left out: {error}", stacklevel=4)
+        return None
+    if not points:
+        warnings.warn(f"run {run}: {path} has no points", stacklevel=4)
+    scores = [float(score) if is_number(score) else 1.0 for score in scores]
+    return make_picks(run, [name] * len(points), points).assign(confidence=scores)
+
+
 def read_overlay(experiment_runs: str | Path) -> pd.DataFrame:
     """Return the points of all runs below an overlay's ExperimentRuns folder.
 
@@ -244,8 +273,9 @@ def _read_picks_folder(run_folder: Path) -> pd.DataFrame:
     files = sorted(path for path in folder.glob("*.json") if not path.name.startswith("."))
     if not files:
         raise FileNotFoundError(f"run {run_folder.name}: no picks in {folder}; expected <particle>.json files")
-    tables = [_read_picks_file(path, run_folder.name) for path in files]
-    points = pd.concat([make_picks(), *(table for table in tables if table is not None)], ignore_index=True)
+    tables = [read_picks_file(path, run_folder.name) for path in files]
+    tables = [table[list(PICK_COLUMNS)] for table in tables if table is not None]
+    points = pd.concat([make_picks(), *tables], ignore_index=True)
     repeated = points.duplicated()
     if repeated.any():
         warnings.warn(
@@ -253,28 +283,3 @@ def _read_picks_folder(run_folder: Path) -> pd.DataFrame:
             stacklevel=3,
         )
     return points[~repeated].reset_index(drop=True)
-
-
-def _read_picks_file(path: Path, run: str) -> pd.DataFrame | None:
-    try:
-        record = read_json(path)
-        name = record.get("pickable_object_name") or path.stem.rsplit("_", 1)[-1]
-        points = [[point["location"][axis] for axis in "xyz"] for point in record["points"]]
-        if not isinstance(name, str) or len(name) > _LONGEST_NAME:
-            raise TypeError(f"pickable_object_name is {reprlib.repr(name)}")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        cause = error.__cause__ or error  # `read_json` names the file already
-        why = f"{type(cause).__name__}: {cause}"  # a `repr` may hold the whole file
-        raise ValueError(f"run {run}: {path} is not a copick picks file ({why}); download it again") from error
-    if not all(is_number(value, -FARTHEST, FARTHEST) for point in points for value in point):
-        raise ValueError(
-            f"run {run}: {path} has coordinates that are not finite numbers, or beyond a millimetre; download it again"
-        )
-    try:
-        get_particle(name)
-    except ValueError as error:
-        warnings.warn(f"run {run}: {path} is left out: {error}", stacklevel=4)
-        return None
-    if not points:
-        warnings.warn(f"run {run}: {path} has no points", stacklevel=4)
-    return make_picks(run, [name] * len(points), points)

@@ -3,9 +3,9 @@
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from glob import escape
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -107,6 +107,7 @@ def submit(
     compiled: bool = False,
     hours: float | None = None,
     strict: bool = False,
+    keep: Callable[[str, pd.DataFrame], pd.DataFrame] = lambda run, picks: picks,
 ) -> list[Outcome]:
     """Find the particles of many runs and write them as a submission; return what became of each run, in their order.
 
@@ -115,8 +116,8 @@ def submit(
     Each run also gets a part file in the folder `parts`; after a crash the same call goes on where it was, as long as
     models, settings, the kit's code and the run's files are the same. `hours` is the time from the start of this
     process (`environment.STARTED`) in which all must be done, see `Planner`; without it, a run that was computed with
-    less than all views and networks, or that was degraded, is computed again. The other parameters are those of
-    `predict_runs`.
+    less than all views and networks, or that was degraded, is computed again. `keep` returns those of a run's picks
+    that are wanted; part files hold all. The other parameters are those of `predict_runs`.
 
     A run that cannot be read or computed costs its own picks at most; what was wrong is in its outcome. With `strict`
     that is an error instead: ValueError naming the run. Raises ValueError for `hours` that are none, OSError when the
@@ -131,7 +132,7 @@ def submit(
         remove_leftovers(path)
     sources = {run: _sign_run(run, data, split, kind) for run in runs if is_run_name(run) and is_plain_name(run)}
     outcomes: dict[str, Any] = {run: Outcome(run, problems=(_BAD_NAME,)) for run in runs}
-    outcomes |= {run: store.read(run, source) for run, source in sources.items()}
+    outcomes |= {run: _choose(store.read(run, source), keep) for run, source in sources.items()}
     before = [run for run in sources if outcomes[run]]
     waiting = [run for run in sources if not outcomes[run]]
     if hours is None:
@@ -146,7 +147,7 @@ def submit(
         if not before:
             _keep_other(out)
         write_submission(gather_picks(_list_known(outcomes)), out)
-        _keep_each(results, outcomes, store, sources, out, strict)
+        _keep_each(results, outcomes, store, sources, out, strict, keep)
     if cut := [outcome for outcome in _list_known(outcomes) if outcome.level and outcome.level != full]:
         print(f"{len(cut)} of {len(runs)} runs were computed with less than {full}, because time was short")
     return _list_known(outcomes)
@@ -159,13 +160,14 @@ def _keep_each(
     sources: dict[str, str],
     out: str | Path,
     strict: bool,
+    keep: Callable[[str, pd.DataFrame], pd.DataFrame],
 ) -> None:
     """Put each result among the outcomes as it comes, and write its part file and the submission with it."""
     failure = None
     for outcome in results:
         _refuse_problems([outcome], strict)
         if outcome.level or not outcomes[outcome.run]:  # what was found before is better than nothing
-            outcomes[outcome.run] = outcome
+            outcomes[outcome.run] = _choose(outcome, keep)
         try:
             store.write(outcome, sources[outcome.run])
         except OSError as error:
@@ -177,6 +179,11 @@ def _keep_each(
             failure = error
     if failure:
         raise failure
+
+
+def _choose(outcome: Any, keep: Callable[[str, pd.DataFrame], pd.DataFrame]) -> Any:
+    """Return an outcome with the picks that are wanted; None, which is no outcome, as it is."""
+    return outcome and replace(outcome, picks=keep(outcome.run, outcome.picks))
 
 
 def _list_known(outcomes: dict[str, Any]) -> list[Outcome]:

@@ -3,6 +3,7 @@ files that may come from strangers."""
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -30,6 +31,25 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: str | Path) -> Iterator[Path]:
+    """Yield an empty temporary folder beside `path`; when the block ends well, it takes the place of `path`. After a
+    crash there may be neither for an instant, but never half of one. When the block raises, `path` stays as it was."""
+    path = Path(path)
+    partial, gone = (path.with_name(f".{path.name}.{ending}") for ending in ("partial", "gone"))
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        shutil.rmtree(gone, ignore_errors=True)
+        if path.is_dir():
+            path.rename(gone)
+        partial.rename(path)
+        shutil.rmtree(gone, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def remove_leftovers(path: str | Path) -> None:

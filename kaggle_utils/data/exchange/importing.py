@@ -1,0 +1,209 @@
+"""From other programs' tomograms and positions to runs in the kit's layout, one after the other.
+
+OUT/<split>/static/ExperimentRuns/<run>/ appears when its tomogram is whole. OUT/import/<split>/<run>.json says what a
+run was made of, so that a second call goes on where the first was stopped, and <run>.png shows it."""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kaggle_utils.data.exchange.doubts import find_doubts, is_inside, measure_contrast
+from kaggle_utils.data.exchange.positions import Positions, match_names, place
+from kaggle_utils.data.exchange.volumes import Source, name_run, read_volume
+from kaggle_utils.data.picks import make_picks, write_picks
+from kaggle_utils.data.tomograms import TOMOGRAM_TYPES, write_ome_zarr
+from kaggle_utils.system.files import read_json, replacing, replacing_folder, write_text
+
+_PICTURES = "import"  # folder in OUT for pictures and records
+Draw = Callable[[np.ndarray, float, pd.DataFrame], Any]  # volume, voxel spacing and picks to a figure
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What became of a run: `lines` for a person, and why it failed, if it did."""
+
+    run: str
+    lines: tuple[str, ...] = ()
+    failure: str = ""
+
+
+def import_runs(
+    tomograms: Sequence[Path],
+    positions: Sequence[Positions],
+    out: str | Path,
+    draw: Draw,
+    split: str = "train",
+    voxel_spacing: float | None = None,
+    flip: Sequence[str] = (),
+) -> Iterator[Imported]:
+    """Import each tomogram as a run with its picks, and yield what became of it; one that fails stops no other.
+
+    Picks go to the overlay; those of a test split to OUT/test_truth, where the truth of a phantom is. `voxel_spacing`
+    (Angstrom) replaces the files' own; `flip` names axes along which picks are counted from the other end. `draw`
+    makes the picture of a run. A run that was imported from the same files in the same way is kept as it is; one of the
+    same tomogram but other picks or settings is made again.
+
+    Raises ValueError, before anything is read of a tomogram, for two of the same name, for positions that belong to
+    none of them, and as `name_run` does."""
+    runs: dict[str, Path] = {}
+    for path in tomograms:
+        if (other := runs.setdefault(name_run(path), path)) is not path:
+            raise ValueError(f"{path} and {other} would both be run {name_run(path)}; rename one of them")
+    owners = _share_out(positions, list(runs))
+    return _import_each(runs, positions, owners, Path(out), draw, split, voxel_spacing, sorted(set(flip)))
+
+
+def _share_out(positions: Sequence[Positions], runs: Sequence[str]) -> list[pd.Series]:
+    """Return the run of each row of each file, and warn of names that mean none of the runs."""
+    owners = []
+    for source in positions:
+        names, path = source.table["run"], source.path
+        if not names.any():
+            run = runs[0] if len(runs) == 1 else match_names([path.stem], runs, path)[path.stem]
+            if run is None:
+                raise ValueError(
+                    f"{path}: does not say in which of {len(runs)} tomograms its picks are; add a column run, or put "
+                    f"the tomogram's name into the file's ({_list(runs)})"
+                )
+            owners.append(names.mask(names == "", run))
+            continue
+        meant = match_names(names.unique(), runs, path)
+        if not any(meant.values()):
+            raise ValueError(
+                f"{path}: its picks are in {_list(list(meant))}, but the tomograms are {_list(runs)}; rename the one "
+                "or the other"
+            )
+        if strange := [name for name, run in meant.items() if run is None]:
+            count = names.isin(strange).sum()
+            warnings.warn(
+                f"{path}: {count} picks are left out, their tomograms are not given: {_list(strange)}", stacklevel=3
+            )
+        owners.append(names.map(meant))
+    return owners
+
+
+def _import_each(
+    runs: dict[str, Path],
+    positions: Sequence[Positions],
+    owners: Sequence[pd.Series],
+    out: Path,
+    draw: Draw,
+    split: str,
+    voxel_spacing: float | None,
+    flip: list[str],
+) -> Iterator[Imported]:
+    for run, path in runs.items():
+        own = [
+            replace(source, table=source.table[owner == run])
+            for source, owner in zip(positions, owners, strict=True)
+            if (owner == run).any()
+        ]
+        settings = [voxel_spacing, flip, [[str(s.path), s.unit, s.table.to_json(double_precision=15)] for s in own]]
+        try:
+            yield Imported(run, tuple(_import_run(run, path, own, out, draw, split, settings)))
+        except (OSError, ValueError, MemoryError) as error:
+            yield Imported(run, failure=str(error) or "not enough memory; bin the tomogram, or close other programs")
+
+
+def _import_run(
+    run: str, path: Path, own: Sequence[Positions], out: Path, draw: Draw, split: str, settings: list
+) -> Iterator[str]:
+    home = out / split / "static" / "ExperimentRuns" / run
+    overlay = out / ("test_truth" if split == "test" else split) / "overlay" / "ExperimentRuns"
+    record_path = out / _PICTURES / split / f"{run}.json"
+    record = read_json(record_path) if record_path.is_file() else {}
+    source, signature = str(path.absolute()), _sign(path, settings)
+    if record.get("signature") == signature and home.is_dir():
+        yield "was imported before"
+        return
+    files = _check_free(run, home, overlay / run / "Picks", record, source)
+
+    tomogram = read_volume(path, settings[0])
+    if not np.ptp(tomogram.volume):
+        raise ValueError(f"{path}: all voxels are the same; write the tomogram again")
+    picks, doubts = _place_picks(run, path, own, tomogram, settings[1])
+    names = sorted({f"{name}.json" for name in picks["particle_type"]})
+    with replacing_folder(home) as partial:
+        folder = partial / f"VoxelSpacing{tomogram.voxel_spacing:.3f}" / f"{TOMOGRAM_TYPES[0]}.zarr"
+        write_ome_zarr(folder, tomogram.volume, tomogram.voxel_spacing)
+        _write_record(record_path, {"tomogram": source, "signature": "", "files": sorted({*files, *names})})
+        write_picks(picks, overlay, prefix=False)
+        for name in set(files) - set(names):
+            (overlay / run / "Picks" / name).unlink(missing_ok=True)
+    picture = record_path.with_suffix(".png")
+    figure = draw(tomogram.volume, tomogram.voxel_spacing, picks)
+    with replacing(picture) as temporary:
+        figure.savefig(temporary, format="png")
+    _write_record(record_path, {"tomogram": source, "signature": signature, "files": names})
+
+    shape = " x ".join(map(str, tomogram.volume.shape))
+    total = sum(len(positions.table) for positions in own)
+    counts = ", ".join(f"{name} {count}" for name, count in picks["particle_type"].value_counts(sort=False).items())
+    told = f"{len(picks)} of {total} picks inside ({counts})" if total else "no picks"
+    yield f"{shape} voxels (z, y, x) of {tomogram.voxel_spacing:g} A; {told}"
+    contrast, _ = measure_contrast(tomogram.volume, tomogram.voxel_spacing, picks)
+    if np.isfinite(contrast):
+        kind = "darker" if contrast < 0 else "brighter"
+        yield f"picks are {kind} than what is around them, by {abs(contrast):.2f} standard deviations"
+    yield from (f"note: {note}" for note in tomogram.notes)
+    yield from (f"warning: {doubt}" for doubt in doubts)
+    yield f"picture: {picture}"
+
+
+def _place_picks(
+    run: str, path: Path, own: Sequence[Positions], tomogram: Source, flip: Sequence[str]
+) -> tuple[pd.DataFrame, list[str]]:
+    """Return the picks inside a tomogram, and what is doubtful of all of them. Raises ValueError when none is
+    inside."""
+    tables = [make_picks().assign(confidence=np.empty(0))]
+    shape, spacing = tomogram.volume.shape, tomogram.voxel_spacing
+    for source in own:
+        xyz = place(source, source.table, shape, spacing)
+        for axis in flip:
+            column = "xyz".index(axis)
+            xyz[:, column] = (shape[2 - column] - 1) * spacing - xyz[:, column]
+        picks = make_picks(run, source.table["particle_type"].tolist(), xyz)
+        tables.append(picks.assign(confidence=source.table["confidence"].to_numpy(dtype=float)))
+    picks = pd.concat(tables, ignore_index=True)
+    doubts = find_doubts(tomogram.volume, spacing, picks) if len(picks) else []
+    inside = is_inside(picks[["x", "y", "z"]].to_numpy(), shape, spacing)
+    if len(picks) and not inside.any():
+        files = ", ".join(str(source.path) for source in own)
+        advice = "" if len(doubts) > 1 else "; check --unit, --spacing and which tomogram they belong to"
+        raise ValueError(f"{files} in {path}: {'; '.join(doubts)}{advice}")
+    return picks[inside].reset_index(drop=True), doubts
+
+
+def _check_free(run: str, home: Path, folder: Path, record: dict, source: str) -> list[str]:
+    """Return the names of the picks files that an earlier import wrote. Raises ValueError for a run that is there but
+    was not made of this tomogram, and for picks files that somebody else wrote."""
+    if home.is_dir() and record.get("tomogram") != source:
+        origin = record.get("tomogram", "another program")
+        raise ValueError(f"{home}: run {run} is there already, from {origin}; rename {source}, or choose another --out")
+    files = list(record.get("files", []))
+    strange = sorted(path.name for path in folder.glob("*.json") if path.name not in files)
+    if strange:
+        raise ValueError(f"{folder}: holds {_list(strange)}, which no import wrote; move them, or choose another --out")
+    return files
+
+
+def _sign(path: Path, settings: list) -> str:
+    """Return a text that differs when a tomogram's file, the picks or the settings have changed."""
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    entries = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return hashlib.sha256(json.dumps([entries, settings]).encode()).hexdigest()
+
+
+def _write_record(path: Path, record: dict) -> None:
+    write_text(path, json.dumps(record, indent=1))
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
