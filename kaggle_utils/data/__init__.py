@@ -1,7 +1,8 @@
 """Runs on disk in the competition's layout, with tomograms and picks, and a simulated phantom.
 
 Comes in: a folder with train/ and test/. Goes out: volumes (z, y, x) in voxels, tables of picks x, y, z in Angstrom.
-Only `picks` converts coordinates between the two; `tomograms` has the one normalisation; `salvage` reads broken ones.
+Only `picks` converts coordinates between the two; `tomograms` has the one normalisation; `salvage` reads broken ones;
+`exchange` reads and writes what other programs do.
 Next: preprocessing makes training data of them, inference finds particles in them."""
 
 from kaggle_utils.data.phantom import is_phantom, write_phantom

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 
 from kaggle_utils.cli import main
 from kaggle_utils.data import phantom, tomograms
@@ -286,6 +287,41 @@ def test_an_old_python_is_told_which_one_is_needed():
 
 
 # ---- predict
+
+
+def test_predict_of_one_run_writes_what_other_programs_read_and_leaves_out_what_is_masked(
+    phantom_data, untrained_models, tmp_path, capsys
+):
+    out, beside = tmp_path / "one.csv", tmp_path / "one.picks"
+    arguments = ["predict", "--data", str(phantom_data), "--models", str(untrained_models), "--out", str(out)]
+    arguments += ["--device", "cpu", "--split", "train", "--runs", "TS_1_2"]
+    assert main([*arguments, "--formats", "star", "copick", "csv", "--pictures"]) == 0
+    every = read_submission(out)
+    assert set(every["experiment"]) == {"TS_1_2"} and (beside / "pictures/TS_1_2.png").is_file()
+    table = pd.read_csv(beside / "picks.csv")
+    np.testing.assert_allclose(
+        table[["x", "y", "z"]].sort_values("x"), every[["x", "y", "z"]].sort_values("x"), atol=1e-3
+    )
+    assert table["confidence"].between(0, 1).all() and table["confidence"].nunique() > 1
+    files = sorted(path.relative_to(beside).as_posix() for path in beside.rglob("*.star"))
+    names = sorted(set(every["particle_type"]))
+    assert files == sorted([f"star/{name}.star" for name in names] + [f"star/TS_1_2/{name}.star" for name in names])
+    copick = json.loads((beside / f"copick/ExperimentRuns/TS_1_2/Picks/kaggle-utils_0_{names[0]}.json").read_text())
+    assert {p["score"] for p in copick["points"]} == set(table["confidence"][table["particle_type"] == names[0]])
+
+    mask = np.zeros((40, 64, 64), np.uint8)
+    mask[:, :, 32:] = 1  # the second half of x
+    tifffile.imwrite(tmp_path / "mask.tif", mask)
+    capsys.readouterr()
+    assert main([*arguments, "--mask", str(tmp_path / "mask.tif"), "--margin", "0", "0", "80", "--formats", "csv"]) == 0
+    told = capsys.readouterr().out
+    assert "mask.tif leaves out 50.0% of run TS_1_2" in told and "1 of 1 runs were finished before; 0 to go" in told
+    wanted = every[(every["x"] < 31.5 * 10.0125) & every["z"].between(80, 39 * 10.0124 - 80)]
+    assert 0 < len(wanted) < len(every)
+    assert read_submission(out).drop(columns="id").equals(wanted.drop(columns="id").reset_index(drop=True))
+    assert len(pd.read_csv(beside / "picks.csv")) == len(wanted)
+    assert main([*arguments[:-1], "TS_9"]) == 2
+    assert "--runs TS_9: not in" in capsys.readouterr().err
 
 
 def test_predict_goes_from_model_folders_to_a_valid_submission(phantom_data, untrained_models, tmp_path, capsys):

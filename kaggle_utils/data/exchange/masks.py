@@ -12,6 +12,7 @@ from kaggle_utils.data.exchange.volumes import read_volume
 from kaggle_utils.data.picks import angstrom_to_voxel
 from kaggle_utils.data.tomograms import find_group, read_level, read_voxel_spacing
 
+_SIMILAR = 0.01  # relative; edges of a mask and a tomogram that differ by more are of different shapes
 Keep = Callable[[str, pd.DataFrame], pd.DataFrame]  # a run and its picks to those that stay
 
 
@@ -38,7 +39,7 @@ def make_filter(
             size = " x ".join(f"{length:.0f}" for length in lengths)
             raise ValueError(f"run {run}: --margin leaves nothing of {size} A (x, y, z); give a smaller one")
         if run in owners:
-            share = float(_read(owners[run], shape).mean())
+            share = float(_read(owners[run], shape)[0].mean())
             if share == 1:
                 raise ValueError(f"{owners[run]}: leaves out all of run {run}; a mask is 0 where particles are wanted")
             told.append(f"{owners[run]} leaves out {share:.1%} of run {run}")
@@ -55,8 +56,8 @@ def make_filter(
         ends = (np.array(shape[::-1]) - 1) * spacing
         wanted = ((xyz >= margins) & (xyz <= ends - margins)).all(axis=1)
         if run in owners:
-            mask = _read(owners[run], shape)
-            index = ((angstrom_to_voxel(xyz, spacing) + 0.5) * mask.shape / shape).astype(int)
+            mask, size = _read(owners[run], shape)
+            index = ((angstrom_to_voxel(xyz, spacing) + 0.5) / size).astype(int)
             wanted &= ~mask[tuple(np.clip(index, 0, np.array(mask.shape) - 1).T)]
         return picks[wanted]
 
@@ -83,14 +84,17 @@ def _measure(run: str, data: str | Path, split: str, kind: str) -> tuple[tuple[i
     return read_level(group, 0, run, most_axes=5).shape[-3:], read_voxel_spacing(group)
 
 
-def _read(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """Return where a mask is not zero, bool (z, y, x) in its own voxels."""
+def _read(path: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Return where a mask is not zero, bool (z, y, x), and how many voxels of the tomogram one of its voxels is."""
     mask = read_volume(path, 1.0).volume != 0
-    binned = np.array(shape) / mask.shape
-    if not (np.abs(np.array(mask.shape) * np.median(binned) - shape) <= np.median(binned)).all() or binned.min() < 0.5:
+    ratio = np.array(shape) / mask.shape
+    whole = max(1.0, float(np.rint(np.median(ratio))))
+    if (np.abs(np.array(mask.shape) * whole - shape) < whole).all():  # the last voxels of a binned one are not full
+        return mask, np.full(3, whole)
+    if ratio.max() / ratio.min() - 1 > _SIMILAR:
         own = " x ".join(map(str, mask.shape))
         raise ValueError(
             f"{path}: has {own} voxels (z, y, x), but the tomogram {' x '.join(map(str, shape))}; give a mask of the "
             "same shape, or of that shape binned"
         )
-    return mask
+    return mask, ratio
