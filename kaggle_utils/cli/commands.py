@@ -145,7 +145,8 @@ def predict(
     kind = agree(ensemble.models, "tomogram")
     if mask or margin:
         settings["keep"], told = make_filter(find_files(mask, "mask"), margin, chosen, data, split, kind)
-        print(*told, sep="\n")
+        for line in told:
+            print(line)
     parts = out.with_name(f"{out.name}.parts")
     outcomes = submit(chosen, data, ensemble, out, parts, split, device or find_devices(), **settings)
     for outcome in outcomes:
