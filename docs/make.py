@@ -32,6 +32,23 @@ from kaggle_utils.particles import PARTICLES  # noqa: E402
 from kaggle_utils.recipes import RECIPE_NAMES, list_settings  # noqa: E402
 
 CONTEST = {"device": "CPU", "minutes allowed": 10.0}  # what the pages say of the contenders' training
+WHO = {
+    "competition": "this kit: two of the competition recipe's U-Nets",
+    "competition_vnet": "this kit: two of its V-Nets",
+    "report": "this kit: the report's specialists",
+    "first_seg": "the first team's segmentation network",
+    "first_seg_no_mixup": "the same without mixup",
+    "first_det": "the first team's detection network",
+    "second": "the second team's U-Net",
+    "second_dense": "the second team's DenseVNet",
+    "fourth": "the fourth team's network of slices",
+    "unet": "the host's example, MONAI's U-Net",
+    "segresnet": "the same with MONAI's SegResNet",
+    "dynunet": "the same with MONAI's DynUNet",
+    "unet_ours": "MONAI's U-Net in this kit's recipe",
+    "segresnet_ours": "MONAI's SegResNet in this kit's recipe",
+    "dynunet_ours": "MONAI's DynUNet in this kit's recipe",
+}
 THRESHOLDS = {  # the ways that are shown: key of the file -> words
     "argmax": "the best on the runs that were left out",
     "plateau": "the middle of the plateau around it",
@@ -163,7 +180,7 @@ def show_scores() -> str:
             total = accuracy.average(group, "all")
             parts = [accuracy.average([r for r in group if r["data"] == one], "all")["f_beta"] for one in sets]
             mean = f"**{total['f_beta']:.3f}** ({total['low']:.3f}-{total['high']:.3f})"
-            rows.append([f"`{name}`", describe(group), mean, *(f"{part:.3f}" for part in parts)])
+            rows.append([f"`{name}`", name_contender(group), mean, *(f"{part:.3f}" for part in parts)])
     return tabulate(["", "what it is", "F-beta", *sets], rows)
 
 
@@ -186,14 +203,15 @@ def show_accuracy() -> str:
 
 
 def list_contenders() -> str:
-    """Return what each contender is, a line each."""
-    return "\n".join(f"- `{name}`: {describe(group)}" for name, group in read_contest().items())
+    """Return what each contender is and how it was scaled, a line each."""
+    groups = read_contest().items()
+    return "\n".join(f"- `{name}`: {name_contender(group)}; {group[0]['scaled']}" for name, group in groups)
 
 
-def describe(group: list[dict]) -> str:
-    """Return in words how a contender was scaled and changed."""
-    recipe = ", ".join(f"`{key}={value}`" for key, value in group[0]["recipe"].items())
-    return f"{group[0]['scaled']}, {recipe}" if recipe else group[0]["scaled"]
+def name_contender(group: list[dict]) -> str:
+    """Return in words what a contender is: one of WHO, or the competition recipe with other settings."""
+    settings = " ".join(f"{key}={value}" for key, value in group[0]["recipe"].items())
+    return f"this kit with `{settings}`" if settings else WHO[group[0]["contender"]]
 
 
 def _pair(scores: dict[str, float], digits: int) -> str:
