@@ -155,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--formats", nargs="+", choices=("star", "copick", "csv"), help="also write picks so, beside the submission"
     )
-    command.add_argument("--pictures", action="store_true", help="also draw a slice of each run with its picks")
+    command.add_argument("--pictures", action="store_true", help="also draw slices of each run with its picks")
 
     command = commands.add_parser("score", help="the competition's F-beta of a submission", **settings)
     command.set_defaults(command=score)

@@ -6,6 +6,7 @@
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,14 +77,14 @@ def import_data(
     """Make runs of other programs' tomograms and picks, and print what became of each. Returns 3 when some failed; a
     call in which all failed raises instead."""
     from kaggle_utils.data.exchange import find_files, find_positions, import_runs, parse_unit
-    from kaggle_utils.figures.slices import draw_slice_with_picks
+    from kaggle_utils.figures.slices import draw_picks
 
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"{out} is a file; give --out a folder")
     files = find_files(tomograms, "tomogram")
     positions = find_positions(picks, None if unit is None else parse_unit(unit))
     failed = []
-    for imported in import_runs(files, positions, out, draw_slice_with_picks, **settings):
+    for imported in import_runs(files, positions, out, partial(draw_picks, count=1), **settings):
         first, *others = imported.lines or (f"failed: {imported.failure}",)
         print("\n  ".join([f"{imported.run}: {first}", *others]), flush=True)
         failed += [imported.run] if imported.failure else []
@@ -224,16 +225,15 @@ def publish(
 
 
 def _draw_pictures(outcomes: list, folder: Path, data: Path, split: str, kind: str) -> None:
-    """Draw a slice of each run that can be read, with its picks."""
-    from kaggle_utils.data.picks import make_picks
+    """Draw slices of each run that can be read, with its picks."""
     from kaggle_utils.data.salvage import salvage_tomogram
-    from kaggle_utils.figures.slices import draw_picks_and_truth
+    from kaggle_utils.figures.slices import draw_picks
     from kaggle_utils.system.files import replacing
 
     for outcome in outcomes:
         found = salvage_tomogram(outcome.run, data, split, kind)
         if found.volume is not None:
-            figure = draw_picks_and_truth(found.volume, found.voxel_spacing, outcome.picks, make_picks())
+            figure = draw_picks(found.volume, found.voxel_spacing, outcome.picks)
             with replacing(folder / f"{outcome.run}.png") as temporary:
                 figure.savefig(temporary, format="png")
 

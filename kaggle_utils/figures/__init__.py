@@ -18,6 +18,7 @@ from kaggle_utils.figures.diagrams import draw_pipeline, draw_unet, draw_vnet
 from kaggle_utils.figures.slices import (
     draw_annotated_masks,
     draw_label_steps,
+    draw_picks,
     draw_picks_and_truth,
     draw_slice_with_picks,
     draw_subvolumes,
@@ -36,6 +37,7 @@ __all__ = [
     "draw_losses",
     "draw_losses_grid",
     "draw_particles_3d",
+    "draw_picks",
     "draw_picks_and_truth",
     "draw_pipeline",
     "draw_power_spectrum",

@@ -55,6 +55,26 @@ def draw_slice_with_picks(
 
 
 @styled
+def draw_picks(volume: np.ndarray, voxel_spacing: float, picks: pd.DataFrame, count: int = 3) -> Figure:
+    """Draw slices of a run with circles where they cut the spheres of picks: for one, the slice that cuts most; for
+    more, the quantiles of the picks' z."""
+    centres, radii = _place(picks, voxel_spacing)
+    heights = centres[:, 0] * 10 / voxel_spacing if len(centres) else np.arange(len(volume))
+    steps = (np.arange(count) + 0.5) / count
+    slices = [_busiest_slice(picks, volume, voxel_spacing)] if count == 1 else np.quantile(heights, steps).astype(int)
+    figure, panels = _make_panels(count, volume.shape)
+    for axes, z in zip(panels, slices, strict=True):
+        _show_slice(axes, volume[z], voxel_spacing, _name_slice(z, voxel_spacing))
+        squares = radii**2 - (centres[:, 0] - z * voxel_spacing / 10) ** 2
+        for name, (_, y, x), square in zip(picks["particle_type"], centres, squares, strict=True):
+            if square > 0:
+                _draw_circle(axes, x, y, square**0.5, name)
+    figure.legend(handles=make_handles(picks["particle_type"], counted=True), loc="outside right center")
+    set_title(figure, f"{_name_runs(picks)}: circles are where a slice cuts the sphere of one of {len(picks)} picks")
+    return figure
+
+
+@styled
 def draw_tomogram_types(slices: Mapping[str, np.ndarray], voxel_spacing: float) -> Figure:
     """Draw the same slice (y, x) of each {tomogram type: slice} side by side, each in its own range of greys."""
     figure, panels = _make_panels(len(slices), next(iter(slices.values())).shape)

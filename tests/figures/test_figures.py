@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.patches import Circle
 from torch import nn
 
 from kaggle_utils import figures
@@ -53,6 +54,7 @@ SCORES = pd.DataFrame({"unet": 0.5, "vnet": np.nan}, index=NAMES)
 CASES = {
     "particles_3d": (lambda: figures.draw_particles_3d(POINTS), r"[xyz] \(nm\)", "ribosome"),
     "slice": (lambda: figures.draw_slice_with_picks(VOLUME, SPACING, POINTS), r"[xy] \(nm\)", "apo-ferritin"),
+    "picks in slices": (lambda: figures.draw_picks(VOLUME, SPACING, POINTS), r"[xy] \(nm\)", "beta-amylase"),
     "types": (lambda: figures.draw_tomogram_types({"wbp": VOLUME[0], "denoised": VOLUME[1]}, SPACING), r"\(nm\)", ""),
     "frequencies": (lambda: figures.draw_frequencies(POINTS), "picks|run", "beta-amylase"),
     "spectrum": (lambda: figures.draw_power_spectrum(VOLUME, SPACING), r"\(1/nm\)|power", "60°"),
@@ -123,10 +125,21 @@ def test_a_failing_figure_is_released_too():
     assert plt.get_fignums() == []
 
 
+def test_slices_of_a_run_go_through_its_picks_and_one_alone_through_most():
+    picks = POINTS[:1].loc[[0] * 4].assign(z=[20.0, 100.0, 100.0, 180.0])  # slices 1, 5, 5, 9
+    for count, expected in ((1, [5]), (3, [3, 5, 7])):  # the sixth, the half and five sixths of the picks lie below
+        panels = [axes for axes in figures.draw_picks(VOLUME, SPACING, picks, count).axes if axes.get_title()]
+        assert [axes.get_title() for axes in panels] == [f"z = {2 * z} nm" for z in expected]
+        drawn = [len([patch for patch in axes.patches if isinstance(patch, Circle)]) for axes in panels]
+        near = [(abs(picks["z"] - z * SPACING) < 150).sum() for z in expected]  # a ribosome's radius
+        assert drawn == near
+
+
 def test_figures_of_no_picks():
     """Runs without annotations, and models that find nothing, must not break a notebook."""
     nothing = POINTS[:0]
     assert "no picks" in figures.draw_slice_with_picks(VOLUME, SPACING, nothing).get_suptitle()
+    assert "of 0 picks" in figures.draw_picks(VOLUME, SPACING, nothing).get_suptitle()
     figures.draw_particles_3d(nothing)
     figures.draw_picks_and_truth(VOLUME, SPACING, nothing, POINTS)
     figures.draw_picks_and_truth(VOLUME, SPACING, nothing, nothing)

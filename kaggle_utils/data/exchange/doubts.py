@@ -15,9 +15,10 @@ _AWAY = 2.0  # radii from a pick to the places with which it is compared
 
 
 def is_inside(xyz: np.ndarray, shape: tuple[int, ...], voxel_spacing: float) -> np.ndarray:
-    """Return for centres (n, 3), x y z in Angstrom, whether they are in a volume of `shape` (z, y, x), bool (n,)."""
-    index = angstrom_to_voxel(xyz, voxel_spacing)
-    return np.all((index >= -0.5) & (index <= np.array(shape) - 0.5), axis=1)
+    """Return for centres (n, 3), x y z in Angstrom, whether a volume of `shape` (z, y, x) has their voxels, bool
+    (n,)."""
+    index = np.rint(angstrom_to_voxel(xyz, voxel_spacing))
+    return np.all((index >= 0) & (index < shape), axis=1)
 
 
 def measure_contrast(volume: np.ndarray, voxel_spacing: float, picks: pd.DataFrame) -> tuple[float, float]:
