@@ -33,9 +33,9 @@ from kaggle_utils.recipes import RECIPE_NAMES, list_settings  # noqa: E402
 
 CONTEST = {"device": "CPU", "minutes allowed": 10.0}  # what the pages say of the contenders' training
 WHO = {
-    "competition": "this kit: two of the competition recipe's U-Nets",
-    "competition_vnet": "this kit: two of its V-Nets",
-    "report": "this kit: the report's specialists",
+    "competition": "this kit, two of the competition recipe's U-Nets",
+    "competition_vnet": "this kit, two of its V-Nets",
+    "report": "this kit, the report's specialists",
     "first_seg": "the first team's segmentation network",
     "first_seg_no_mixup": "the same without mixup",
     "first_det": "the first team's detection network",
@@ -223,8 +223,9 @@ def show_thresholds() -> str:
     losses = read("thresholds.json")["rows"]
     rows = []
     for way, words in THRESHOLDS.items():
-        rows.append([words, *(f"{-column[way]:.3f}" for column in losses.values())])
-    return tabulate(["loss to hindsight", *losses], rows)
+        values = [-column[way] for column in losses.values()]
+        rows.append([words, *(f"{value:.3f}" for value in [*values, sum(values) / len(values)])])
+    return tabulate(["loss to hindsight", *losses, "mean"], rows)
 
 
 def show_aims() -> str:
@@ -333,7 +334,8 @@ def show_steps() -> str:
     rows = []
     for row in read("postprocess.json")["rows"]:
         ours, other = row["ours (s)"], row["other (s)"]
-        rows.append([row["step"], f"{other:.3g} s", f"{ours:.3g} s", f"{row['ratio']:.2g}", row["check"]])
+        digits = 0 if row["ratio"] > 10 else 1
+        rows.append([row["step"], f"{other:.1f} s", f"{ours:.1f} s", f"{row['ratio']:.{digits}f}", row["check"]])
     return tabulate(["step: the other way", "the other way", "ours", "ratio", "are the results equal?"], rows)
 
 
