@@ -44,7 +44,7 @@ def make(monkeypatch):
 def test_parts_that_are_made_are_up_to_date(make):
     """What fails here is written by `python docs/make.py`."""
     stale = [name(page) for page in PAGES if make.fill(read(page)) != read(page)]
-    assert stale == []
+    assert stale == [], "run: python docs/make.py"
     used = [part for page in PAGES for _, part, _ in make.PART.findall(read(page))]
     assert sorted(used) == sorted(make.PARTS)  # each once
 
