@@ -24,7 +24,8 @@ from tqdm.auto import tqdm
 
 from kaggle_utils.data.picks import angstrom_to_voxel
 from kaggle_utils.data.tomograms import load_tomogram, write_ome_zarr
-from kaggle_utils.inference.picking import find_peaks, pick_particles
+from kaggle_utils.inference.peaks import find_peaks
+from kaggle_utils.inference.picking import pick_particles
 from kaggle_utils.particles import PARTICLES, REPORT_PARTICLES, get_particle
 from kaggle_utils.preprocessing.labels import expand_labels_with_blobs
 from kaggle_utils.system.files import write_text

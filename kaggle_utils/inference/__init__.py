@@ -2,9 +2,9 @@
 
 Comes in: a normalised volume and models. Goes out: an annotated mask, probabilities, and a table of picks.
 `device` uploads a volume once, `streaming` takes it through a network slab by slab, `predictor` adds windows and
-`views`. `ensemble` is the report's rule for many specialists; `picking` finds candidates, `ranks` merges them by rank,
-and `merging` joins networks for all particles and keeps the candidates above the model folder's thresholds.
-Next: evaluation compares the ways, submission runs the chosen one."""
+`views`. `ensemble` is the report's rule for many specialists; `picking` makes candidates of `peaks`, `ranks` merges
+them by rank, and `merging` joins networks for all particles and keeps the candidates above the model folder's
+thresholds. Next: evaluation compares the ways, submission runs the chosen one."""
 
 from kaggle_utils.inference.ensemble import (
     ENSEMBLES,
@@ -28,7 +28,8 @@ from kaggle_utils.inference.merging import (
     find_particles,
     make_committee,
 )
-from kaggle_utils.inference.picking import DECODERS, find_candidates, find_peaks, pick_particles
+from kaggle_utils.inference.peaks import find_peaks
+from kaggle_utils.inference.picking import DECODERS, find_candidates, pick_particles
 from kaggle_utils.inference.predictor import Predictor
 from kaggle_utils.inference.ranks import match_ranks
 from kaggle_utils.inference.streaming import NotStreamable, StreamedNetwork

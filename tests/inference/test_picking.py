@@ -10,7 +10,8 @@ from scipy import ndimage
 from kaggle_utils.data.picks import read_run
 from kaggle_utils.data.tomograms import find_runs, load_tomogram
 from kaggle_utils.inference import picking
-from kaggle_utils.inference.picking import DECODERS, find_candidates, find_peaks, pick_particles
+from kaggle_utils.inference.peaks import find_peaks
+from kaggle_utils.inference.picking import DECODERS, find_candidates, pick_particles
 from kaggle_utils.inference.ranks import match_ranks
 from kaggle_utils.preprocessing.labels import make_annotated_mask
 from kaggle_utils.scoring.metrics import score_submission
@@ -499,10 +500,10 @@ def test_a_map_that_is_high_everywhere_costs_no_more_than_its_highest_voxels(mon
     grid = np.indices(volume.shape)
     volume[((grid - 20) ** 2).sum(axis=0) <= 9] = 0.9
     looked = []
-    seek = picking._seek_centres
+    seek = picking.seek_centres
     monkeypatch.setattr(picking, "_MOST", 500)
     monkeypatch.setattr(
-        picking, "_seek_centres", lambda volume, index, *rest: looked.append(index) or seek(volume, index, *rest)
+        picking, "seek_centres", lambda volume, index, *rest: looked.append(index) or seek(volume, index, *rest)
     )
     table = find_candidates([volume], ["apo-ferritin"], 10.0, "TS_1_1")
     assert len(looked[0]) == 500 and (np.diff(looked[0]) > 0).all()
