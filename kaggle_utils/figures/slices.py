@@ -61,8 +61,9 @@ def draw_picks(volume: np.ndarray, voxel_spacing: float, picks: pd.DataFrame, co
     centres, radii = _place(picks, voxel_spacing)
     heights = centres[:, 0] * 10 / voxel_spacing if len(centres) else np.arange(len(volume))
     steps = (np.arange(count) + 0.5) / count
-    slices = [_busiest_slice(picks, volume, voxel_spacing)] if count == 1 else np.quantile(heights, steps).astype(int)
-    figure, panels = _make_panels(count, volume.shape)
+    quantiles = np.unique(np.quantile(heights, steps).astype(int))
+    slices = [_busiest_slice(picks, volume, voxel_spacing)] if count == 1 else quantiles
+    figure, panels = _make_panels(len(slices), volume.shape)
     for axes, z in zip(panels, slices, strict=True):
         _show_slice(axes, volume[z], voxel_spacing, _name_slice(z, voxel_spacing))
         squares = radii**2 - (centres[:, 0] - z * voxel_spacing / 10) ** 2
