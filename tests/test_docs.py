@@ -50,8 +50,8 @@ def test_parts_that_are_made_are_up_to_date(make):
 
 
 def test_a_number_that_changes_makes_a_page_stale(make, monkeypatch):
-    results = {**make.read("gpu-nvidia-h200.json"), "device": "another GPU"}
-    monkeypatch.setattr(make, "read", lambda path: results)
+    results = {**make.result_tables.read("gpu-nvidia-h200.json"), "device": "another GPU"}
+    monkeypatch.setattr(make.result_tables, "read", lambda path: results)
     assert "another GPU" in make.fill(read(ROOT / "docs" / "speed.md").split("## On an H200")[1].split("\n## ")[0])
 
 

@@ -1,0 +1,247 @@
+"""The tables of results, from the files in benchmarks/results/; `make` puts them into the pages."""
+
+import io
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import pandas as pd
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+sys.path += [str(ROOT), str(ROOT / "benchmarks")]
+
+import accuracy  # noqa: E402
+import arithmetic  # noqa: E402
+
+from kaggle_utils.particles import PARTICLES  # noqa: E402
+
+CONTEST = {"device": "CPU", "minutes allowed": 10.0}  # what the pages say of the contenders' training
+WHO = {
+    "competition": "this kit, two of the competition recipe's U-Nets",
+    "competition_vnet": "this kit, two of its V-Nets",
+    "report": "this kit, the report's specialists",
+    "first_seg": "the first team's segmentation network",
+    "first_seg_no_mixup": "the same without mixup",
+    "first_det": "the first team's detection network",
+    "second": "the second team's U-Net",
+    "second_dense": "the second team's DenseVNet",
+    "fourth": "the fourth team's network of slices",
+    "unet": "the host's example, MONAI's U-Net",
+    "segresnet": "the same with MONAI's SegResNet",
+    "dynunet": "the same with MONAI's DynUNet",
+    "unet_ours": "MONAI's U-Net in this kit's recipe",
+    "segresnet_ours": "MONAI's SegResNet in this kit's recipe",
+    "dynunet_ours": "MONAI's DynUNet in this kit's recipe",
+}
+THRESHOLDS = {  # the ways that are shown: key of the file -> words
+    "argmax": "the best on the runs that were left out",
+    "plateau": "the middle of the plateau around it",
+    "tuned": "the best for shifted confidences",
+    "levelled, tuned": "the same, confidences levelled by each run's best candidates (the kit's)",
+}
+AIMS = {"fbeta": "F-beta (`--aim fbeta`)", "f1": "F1 (`--aim f1`)"}
+
+
+def tabulate(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def fence(text: str) -> str:
+    """Return a block of code."""
+    return f"```text\n{text.strip()}\n```"
+
+
+def read(path: str) -> dict:
+    """Return a result file."""
+    return json.loads((RESULTS / path).read_text(encoding="utf-8"))
+
+
+# ---- accuracy
+
+
+def read_contest() -> dict[str, list[dict]]:
+    """Return the records of each contender under the pages' conditions, the best first."""
+    groups: dict[str, list[dict]] = {}
+    for path in sorted(accuracy.RESULTS.glob("*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if all(record[key] == value for key, value in CONTEST.items()):
+            groups.setdefault(record["contender"], []).append(record)
+    return dict(sorted(groups.items(), key=lambda group: -accuracy.average(group[1], "all")["f_beta"]))
+
+
+def list_sets(groups: dict[str, list[dict]]) -> list[str]:
+    """Return the names of all data sets."""
+    return sorted({record["data"] for group in groups.values() for record in group})
+
+
+def show_scores() -> str:
+    """Return the README's table: the contenders that ran on all data sets."""
+    groups = read_contest()
+    sets, rows = list_sets(groups), []
+    for name, group in groups.items():
+        if {record["data"] for record in group} == set(sets):
+            total = accuracy.average(group, "all")
+            parts = [accuracy.average([r for r in group if r["data"] == one], "all")["f_beta"] for one in sets]
+            mean = f"**{total['f_beta']:.3f}** ({total['low']:.3f}-{total['high']:.3f})"
+            rows.append([f"`{name}`", name_contender(group), mean, *(f"{part:.3f}" for part in parts)])
+    return tabulate(["", "what it is", "F-beta", *sets], rows)
+
+
+def show_accuracy() -> str:
+    """Return the table of all contenders: F-beta as picked / in hindsight."""
+    groups = read_contest()
+    sets, rows = list_sets(groups), []
+    for name, group in groups.items():
+        cells = [f"`{name}`"]
+        total = accuracy.average(group, "all")
+        whole = {record["data"] for record in group} == set(sets)
+        span = f"**{total['f_beta']:.3f}** ({total['low']:.3f}-{total['high']:.3f}) / {total['hindsight']:.3f}"
+        cells.append(span if whole else "")
+        for one in sets:
+            own = [record for record in group if record["data"] == one]
+            cells.append(_pair(accuracy.average(own, "all"), 3) if own else "")
+        cells += [_pair(accuracy.average(group, particle), 2) if whole else "" for particle in accuracy.SCORED]
+        rows.append([*cells, f"{group[0]['parameters'] / 1e6:.2f} M", str(len({record["seed"] for record in group}))])
+    return tabulate(["", "mean", *sets, *accuracy.SCORED, "parameters", "seeds"], rows)
+
+
+def list_contenders() -> str:
+    """Return what each contender is and how it was scaled, a line each."""
+    groups = read_contest().items()
+    return "\n".join(f"- `{name}`: {name_contender(group)}; {group[0]['scaled']}" for name, group in groups)
+
+
+def name_contender(group: list[dict]) -> str:
+    """Return in words what a contender is: one of WHO, or the competition recipe with other settings."""
+    settings = " ".join(f"{key}={value}" for key, value in group[0]["recipe"].items())
+    return f"this kit with `{settings}`" if settings else WHO[group[0]["contender"]]
+
+
+def _pair(scores: dict[str, float], digits: int) -> str:
+    return f"{scores['f_beta']:.{digits}f} / {scores['hindsight']:.{digits}f}"
+
+
+def show_thresholds() -> str:
+    """Return the loss of each way to choose thresholds, for each data set and in the mean."""
+    losses = read("thresholds.json")["rows"]
+    rows = []
+    for way, words in THRESHOLDS.items():
+        values = [-column[way] for column in losses.values()]
+        rows.append([words, *(f"{value:.3f}" for value in [*values, sum(values) / len(values)])])
+    return tabulate(["loss to hindsight", *losses, "mean"], rows)
+
+
+def show_aims() -> str:
+    """Return scores of picks by the aim of their thresholds, without and with one particle a place."""
+    table = pd.DataFrame(read("aims.json")["scores"]).drop(columns="data")
+    means = table.groupby(["aim", "one a place", "particle"], sort=False).mean()
+    rows = []
+    for aim, one_place in means.index.droplevel("particle").unique():
+        whole, words = means.loc[aim, one_place, "all"], AIMS.get(aim, f"`--precision {aim}`")
+        cells = [words, "yes" if one_place else "no"]
+        cells += [f"{whole[column]:.3f}" for column in ("f_beta", "f1", "precision", "recall")] + [
+            f"{whole['picks']:.0f}"
+        ]
+        for particle in accuracy.SCORED:
+            part = means.loc[aim, one_place, particle]
+            cells.append(f"{part['precision']:.2f} / {part['recall']:.2f}")
+        rows.append(cells)
+    heads = ["thresholds for", "one particle a place", "F-beta", "F1", "precision", "recall", "picks"]
+    return tabulate([*heads, *(f"{particle}: precision / recall" for particle in accuracy.SCORED)], rows)
+
+
+# ---- the demo
+
+
+def read_demos() -> dict[str, dict]:
+    """Return the scores of all runs of the demo, by the name of their file."""
+    return {path.stem: read(f"demo/{path.name}") for path in sorted((RESULTS / "demo").glob("*.json"))}
+
+
+def show_demo() -> str:
+    """Return how the demo ends, in the first of the runs, and the range of all."""
+    demos = read_demos()
+    first = next(iter(demos.values()))
+    table = pd.DataFrame.from_dict(first["particles"], orient="index")
+    table["weight"] = [particle.weight for particle in PARTICLES]
+    decimals = dict.fromkeys(["precision", "recall", "f_beta"], "{:.4f}".format)
+    lines = [
+        "notebooks with their figures:",
+        "  .../work/notebooks/01_eda.html  (and five more)",
+        "submission: .../submissions/submission.csv",
+        "score against .../work/phantom/test_truth/overlay/ExperimentRuns:",
+        table.to_string(formatters=decimals),
+        f"F-beta (beta = 4), weighted mean: {first['score']:.4f}",
+    ]
+    scores = [demo["score"] for demo in demos.values()]
+    span = f"{len(scores)} runs, with different numbers of threads, ended at {min(scores):.3f} to {max(scores):.3f}. "
+    return "\n\n".join([fence("\n".join(lines)), f"{span * (len(scores) > 1)}Beta-amylase is never scored."])
+
+
+def show_demos() -> str:
+    """Return the F-beta of all runs of the demo and of each particle in them."""
+    rows = []
+    for name, demo in read_demos().items():
+        parts = [demo["particles"][particle]["f_beta"] for particle in accuracy.SCORED]
+        rows.append([name, f"**{demo['score']:.3f}**", *(f"{part:.3f}" for part in parts)])
+    return tabulate(["run of the demo", "F-beta", *accuracy.SCORED], rows)
+
+
+# ---- speed
+
+
+def count_arithmetic() -> str:
+    """Return what `benchmarks/arithmetic.py` prints."""
+    with redirect_stdout(io.StringIO()) as printed:
+        arithmetic.main([])
+    return fence(printed.getvalue())
+
+
+def show_gpu() -> str:
+    """Return what was measured on the GPU."""
+    result = read("gpu-nvidia-h200.json")
+    checks = {name: check["rows"] for name, check in result["checks"].items()}
+
+    def both(check: str, column: str, form: str, **wanted: object) -> list[str]:
+        rows = [row for row in checks[check] if all(row.get(key) == value for key, value in wanted.items())]
+        return [form.format(row[column]) for row in rows]
+
+    fed = [
+        f"{row['ms a batch']:.1f} ms, the GPU busy {row['busy %']:.0f} % of it"
+        for row in checks["training"]
+        if row["what"] in ("training unet", "training vnet")
+    ]
+    committee = checks["committee"][0]
+    rows = [
+        ["a training step of four crops", *both("steps", "ms", "{:.1f} ms", way="as it is")],
+        [
+            "the same, kernel by kernel instead of as one CUDA graph",
+            *both("steps", "ms", "{:.1f} ms", way="no CUDA graph"),
+        ],
+        ["a step and the drawing of its crops", *fed],
+        ["a view of a full-size tomogram, its upload included", *both("tomogram", "seconds", "{:.2f} s")],
+        [
+            "half precision beside single precision on the CPU: largest difference, as a share of the outputs' range",
+            *both("half precision", "difference / range", "{:.4f}"),
+        ],
+    ]
+    total = (
+        f"All {committee['networks']} networks with {committee['views']} views take {committee['seconds']:.1f} s "
+        f"a tomogram, picks included: {committee['hours for 500 on 2']:.1f} hours for 500 on two such GPUs."
+    )
+    return f"{tabulate([result['device'], 'U-Net', 'V-Net'], rows)}\n\n{total}"
+
+
+def show_steps() -> str:
+    """Return the times of the steps before and after the networks."""
+    rows = []
+    for row in read("postprocess.json")["rows"]:
+        ours, other = row["ours (s)"], row["other (s)"]
+        digits = 0 if row["ratio"] > 10 else 1
+        rows.append([row["step"], f"{other:.1f} s", f"{ours:.1f} s", f"{row['ratio']:.{digits}f}", row["check"]])
+    return tabulate(["step: the other way", "the other way", "ours", "ratio", "are the results equal?"], rows)
