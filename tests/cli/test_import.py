@@ -116,6 +116,13 @@ def test_a_particle_in_a_corner_comes_back_in_that_corner(axes, order, tmp_path,
     assert np.linalg.norm(darkest - pick) < 2
 
 
+def test_a_run_without_picks_is_told_where_training_needs_them(work, capsys):
+    for split in ("train", "test"):
+        assert main(["import", "--tomograms", "TS_1.mrc", "--out", "data", "--split", split]) == 0
+        out = capsys.readouterr().out
+        assert "of 13.48 A; no picks" in out and ("training needs picks" in out) == (split == "train")
+
+
 @pytest.mark.parametrize(
     ("numbers", "arguments", "advice"),
     [

@@ -153,6 +153,8 @@ def _import_run(
         kind = "darker" if contrast < 0 else "brighter"
         yield f"picks are {kind} than what is around them, by {abs(contrast):.2f} standard deviations"
     yield from (f"note: {note}" for note in tomogram.notes)
+    if split == "train" and not len(picks):
+        yield "warning: training needs picks in each run of train/; give some, or import this one with --split test"
     yield from (f"warning: {doubt}" for doubt in doubts)
     yield f"picture: {picture}"
 
