@@ -69,6 +69,7 @@ from kaggle_utils.evaluation.folds import calibrate, predict_held_out
 from kaggle_utils.inference.ensemble import ENSEMBLES
 from kaggle_utils.models.folder import ARCHITECTURES, build_model, count_parameters
 from kaggle_utils.particles import PARTICLE_NAMES, PARTICLES, REPORT_PARTICLES
+from kaggle_utils.preprocessing.crops import list_folds
 from kaggle_utils.preprocessing.subvolumes import Run, build_datasets, check_datasets, load_runs
 from kaggle_utils.recipes import SCALES, CompetitionRecipe, Recipe, get_recipe
 from kaggle_utils.scoring.bootstrap import bootstrap_score
@@ -80,7 +81,7 @@ from kaggle_utils.system.files import replacing, write_text
 from kaggle_utils.system.machine import keep_freed_memory
 from kaggle_utils.training.fitting import evaluate, fit
 from kaggle_utils.training.learner import find_rate, forward
-from kaggle_utils.training.train import build, list_folds, train_fold, train_model
+from kaggle_utils.training.train import build, train_fold, train_model
 
 RESULTS = Path(__file__).with_name("results") / "accuracy"
 FOLDS = 2

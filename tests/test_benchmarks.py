@@ -30,6 +30,7 @@ from kaggle_utils.scoring.thresholds import apply_thresholds
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "postprocess.py"
 INFERENCE = SCRIPT.with_name("inference.py")
+RERUN = SCRIPT.parents[1] / "docs" / "report" / "results.json"
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -353,3 +354,25 @@ def test_the_checks_of_a_gpu_can_be_rehearsed_and_one_that_fails_costs_itself(tm
         assert runner.run("crops", 60)["rows"]
     finally:
         runner.close()
+
+
+# ---- the report
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_the_report_is_run_again_with_its_figures_and_tables(phantom_data, tmp_path):
+    report = runpy.run_path(str(SCRIPT.with_name("report.py")))
+    options = ["--data", str(phantom_data), "--work", str(tmp_path), "--scale", "smoke", "--docs", str(tmp_path)]
+    assert report["main"](options) == 0
+    page = (tmp_path / "report.md").read_text()
+    assert len(list((tmp_path / "report").glob("figure*.png"))) == 10
+    assert "the smoke scale, on 3 runs of a phantom of 40 x 64 x 64 voxels" in page
+    assert "| virus-like-particle | 99.41 | " in page and "Table 2" in page  # the report's number, before ours
+
+
+@pytest.mark.skipif(not RERUN.is_file(), reason="benchmarks/report.py has not been run")
+def test_the_reports_page_has_the_numbers_of_its_results():
+    report = runpy.run_path(str(SCRIPT.with_name("report.py")))
+    assert report["make_page"](json.loads(RERUN.read_text())) == (RERUN.parents[1] / "report.md").read_text()
+    for figure in range(1, 11):
+        assert RERUN.with_name(f"figure{figure}.png").stat().st_size < 150_000

@@ -120,6 +120,7 @@ def test_scales_differ_in_what_the_table_says_and_in_nothing_else():
     assert table == expected
     assert table["unet.learning_rate"]["full"] == 1e-4 and table["unet.epochs"]["full"] == 400
     assert not {"unet.loss", "unet.optimiser", "vnet.loss", "tomogram", "radius_fraction", "split"} & set(table)
+    assert "baseline.epochs" in table and not [name for name in compare_scales("competition") if "baseline" in name]
 
 
 @pytest.mark.parametrize("scale", SCALES)

@@ -29,7 +29,7 @@ IMPORTS = {
     "inference": ("particles", "system", "data", "models", "scoring"),
     "evaluation": ("particles", "recipes", "models", "scoring", "preprocessing", "inference"),
     "submission": ("particles", "system", "data", "models", "inference"),
-    "figures": ("particles", "data", "scoring"),
+    "figures": ("particles", "recipes", "data", "scoring"),
     "kaggle": ("particles", "recipes", "system", "data", "models", "inference", "submission"),
     "cli": ("recipes", "system", "data", "models", "scoring", "inference", "submission", "figures", "kaggle"),
     "__main__": ("cli",),

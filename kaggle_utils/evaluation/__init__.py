@@ -12,6 +12,7 @@ from kaggle_utils.evaluation.comparison import (
     compare,
     compare_ensembles,
     compare_with_report,
+    list_scores,
     predict_example,
     read_scores,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "compare",
     "compare_ensembles",
     "compare_with_report",
+    "list_scores",
     "pick_by_aim",
     "predict_example",
     "predict_held_out",

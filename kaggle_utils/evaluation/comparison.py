@@ -49,6 +49,11 @@ class Comparison:
     aims: pd.DataFrame | None = None
 
     @property
+    def best(self) -> str:
+        """The column of the chosen contender: the ensemble and, of folds, how its networks are merged and decoded."""
+        return str(self.calibration.best) if self.calibration else self.chosen
+
+    @property
     def leaders(self) -> pd.DataFrame:
         """The columns of the four best contenders, as many as fit into a chart."""
         order = self.scores.loc["score"] if "score" in self.scores.index else self.scores.mean()
@@ -82,11 +87,21 @@ def compare_with_report(folder: str | Path, architecture: str, split: str = "tes
     return pd.DataFrame.from_dict(rows, orient="index").astype(float).round(2)
 
 
+def list_scores(folder: str | Path, architecture: str) -> pd.DataFrame:
+    """Return the voxel scores of trained models on data that they have not seen, in percent; those of specialists
+    beside the report's. Errors as in `read_scores`."""
+    scores = read_scores(folder, architecture, "test")
+    if tuple(scores) == tuple(PUBLISHED[architecture]):
+        return compare_with_report(folder, architecture)
+    table = pd.DataFrame.from_dict(scores, orient="index")[["accuracy", "precision", "recall", "f1"]]
+    return (100 * table.astype(float)).round(2)
+
+
 def predict_example(
     runs: Sequence[Run], recipe: Recipe, folder: str | Path, architecture: str, particle: str, device: str = "cpu"
 ) -> Example:
     """Return the cube of held-out data with the most voxels of a particle, and its prediction by the first fold's
-    network or the particle's specialist. Raises as `load_model` does."""
+    network or the particle's specialist, at the threshold of `read_scores`. Raises as `load_model` does."""
     folds = isinstance(recipe, CompetitionRecipe)
     model = load_model(Path(folder) / name_model(architecture, "fold_0" if folds else particle), device)
     if folds:
@@ -105,7 +120,8 @@ def predict_example(
     _, run, box, truth = best
     output = Predictor(model, device).predict(run.volume[box], run.name)
     probability = output[model.particles.index(particle)] if folds else output
-    predicted = probability >= (recipe.threshold if folds else model.threshold)
+    known = model.config["scores"]["validation"][particle] if folds else {"threshold": model.threshold}
+    predicted = probability >= known["threshold"]
     title = f"{model.name}, {particle} in a sub-volume of {run.name} that it has not seen"
     return Example(title, run.volume[box], truth, predicted, run.voxel_spacing)
 

@@ -1,7 +1,8 @@
-"""All figures of the notebooks. They draw; numbers for tables are computed elsewhere.
+"""All figures of the notebooks, and the words beside them. They draw; numbers for tables are computed elsewhere.
 
-Comes in: volumes, masks, picks, tables. Goes out: a matplotlib figure.
-`slices` shows tomograms, `charts` tables, `curves` losses and thresholds, `diagrams` the networks.
+Comes in: volumes, masks, picks, tables, recipes. Goes out: a matplotlib figure, or Markdown.
+`slices` shows tomograms, `charts` tables, `curves` losses and thresholds, `diagrams` what a recipe builds, and `words`
+says what it does.
 Next: the reader."""
 
 from kaggle_utils.figures.charts import (
@@ -25,8 +26,11 @@ from kaggle_utils.figures.slices import (
     draw_tomogram_types,
     draw_truth_and_prediction,
 )
+from kaggle_utils.figures.words import conclude, describe, tell
 
 __all__ = [
+    "conclude",
+    "describe",
     "draw_aims",
     "draw_annotated_masks",
     "draw_balance",
@@ -49,4 +53,5 @@ __all__ = [
     "draw_truth_and_prediction",
     "draw_unet",
     "draw_vnet",
+    "tell",
 ]

@@ -114,7 +114,12 @@ def draw_frequencies(points: pd.DataFrame) -> Figure:
     axes.set(xlabel="picks", ylabel="run")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=6)
-    set_title(figure, "Picks of each particle in each run: some classes have far fewer examples than others")
+    totals = counts.sum()
+    most, least = totals.idxmax(), totals.idxmin()
+    ratio = (
+        f"{most} ({totals[most]}) is {totals[most] / totals[least]:.1f} times as frequent as {least} ({totals[least]})"
+    )
+    set_title(figure, f"Picks of each particle in each run: {ratio}")
     return figure
 
 
@@ -164,13 +169,13 @@ def draw_power_spectrum(volume: np.ndarray, voxel_spacing: float, max_tilt: floa
     axes.set(xlabel="kx (1/nm)", ylabel="kz (1/nm)", xlim=ends, ylim=ends)
     axes.legend(loc="lower right", frameon=True)
     figure.colorbar(image, label="log10 of the power, mean over ky (arbitrary units)", extend="min")
-    set_title(figure, "Power spectrum, kz against kx: no tilt has measured the wedge about kz")
+    set_title(figure, f"Power spectrum, kz against kx: tilts of ±{max_tilt:g}° leave out a wedge about kz")
     return figure
 
 
 @styled
 def draw_balance(counts: pd.DataFrame) -> Figure:
-    """Draw the class balance before and after the filtering as grouped bars.
+    """Draw the class balance in the tomograms and in the training data as grouped bars.
 
     `counts` has particles as index. Columns with a "%" in their name have a panel of their own; the others are numbers
     of sub-volumes.
@@ -184,7 +189,7 @@ def draw_balance(counts: pd.DataFrame) -> Figure:
         axes.set_ylabel("share (%)" if percent else "sub-volumes")
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     all_axes[-1, 0].set_xlabel("particle")
-    set_title(figure, "Class balance before and after the filtering: little of a tomogram is particle")
+    set_title(figure, "Class balance: what the tomograms hold, and what training gets")
     return figure
 
 
@@ -239,7 +244,9 @@ def _draw_bars(axes: Axes, table: pd.DataFrame, number: str) -> None:
         bars = axes.bar(places, values, width, color=colour, edgecolor="black", linewidth=0.4, label=name)
         texts = [number.format(value) if np.isfinite(value) else "" for value in values]
         axes.bar_label(bars, texts, padding=1, fontsize=7.5)
-    axes.set_xticks(centres, [str(name).replace("like-", "like-\n") for name in table.index])
+    axes.set_xticks(
+        centres, [str(name).replace("like-", "like-\n").replace("beta-", "beta-\n") for name in table.index]
+    )
     axes.margins(x=0.01, y=0.12)
     axes.spines[["top", "right"]].set_visible(False)
 

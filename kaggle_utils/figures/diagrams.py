@@ -1,7 +1,5 @@
 """Diagrams of the networks, and of the way from a tomogram to picks."""
 
-from collections.abc import Sequence
-
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
@@ -9,85 +7,120 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, FancyBboxPatch, Patch, Rectangle
 
-from kaggle_utils.figures.charts import GREEN, GREY, VERMILION, set_title, styled
-from kaggle_utils.particles import REPORT_PARTICLES, Particle
+from kaggle_utils.figures.charts import BLUE, GREEN, GREY, VERMILION, set_title, styled
+from kaggle_utils.particles import PARTICLES, REPORT_PARTICLES, Particle
+from kaggle_utils.recipes import CompetitionRecipe, ModelRecipe, Recipe
 
 # Where the particles are in the small pictures of the pipeline, as fractions of a picture's edges.
-_PLACES = dict(zip(REPORT_PARTICLES, [(0.22, 0.25), (0.75, 0.2), (0.27, 0.7), (0.55, 0.46), (0.78, 0.78)], strict=True))
+_PLACES = dict(
+    zip(PARTICLES, [(0.22, 0.25), (0.45, 0.15), (0.75, 0.2), (0.27, 0.7), (0.55, 0.46), (0.78, 0.78)], strict=True)
+)
+_MIDDLE = (len(REPORT_PARTICLES) - 1) / 2  # the height of the pipeline
+_ROWS = "id, experiment,\nparticle_type,\nx, y, z (Å)"
 
 
 @styled
-def draw_unet(width: int = 32, stem: bool = False, outputs: int = 1) -> Figure:
-    """Draw the report's 3D U-Net (section 4.2; its figure 4), given the network's own arguments.
-
-    `width` are the channels of the first block; with `stem` all blocks work on voxels of twice the size.
-    """
+def draw_unet(recipe: Recipe) -> Figure:
+    """Draw the 3D U-Net that a recipe trains (report, section 4.2; its figure 4)."""
     return _draw_network(
         "3D U-Net: encoder features are concatenated to the decoder's",
-        [width, 2 * width, 4 * width],
+        recipe,
+        recipe.unet,
+        3,
         "+",
         "block: 2 × (convolution 3×3×3, batch norm, ReLU)",
         "max-pool 2",
         "skip connection, concatenated (+)",
-        stem,
-        outputs,
     )
 
 
 @styled
-def draw_vnet(width: int = 8, stem: bool = False, outputs: int = 1) -> Figure:
-    """Draw the report's V-Net (section 5.1); arguments as in `draw_unet`."""
+def draw_vnet(recipe: Recipe) -> Figure:
+    """Draw the V-Net that a recipe trains (report, section 5.1)."""
     return _draw_network(
         "V-Net: residual blocks, and encoder features are added to the decoder's",
-        [width, 2 * width, 4 * width, 8 * width],
+        recipe,
+        recipe.vnet,
+        4,
         "⊕",
         "residual block: 2 × (convolution 3×3×3, group norm, PReLU), input added",
         "convolution 2×2×2, stride 2",
         "skip connection, added (⊕)",
-        stem,
-        outputs,
     )
 
 
 @styled
-def draw_pipeline() -> Figure:
-    """Draw the report's figure 5: a specialist for each particle, the rule, the annotated mask, and then the picks."""
+def draw_pipeline(recipe: Recipe) -> Figure:
+    """Draw a recipe's way from a tomogram to picks. The report's is its figure 5: a specialist for each particle, the
+    rule, the annotated mask."""
     figure, axes = plt.subplots(figsize=(10, 4.2))
-    middle = (len(REPORT_PARTICLES) - 1) / 2
-    everything = {particle: particle.colour for particle in REPORT_PARTICLES}
-    _draw_picture(axes, 0.6, middle, 1.5, dict.fromkeys(REPORT_PARTICLES, "#666666"), "#C8C8C8")
-    for row, particle in enumerate(REPORT_PARTICLES):
-        y = 2 * middle - row
-        _draw_arrow(axes, (1.4, middle), (1.97, y))
-        _draw_box(axes, 3.1, y, 2.2, 0.62, particle.name, particle.colour)
-        _draw_arrow(axes, (4.23, y), (4.91, y))
-        _draw_picture(axes, 5.3, y, 0.72, {particle: particle.colour})
-        _draw_arrow(axes, (5.7, y), (6.32, middle + 0.22 * (y - middle)))
-    _draw_box(axes, 7.1, middle, 1.5, 1.4, "rule:\nfrequency,\nrecall,\nprobability", GREY)
-    _draw_arrow(axes, (7.88, middle), (8.33, middle))
-    _draw_picture(axes, 9.1, middle, 1.5, everything)
-    _draw_arrow(axes, (9.88, middle), (10.4, middle))
-    _draw_box(axes, 11.3, middle, 1.7, 1.4, "id, experiment,\nparticle_type,\nx, y, z (Å)", GREY)
-    names = (
-        "tomogram",
-        "one specialist\nfor each particle",
-        "binary masks",
-        "ensemble",
-        "annotated\nmask, 0 to 5",
-        "CSV of picks",
-    )
-    for x, name in zip((0.6, 3.1, 5.3, 7.1, 9.1, 11.3), names, strict=True):
+    draw = _draw_committee if isinstance(recipe, CompetitionRecipe) else _draw_specialists
+    title, names = draw(axes)
+    for x, name in names.items():
         axes.text(x, -1, name, ha="center", va="center", weight="bold")
     axes.set(xlim=(-0.3, 12.3), ylim=(-1.4, 4.5), aspect="equal")
     axes.axis("off")
-    set_title(figure, "From a tomogram to picks: five specialists, one rule where they disagree")
+    set_title(figure, f"From a tomogram to picks: {title}")
     return figure
 
 
+def _draw_specialists(axes: Axes) -> tuple[str, dict[float, str]]:
+    """Draw the report's pipeline; return its title, and the name of the step at each x."""
+    _draw_picture(axes, 0.6, _MIDDLE, 1.5, dict.fromkeys(REPORT_PARTICLES, "#666666"), "#C8C8C8")
+    for row, particle in enumerate(REPORT_PARTICLES):
+        y = 2 * _MIDDLE - row
+        _draw_arrow(axes, (1.4, _MIDDLE), (1.97, y))
+        _draw_box(axes, 3.1, y, 2.2, 0.62, particle.name, particle.colour)
+        _draw_arrow(axes, (4.23, y), (4.91, y))
+        _draw_picture(axes, 5.3, y, 0.72, {particle: particle.colour})
+        _draw_arrow(axes, (5.7, y), (6.32, _MIDDLE + 0.22 * (y - _MIDDLE)))
+    _draw_box(axes, 7.1, _MIDDLE, 1.5, 1.4, "rule:\nfrequency,\nrecall,\nprobability", GREY)
+    _draw_arrow(axes, (7.88, _MIDDLE), (8.33, _MIDDLE))
+    _draw_picture(axes, 9.1, _MIDDLE, 1.5, {particle: particle.colour for particle in REPORT_PARTICLES})
+    _draw_arrow(axes, (9.88, _MIDDLE), (10.4, _MIDDLE))
+    _draw_box(axes, 11.3, _MIDDLE, 1.7, 1.4, _ROWS, GREY)
+    return "five specialists, one rule where they disagree", {
+        0.6: "tomogram",
+        3.1: "one specialist\nfor each particle",
+        5.3: "binary masks",
+        7.1: "ensemble",
+        9.1: "annotated\nmask, 0 to 5",
+        11.3: "CSV of picks",
+    }
+
+
+def _draw_committee(axes: Axes) -> tuple[str, dict[float, str]]:
+    """Draw the competition recipe's pipeline; returns as `_draw_specialists`."""
+    _draw_picture(axes, 0.6, _MIDDLE, 1.5, dict.fromkeys(PARTICLES, "#666666"), "#C8C8C8")
+    for y, name in ((_MIDDLE + 0.8, "U-Nets"), (_MIDDLE - 0.8, "V-Nets")):
+        _draw_arrow(axes, (1.4, _MIDDLE), (1.97, y))
+        _draw_box(axes, 2.85, y, 1.7, 1, f"{name},\none for each\nrun left out", BLUE)
+        _draw_arrow(axes, (3.73, y), (4.12, _MIDDLE + 0.3 * (y - _MIDDLE)))
+    _draw_box(axes, 4.75, _MIDDLE, 1.2, 1, "mean of\nthe chosen\nones", GREY)
+    for particle, y in zip(PARTICLES, np.linspace(2 * _MIDDLE + 0.1, -0.1, len(PARTICLES)), strict=True):
+        _draw_arrow(axes, (5.38, _MIDDLE + 0.15 * (y - _MIDDLE)), (6.05, y))
+        _draw_picture(axes, 6.45, y, 0.66, {particle: particle.colour})
+        _draw_arrow(axes, (6.85, y), (7.6, _MIDDLE + 0.22 * (y - _MIDDLE)))
+    _draw_box(axes, 8.6, _MIDDLE, 1.95, 1.4, "candidates\nthat reach their\nparticle's\nthreshold", GREY)
+    _draw_arrow(axes, (9.62, _MIDDLE), (10.4, _MIDDLE))
+    _draw_box(axes, 11.3, _MIDDLE, 1.7, 1.4, _ROWS, GREY)
+    return "networks for all particles, averaged, and a threshold for each particle", {
+        0.6: "tomogram",
+        2.85: "networks for\nall particles",
+        4.75: "merging",
+        6.45: "a map for\neach particle",
+        8.6: "picking",
+        11.3: "CSV of picks",
+    }
+
+
 def _draw_network(
-    title: str, channels: Sequence[int], join: str, block: str, down: str, skip: str, stem: bool, logits: int
+    title: str, recipe: Recipe, network: ModelRecipe, levels: int, join: str, block: str, down: str, skip: str
 ) -> Figure:
-    """Draw encoder, bottleneck and decoder as a U; `channels` are those of the levels, the bottleneck's last."""
+    """Draw encoder, bottleneck and decoder as a U with so many `levels`, the bottleneck's among them. With a stem all
+    blocks work on voxels of twice the size."""
+    channels, stem = [network.width * 2**level for level in range(levels)], network.stem
+    logits = len(PARTICLES) + 1 if isinstance(recipe, CompetitionRecipe) else 1
     depth, first = len(channels) - 1, channels[0]
     step, width, height, row = 2.3, 2.7, 0.85, 1.5
     edge = step * depth + width / 2

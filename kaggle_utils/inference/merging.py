@@ -2,28 +2,30 @@
 
 Arrays are (z, y, x) in voxels."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from scipy.special import expit, logit
 
 from kaggle_utils.data.picks import voxel_to_angstrom
 from kaggle_utils.inference.device import DeviceVolume, is_out_of_memory, make_sum
-from kaggle_utils.inference.ensemble import Claims, Ensemble, annotate
+from kaggle_utils.inference.ensemble import Claims, Ensemble, RuleWeights, annotate
 from kaggle_utils.inference.picking import CLAIMED, DECODERS, find_candidates, pick_particles
 from kaggle_utils.inference.predictor import Predictor, load_volume, soften, to_probabilities
 from kaggle_utils.inference.ranks import match_ranks
 from kaggle_utils.models.folder import TrainedModel, agree
 from kaggle_utils.particles import REPORT_PARTICLES
-from kaggle_utils.scoring.levels import Reference, level_confidences, measure_volume
+from kaggle_utils.scoring.levels import Reference, find_shifts, level_confidences, measure_volume
 from kaggle_utils.scoring.thresholds import apply_thresholds
 from kaggle_utils.scoring.trust import Trust, choose_thresholds, find_chances, keep_surest
 
 COMMITTEES = {"unet": ("unet",), "vnet": ("vnet",), "average": ("unet", "vnet")}  # name -> its networks' architectures
 MERGES = ("logits", "probabilities", "ranks", "vote")
+_SUREST = RuleWeights(frequency=0.0, recall=0.0, probability=1.0)  # of several claims, the highest probability's
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class Merger:
 
     "logits" and "probabilities" are averaged over the networks. "ranks" averages the ranks of candidates among each
     network's own. "vote" applies the report's rule (section 4.4) to what at least one network claims. `masks` says
-    whether the annotated mask is wanted, too.
+    whether the annotated mask is wanted, too. What makes a candidate a pick also claims a voxel there.
 
     There is one sum of a volume's size, float32, to which each network's parts are added. Beside it, one network's
     logits are held for "ranks", and with several views also for "probabilities" and "vote", because views are averaged
@@ -171,16 +173,15 @@ class Merger:
         annotated: Any = None
         confidence: Any = None
         maps = None if self._sum is None else self.merge()
-        if self._masks or merge == "vote":
-            annotated, confidence = self._annotate(maps)
-        if merge == "ranks":
-            candidates = match_ranks(self._tables)
-        elif merge == "vote":
+        if merge == "vote":
+            annotated, confidence = self._annotate(maps, {}, RuleWeights())
             sizes = {"radius_fraction": self._fraction}
             picks = pick_particles(annotated, confidence, self._spacing, self._run, **sizes)
-            candidates = picks.drop(columns="voxels")
-        else:
-            candidates = self.decode(maps, self._committee.decoder)
+            return picks.drop(columns="voxels"), annotated, confidence
+        candidates = match_ranks(self._tables) if merge == "ranks" else self.decode(maps, self._committee.decoder)
+        if self._masks:
+            thresholds = {} if merge == "ranks" else self._find_thresholds(candidates, maps)
+            annotated, confidence = self._annotate(maps, thresholds, _SUREST)
         return candidates, annotated, confidence
 
     def decode(self, maps: torch.Tensor, decoder: str) -> pd.DataFrame:
@@ -193,9 +194,22 @@ class Merger:
                 raise
         return find_candidates(maps.cpu(), *arguments)
 
-    def _annotate(self, maps: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        committee, thresholds = self._committee, np.full(len(REPORT_PARTICLES), CLAIMED)
-        claims = Claims(maps.shape[1:], thresholds, committee.frequencies, committee.recalls, device=maps.device)
+    def _find_thresholds(self, candidates: pd.DataFrame, maps: torch.Tensor) -> dict[str, float]:
+        """The probability that makes a candidate of this run a pick: thresholds are for levelled confidences."""
+        levels = self._committee.levels
+        shifts = find_shifts(candidates, levels, {self._run: measure_volume(maps.shape[1:], self._spacing)})
+        return {
+            name: float(expit(logit(threshold) - shifts.get((name, self._run), 0.0)))
+            for name, threshold in self._committee.thresholds.items()
+        }
+
+    def _annotate(
+        self, maps: torch.Tensor, thresholds: Mapping[str, float], weights: RuleWeights
+    ) -> tuple[np.ndarray, np.ndarray]:
+        committee = self._committee
+        least = np.array([thresholds.get(particle.name, CLAIMED) for particle in REPORT_PARTICLES])
+        known = least, committee.frequencies, committee.recalls
+        claims = Claims(maps.shape[1:], *known, weights, maps.device)
         for index, particle in enumerate(REPORT_PARTICLES):
             claims.add(index, maps[committee.particles.index(particle.name)])
         return claims.winner.cpu().numpy(), claims.confidence.cpu().numpy()

@@ -1,10 +1,11 @@
 """From runs to training data: picks become spheres of labels, volumes become sub-volumes or crops.
 
 Comes in: runs with their picks. Goes out: volumes with their masks, split into shares that have no voxel in common.
-`labels` paints spheres, `subvolumes` cuts cubes side by side, `crops` draws and augments crops on the fly.
+`labels` paints spheres, `subvolumes` cuts cubes side by side, `crops` draws and augments crops on the fly,
+`overview` shows what a recipe makes of runs.
 Next: training learns from them."""
 
-from kaggle_utils.preprocessing.crops import Crops
+from kaggle_utils.preprocessing.crops import Crops, list_folds
 from kaggle_utils.preprocessing.labels import (
     expand_labels_with_blobs,
     locate_spheres,
@@ -13,12 +14,11 @@ from kaggle_utils.preprocessing.labels import (
     map_overlay_to_voxels,
     paint_spheres,
 )
+from kaggle_utils.preprocessing.overview import count_balance, count_splits, list_targets, sample_training_data
 from kaggle_utils.preprocessing.subvolumes import (
     Run,
     build_datasets,
     check_datasets,
-    count_balance,
-    count_splits,
     load_runs,
     place_subvolumes,
     preprocess_and_filter_subvolumes,
@@ -33,6 +33,8 @@ __all__ = [
     "count_balance",
     "count_splits",
     "expand_labels_with_blobs",
+    "list_folds",
+    "list_targets",
     "load_runs",
     "locate_spheres",
     "make_annotated_mask",
@@ -41,5 +43,6 @@ __all__ = [
     "paint_spheres",
     "place_subvolumes",
     "preprocess_and_filter_subvolumes",
+    "sample_training_data",
     "split_corners",
 ]

@@ -169,6 +169,14 @@ class Crops:
         return painted.copy_((owner & (_LABELS - 1)).view(painted.shape))
 
 
+def list_folds(runs: int, recipe: CompetitionRecipe) -> list[int]:
+    """Return the folds that a recipe trains, each the position of the run that it leaves out. Raises ValueError for
+    fewer than two runs."""
+    if runs < 2:
+        raise ValueError("the competition recipe leaves one run out to validate on, so it needs at least two; add runs")
+    return list(range(runs if recipe.folds is None else min(recipe.folds, runs)))
+
+
 def draw_matrix(generator: np.random.Generator, strength: Augmentation) -> np.ndarray:
     """Return a random map (3, 3) from a crop's z, y, x axes to the volume's: flips, turns about z, small tilts.
 

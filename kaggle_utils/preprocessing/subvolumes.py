@@ -1,7 +1,7 @@
 """From runs to training data: sub-volumes with their masks, normalised, filtered and split. Arrays are (z, y, x)."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
@@ -161,38 +161,3 @@ def check_datasets(datasets: dict[str, TensorDataset], particle: str) -> None:
     for name, dataset in datasets.items():
         if not dataset.tensors[1].any():
             raise ValueError(f"no {name} sub-volume contains {particle}; add runs, or change the split")
-
-
-def count_balance(runs: list[Run], particles: Iterable[str], recipe: Recipe) -> pd.DataFrame:
-    """Return how filtering balances the training share: a row for each particle, also for one that the runs lack.
-
-    Columns: `positive` sub-volumes, `background before` and `background after` filtering, and the percentages of
-    labelled voxels before and after."""
-    size, corners = recipe.subvolume_size, split_corners(runs, recipe)["train"]
-    total = sum(map(len, corners))
-    rows = {}
-    for particle in particles:
-        kept = []
-        for index, run in enumerate(runs):
-            mask = make_mask(run.points, run.volume.shape, run.voxel_spacing, particle, recipe.radius_fraction)
-            settings = (size, recipe.background_ratio, recipe.seed + index)
-            kept.append(preprocess_and_filter_subvolumes(mask, mask, corners[index], *settings)[1])
-        masks = np.concatenate(kept)
-        positive = int(masks.any(axis=(1, 2, 3)).sum())
-        labelled = int(masks.sum(dtype=np.int64))  # every cube with a label is kept, so it is the same before and after
-        rows[particle] = {
-            "positive": positive,
-            "background before": total - positive,
-            "background after": len(masks) - positive,
-            "labelled voxels before (%)": 100 * labelled / (total * size**3),
-            "labelled voxels after (%)": 100 * labelled / max(masks.size, 1),
-        }
-    return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def count_splits(runs: list[Run], recipe: Recipe) -> pd.DataFrame:
-    """Return how many sub-volumes each share gets when they are split one by one and, with three runs or more, by whole
-    runs."""
-    kinds = ("subvolumes", "runs") if len(runs) >= len(SPLITS) else ("subvolumes",)
-    splits = {kind: split_corners(runs, replace(recipe, split=kind)) for kind in kinds}
-    return pd.DataFrame({kind: {name: sum(map(len, split[name])) for name in SPLITS} for kind, split in splits.items()})

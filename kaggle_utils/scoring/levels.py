@@ -51,6 +51,21 @@ def measure_levels(
     return levels
 
 
+def find_shifts(
+    candidates: pd.DataFrame, levels: Mapping[str, Reference], volumes: Mapping[str, float]
+) -> dict[tuple[str, str], float]:
+    """Return what brings each run's candidates to the levels: {(particle, run): log-odds to add}, from -2 to 2.
+    Parameters as in `measure_levels`."""
+    confidence = candidates["confidence"].to_numpy(dtype=np.float64)
+    return {
+        (name, run): float(
+            np.clip(level.log_odds - _find_level(confidence[rows], level.density * volumes[run]), -_FURTHEST, _FURTHEST)
+        )
+        for name, level in levels.items()
+        for run, rows in _list_runs(candidates, name)
+    }
+
+
 def level_confidences(
     candidates: pd.DataFrame, levels: Mapping[str, Reference], volumes: Mapping[str, float]
 ) -> pd.DataFrame:
@@ -58,11 +73,10 @@ def level_confidences(
     their particle's level. The order of a particle's candidates in a run stays; particles without a level are not
     changed. Parameters as in `measure_levels`."""
     confidence = candidates["confidence"].to_numpy(dtype=np.float64, copy=True)
-    for name, level in levels.items():
+    shifts = find_shifts(candidates, levels, volumes)
+    for name in levels:
         for run, rows in _list_runs(candidates, name):
-            own = _find_level(confidence[rows], level.density * volumes[run])
-            shift = np.clip(level.log_odds - own, -_FURTHEST, _FURTHEST)
-            confidence[rows] = expit(find_log_odds(confidence[rows]) + shift)
+            confidence[rows] = expit(find_log_odds(confidence[rows]) + shifts[name, run])
     return candidates.assign(confidence=confidence)
 
 

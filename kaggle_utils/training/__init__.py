@@ -1,10 +1,12 @@
 """From training data to model folders, by a recipe.
 
 Comes in: runs and a recipe. Goes out: a model folder for each particle or each fold.
-`losses` has the loss functions, `learner` takes a step, `fitting` is the loop, `checkpoints` let it go on after a
-crash, `train` trains all models of a recipe, `queue` shares them out to devices. Next: inference runs the models."""
+`losses` has the loss functions, `learner` takes a step, `fitting` is the loop, `judging` scores a network's maps,
+`checkpoints` let it go on after a crash, `train` trains all models of a recipe, `queue` shares them out to devices.
+Next: inference runs the models."""
 
 from kaggle_utils.training.fitting import evaluate, fit, read_history
+from kaggle_utils.training.judging import judge_maps
 from kaggle_utils.training.losses import (
     LOSSES,
     bce_loss,
@@ -13,7 +15,7 @@ from kaggle_utils.training.losses import (
     tversky_loss,
     weighted_bce_loss,
 )
-from kaggle_utils.training.train import build, list_folds, train_fold, train_model, train_models
+from kaggle_utils.training.train import build, train_fold, train_model, train_models
 
 __all__ = [
     "LOSSES",
@@ -23,7 +25,7 @@ __all__ = [
     "dice_loss",
     "evaluate",
     "fit",
-    "list_folds",
+    "judge_maps",
     "read_history",
     "train_fold",
     "train_model",

@@ -25,7 +25,7 @@ from kaggle_utils.scoring.metrics import voxel_scores
 from kaggle_utils.system.files import replacing
 from kaggle_utils.system.machine import keep_freed_memory
 from kaggle_utils.training.checkpoints import State, telling
-from kaggle_utils.training.learner import forward
+from kaggle_utils.training.judging import predict_batches
 from kaggle_utils.training.losses import LOSSES
 
 _SAVE_EVERY = 120.0  # seconds between checkpoints, which a kill may cost
@@ -242,14 +242,14 @@ def _write_results(folder: Path, state: State) -> None:
 def evaluate(network: nn.Module, dataset: TensorDataset, threshold: float = 0.5, device: str = "cpu") -> list[dict]:
     """Return a network's voxel scores (report, section 3) for each of its particles on sub-volumes (n, 1, z, y, x),
     and the confusion matrix behind them."""
-    counts = [_count(logits, masks, threshold) for logits, masks in _predict(network, dataset, 4, device)]
+    counts = [_count(logits, masks, threshold) for logits, masks in predict_batches(network, dataset, 4, device)]
     confusions = _compare(counts)
     return [{**voxel_scores(confusion), "confusion": confusion.tolist()} for confusion in confusions]
 
 
 def _validate(network: nn.Module, dataset: TensorDataset, settings: ModelRecipe, threshold: float, device: str) -> dict:
     counts, losses, sizes = [], [], []
-    for logits, masks in _predict(network, dataset, settings.batch_size, device):
+    for logits, masks in predict_batches(network, dataset, settings.batch_size, device):
         losses.append(LOSSES[settings.loss](logits, masks))
         sizes.append(len(masks))
         counts.append(_count(logits, masks, threshold))
@@ -309,13 +309,6 @@ def _choose_interval() -> float:
     watches a notebook that Kaggle runs as a commit."""
     notebook = "ipykernel" in sys.modules and os.environ.get("KAGGLE_KERNEL_RUN_TYPE") != "Batch"
     return 0.1 if notebook or sys.stderr.isatty() else 10.0
-
-
-@torch.inference_mode()
-def _predict(network: nn.Module, dataset: TensorDataset, batch_size: int, device: str) -> Iterator[tuple]:
-    network.eval()
-    for volumes, masks in DataLoader(dataset, batch_size):
-        yield forward(network, volumes.to(device)), masks.to(device)
 
 
 def _postfix(loss: float, history: list[dict]) -> dict[str, str]:

@@ -20,7 +20,7 @@ from kaggle_utils.models.config import read_config
 from kaggle_utils.models.folder import build_model, name_model, refuse_old, save_config
 from kaggle_utils.models.weights import load_weights
 from kaggle_utils.particles import PARTICLE_NAMES, PARTICLES
-from kaggle_utils.preprocessing.crops import Crops
+from kaggle_utils.preprocessing.crops import Crops, list_folds
 from kaggle_utils.preprocessing.labels import locate_spheres, paint_spheres
 from kaggle_utils.preprocessing.subvolumes import (
     SPLITS,
@@ -35,6 +35,7 @@ from kaggle_utils.recipes import CompetitionRecipe, ModelRecipe, Recipe, list_ch
 from kaggle_utils.system.files import write_text
 from kaggle_utils.training.checkpoints import OtherSettings, find_changes, owning, telling
 from kaggle_utils.training.fitting import evaluate, fit
+from kaggle_utils.training.judging import judge_maps
 from kaggle_utils.training.queue import Job, run_jobs
 
 
@@ -112,14 +113,6 @@ def train_model(
     return folder
 
 
-def list_folds(runs: int, recipe: CompetitionRecipe) -> list[int]:
-    """Return the folds that a recipe trains, each the position of the run that it leaves out. Raises ValueError for
-    fewer than two runs."""
-    if runs < 2:
-        raise ValueError("the competition recipe leaves one run out to validate on, so it needs at least two; add runs")
-    return list(range(runs if recipe.folds is None else min(recipe.folds, runs)))
-
-
 def build(network: ModelRecipe, recipe: Recipe) -> nn.Module:
     """Return a new network: for one particle, or with the competition recipe for all. Raises ValueError for the
     baseline with the competition recipe, because it finds only one particle."""
@@ -142,8 +135,9 @@ def train_fold(
     it on that one, and return its model folder.
 
     Training never draws a voxel or a pick of the run that is left out. `config.json` gets this run's name as
-    `held_out`, the voxel scores on it, and the particles' counts in the other runs. Raises ValueError when this run has
-    no particles, and when the folder has a model that was trained with other settings or data."""
+    `held_out`, the voxel scores on it (see `judge_maps`), and the particles' counts in the other runs. Raises
+    ValueError when this run has no particles, and when the folder has a model that was trained with other settings or
+    data."""
     network_recipe: ModelRecipe = getattr(recipe, architecture)
     folder = Path(folder) / name_model(architecture, f"fold_{fold}")
     names = list(PARTICLE_NAMES)
@@ -172,7 +166,7 @@ def train_fold(
             return folder
         datasets = {"train": Crops(others, names, recipe, device), "validation": _hold_out(held_out, recipe)}
         network = _train_network(datasets, network_recipe, recipe, folder, config, device, position)
-        scores = dict(zip(names, evaluate(network, datasets["validation"], device=device), strict=True))
+        scores = dict(zip(names, judge_maps(network, datasets["validation"], device), strict=True))
         counts = pd.concat([run.points for run in others])["particle_type"].value_counts()
         finished = {
             **config,

@@ -13,10 +13,10 @@ from torch import nn
 
 from kaggle_utils import figures
 from kaggle_utils.evaluation.aims import score_aims
-from kaggle_utils.models.unet import UNet3D
-from kaggle_utils.models.vnet import VNet3D
 from kaggle_utils.particles import PARTICLES, get_particle
+from kaggle_utils.recipes import RECIPE_NAMES, get_recipe
 from kaggle_utils.scoring.thresholds import Curve, tune_thresholds
+from kaggle_utils.training import build
 
 SPACING = 20.0  # Angstrom: an index, a nanometre and an Angstrom are three different numbers
 SHAPE = (10, 12, 16)
@@ -62,9 +62,9 @@ CASES = {
     "steps": (lambda: figures.draw_label_steps(VOLUME, MASK, MASK, SPACING), r"\(nm\)", "labelled voxels"),
     "subvolumes": (lambda: figures.draw_subvolumes(VOLUME[None], MASK[None], SPACING), r"\(nm\)", "mask"),
     "balance": (lambda: figures.draw_balance(COUNTS), "sub-volumes|%|particle", "background after"),
-    "unet": (lambda: figures.draw_unet(32), None, "concatenated"),
-    "vnet": (lambda: figures.draw_vnet(8), None, "added"),
-    "pipeline": (lambda: figures.draw_pipeline(), None, ""),
+    "unet": (lambda: figures.draw_unet(get_recipe("report")), None, "concatenated"),
+    "vnet": (lambda: figures.draw_vnet(get_recipe("report")), None, "added"),
+    "pipeline": (lambda: figures.draw_pipeline(get_recipe("report")), None, ""),
     "losses": (lambda: figures.draw_losses(HISTORY, "losses"), "epoch|loss|Dice", "validation loss"),
     "grid": (lambda: figures.draw_losses_grid({"ribosome": HISTORY}), "epoch|loss|Dice", "validation Dice"),
     "thresholds": (lambda: figures.draw_threshold_curves(CURVES), "confidence threshold|F-beta", "band"),
@@ -278,17 +278,26 @@ def test_confusion_gives_counts_and_shares_of_rows():
     ]
 
 
-def test_frequencies_count_every_run():
+def test_a_pipeline_is_that_of_the_recipe_that_runs():
+    report, competition = (texts(figures.draw_pipeline(get_recipe(name))) for name in ("report", "competition"))
+    assert "one specialist\nfor each particle" in report and "networks for\nall particles" in competition
+
+
+def test_frequencies_count_every_run_and_say_how_uneven_the_classes_are():
     other = POINTS[:2].assign(experiment="TS_2")
     shown = texts(figures.draw_frequencies(pd.concat([POINTS, POINTS[:1], other])))
     assert sorted(shown) == sorted(["2", "1", "1", "4", "1", "1", "", "2"])  # ribosome, apo-ferritin, amylase; total
+    ribosomes = POINTS.iloc[[0, 0, 0, 1]]
+    title = figures.draw_frequencies(pd.concat([ribosomes, other])).get_suptitle()
+    assert title == "Picks of each particle in each run: ribosome (4) is 2.0 times as frequent as apo-ferritin (2)"
 
 
-@pytest.mark.parametrize("stem", [False, True])
-@pytest.mark.parametrize(("draw", "network"), [(figures.draw_unet, UNet3D), (figures.draw_vnet, VNet3D)])
-def test_diagrams_show_the_networks_channels(draw, network, stem):
+@pytest.mark.parametrize("name", RECIPE_NAMES)
+@pytest.mark.parametrize("network", ["unet", "vnet"])
+def test_diagrams_show_the_channels_of_the_network_that_is_trained(network, name):
     """The diagrams are drawn by hand: they must follow the code."""
-    everything, built = texts(draw(4, stem, outputs=7)), network(4, outputs=7, stem=stem)
+    recipe = get_recipe(name)
+    everything, built = texts(getattr(figures, f"draw_{network}")(recipe)), build(getattr(recipe, network), recipe)
     shown = dict(text.split("\n") for text in everything if re.match("enc|dec|bottleneck", text))
     blocks = {name: block for name, block in built.named_children() if re.match("enc|dec|bottleneck", name)}
     assert shown.keys() == blocks.keys()
@@ -300,10 +309,11 @@ def test_diagrams_show_the_networks_channels(draw, network, stem):
         assert int(outputs) == convolutions[-1].out_channels
         parts = [int(number) for number in re.findall(r"\d+", inputs)]
         assert (sum(parts) if "+" in inputs else parts[0]) == convolutions[0].in_channels
-    (end,) = (text for text in everything if f"{built.final.in_channels} → {built.final.out_channels}" in text)
+    channels = rf"convolution 1.*{built.final.in_channels} → {built.final.out_channels}\b"
+    (end,) = (text for text in everything if re.match(channels, text, re.DOTALL))
     assert "×".join(map(str, built.final.kernel_size)) in end
     assert ("repeated" in end) == isinstance(built.repeat, nn.Upsample)
-    starts = [text for text in everything if re.match(r"convolution 6×6×6,\nstride 2: 1 → 4", text)]
+    starts = [text for text in everything if re.match(r"convolution 6×6×6,\nstride 2: 1 → \d+$", text)]
     assert len(starts) == isinstance(built.stem, nn.Conv3d)
     voxels = [int(re.findall(r"\d+", text)[0]) for text in everything if text.startswith("voxels")]
     assert voxels == [2**level for level in range(len(voxels))]  # nanometres, from the input down

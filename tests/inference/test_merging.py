@@ -91,6 +91,24 @@ def test_means_are_those_of_numpy(kind, views):
     np.testing.assert_allclose(confidence, np.where(claimed, five.max(0), 0), atol=1e-5)
 
 
+def test_masks_claim_voxels_by_what_makes_a_candidate_a_pick():
+    """Or a mask would lack particles that are among the picks: thresholds are for levelled confidences, voxels are
+    not."""
+    outputs = [OUTPUTS[0], *OUTPUTS]  # one of three networks sees thyroglobulin, so its mean is about a third
+    _, plain, _ = merge("probabilities", outputs)
+    assert not (plain == 4).any()
+    models = [make_model("a", levels={"thyroglobulin": {"density": 1e4, "log_odds": 1.0}})] * 3
+    committee = make_committee("both", models, "", "peaks")
+    committee = replace(committee, merge="probabilities", thresholds={**committee.thresholds, "thyroglobulin": 0.6})
+    merger = Merger(committee, SPACING, "TS_1_1", masks=True)
+    for output in outputs:
+        merger.add_logits(output)
+    candidates, tuned, _ = merger.finish()
+    assert (candidates.loc[candidates["particle_type"] == "thyroglobulin", "confidence"] < 0.5).all()
+    ball = ((np.indices((32, 32, 32)) - np.reshape((9, 22, 9), (3, 1, 1, 1))) ** 2).sum(0) <= 6.5**2
+    np.testing.assert_array_equal(tuned, np.where(ball & (plain == 0), 4, plain))  # the ribosome next to it is surer
+
+
 @pytest.mark.parametrize("kind", ["logits", "probabilities", "vote"])
 def test_logits_that_are_kept_are_merged_like_those_that_come_in_parts(kind):
     """And stay as they are, for others read them, too. The annotated mask is made for who asks, and for a vote."""

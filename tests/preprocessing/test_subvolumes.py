@@ -20,8 +20,6 @@ from kaggle_utils.preprocessing.subvolumes import (
     Run,
     build_datasets,
     check_datasets,
-    count_balance,
-    count_splits,
     load_runs,
     place_subvolumes,
     preprocess_and_filter_subvolumes,
@@ -327,44 +325,6 @@ def test_a_particle_that_a_share_lacks_can_be_looked_at_and_is_refused_by_name(r
     datasets["test"].tensors[1].zero_()
     with pytest.raises(ValueError, match="no test sub-volume contains ribosome"):
         check_datasets(datasets, "ribosome")
-
-
-def test_tables_agree_with_an_independent_count():
-    runs = [make_run(f"TS_{i}", particles=("ribosome", "apo-ferritin")) for i in (1, 2, 3)]
-    recipe = replace(RECIPE, background_ratio=0.5)
-    split = split_corners(runs, recipe)["train"]
-    table = count_balance(runs, ["apo-ferritin", "ribosome"], recipe)
-    assert table.index.tolist() == ["apo-ferritin", "ribosome"]
-    for particle, row in table.iterrows():
-        cubes = []
-        for run, corners in zip(runs, split, strict=True):
-            mask = make_mask(run.points, run.volume.shape, 10.0, particle, recipe.radius_fraction)
-            cubes.append([int(cut(mask, corner).sum()) for corner in corners])
-        positive = [sum(count > 0 for count in counts) for counts in cubes]
-        kept = [min(round(0.5 * n), len(counts) - n) for n, counts in zip(positive, cubes, strict=True)]
-        total, labelled = sum(map(len, cubes)), sum(map(sum, cubes))
-        assert row["positive"] == sum(positive) and row["background before"] == total - sum(positive)
-        assert row["background after"] == sum(kept) < row["background before"]
-        assert row["labelled voxels before (%)"] == pytest.approx(100 * labelled / (total * SIZE**3))
-        after = sum(positive) + sum(kept)
-        assert row["labelled voxels after (%)"] == pytest.approx(100 * labelled / (after * SIZE**3), rel=1e-5)
-
-
-def test_a_particle_that_the_runs_lack_has_a_row_too(runs):
-    """Data of one's own rarely have all types; the table must show that, and not end."""
-    row = count_balance(runs, ["ribosome", "thyroglobulin"], RECIPE).loc["thyroglobulin"]
-    total = sum(map(len, split_corners(runs, RECIPE)["train"]))
-    assert row.tolist() == [0, total, 0, 0, 0]
-
-
-def test_split_table_counts_both_ways_from_three_runs_on(runs):
-    """Of three runs with 18 sub-volumes each, some of which overlap and go together."""
-    table = count_splits(runs, RECIPE)
-    assert table.index.tolist() == list(SPLITS)
-    split = split_corners(runs, replace(RECIPE, split="subvolumes"))
-    assert table["subvolumes"].tolist() == [sum(map(len, split[name])) for name in SPLITS]
-    assert table["subvolumes"].sum() == 3 * 18 and table["runs"].tolist() == [18, 18, 18]
-    assert count_splits(runs[:2], RECIPE).columns.tolist() == ["subvolumes"]
 
 
 # ---- from files

@@ -11,10 +11,11 @@ from kaggle_utils.data.tomograms import find_runs
 from kaggle_utils.models.config import read_config
 from kaggle_utils.models.folder import save_config
 from kaggle_utils.particles import PARTICLES
+from kaggle_utils.preprocessing.crops import list_folds
 from kaggle_utils.preprocessing.subvolumes import Run, load_runs
 from kaggle_utils.recipes import get_recipe
 from kaggle_utils.training import train
-from kaggle_utils.training.train import list_folds, train_fold
+from kaggle_utils.training.train import train_fold
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

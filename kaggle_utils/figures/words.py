@@ -1,0 +1,118 @@
+"""What a recipe does, in words: a notebook shows the words of the recipe that runs, and no others."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kaggle_utils.particles import PARTICLES, REPORT_PARTICLES
+from kaggle_utils.recipes import Recipe
+
+# For each step of a recipe, what it does; `r` is the recipe.
+_WORDS = {
+    "competition": {
+        "networks": "A U-Net and a V-Net, each for all {all} particles at once. Both are trained {folds}: each time "
+        "another run is left out, and the network is judged on it.",
+        "labels": "Each pick becomes a sphere of {r.radius_fraction:g} times its particle's radius, so that neighbours "
+        "do not touch. One mask holds all particles.",
+        "training data": "Crops of {r.subvolume_size} voxels cubed, drawn anew for each step: {r.centred:.0%} of them "
+        "near a particle, each type as often as any other, mirrored, turned and disturbed. {r.crops} make an epoch.",
+        "held out": "Whole runs: training sees no voxel of the run that is left out.",
+        "training": "Cross-entropy, in which a particle's voxel counts 20 times, plus a Tversky loss; AdamW, a "
+        "learning rate that warms up and fades; a moving average of the weights is what is kept.",
+        "voxel scores": "On the runs that were left out. A voxel is a particle's from the probability on that has the "
+        "best F1 on these very voxels: the scores say how good the network's maps are, and flatter them a little. "
+        "What makes a pick is tuned in notebook 05.",
+        "merging": "The networks' outputs are averaged: one or both architectures, as logits or as probabilities.",
+        "picks": "Candidates are the peaks of each particle's map, or its connected components. Those that reach their "
+        "particle's threshold are picks.",
+        "thresholds": "One for each particle, tuned for the competition's F-beta on the runs that were left out, and "
+        "kept in the model folders. Confidences are levelled first: each run's are shifted until its best candidates "
+        "are as sure as those of other runs.",
+        "choice": "The way with the best F-beta on the runs that were left out. Ranks and a vote are shown beside, but "
+        "not chosen: they change with the number of networks.",
+        "check": "Thresholds tuned on all left-out runs but one, applied to that one: *chosen* as the kit does, "
+        "*argmax* at the best point of the curve, and 0.5 untuned.",
+        "what decides": "F-beta against the confidence from which a candidate is a pick, with its 90 % bootstrap band. "
+        "The threshold is the best on average over new runs, which may be a little surer or less sure; see how far it "
+        "keeps from where the curve falls.",
+        "aims": "A missed particle costs sixteen times what a false pick does. So where it is not clear which particle "
+        "it is, the best submission names several. Who wants to look at the particles takes thresholds for F1 and one "
+        "particle a place (`predict --aim f1`). Here for the left-out runs, each with thresholds from the others: see "
+        "from left to right how precision rises and what recall it costs.",
+        "offset": "From the runs that were left out. A shift is taken off the picks only along an axis where it is "
+        "more than three times its error.",
+    },
+    "report": {
+        "networks": "A U-Net and a V-Net for each of {five} particles: specialists that say yes or no to a voxel. "
+        "Beta-amylase is left out. The report began with a baseline of two convolutions (section 4.1).",
+        "labels": "Each pick becomes a sphere of its particle's full radius. Each particle has a mask of its own.",
+        "training data": "Cubes of {r.subvolume_size} voxels, side by side. Of those without the particle, at most "
+        "{r.background_ratio:g} times as many are kept as there are with it.",
+        "held out": "{shares}. Neighbours can be in different shares, which flatters the scores.",
+        "training": "U-Nets: Dice loss, AdamW. V-Nets: cross-entropy in which a particle's voxel counts five times, "
+        "Adam. {r.unet.batch_size} cubes a batch.",
+        "voxel scores": "On the test share, where a voxel is a particle's from a probability of {r.threshold:g} on, "
+        "beside the report's tables. The report had the competition's seven tomograms and trained for hours; it scored "
+        "its V-Nets on their training data.",
+        "merging": "The rule of the report's section 4.4: of several specialists that claim a voxel it goes to the one "
+        "whose particle is frequent and whose recall is high; the probability breaks ties.",
+        "picks": "The centre of each connected component of the annotated mask, unless it has less than "
+        "{r.min_size_fraction:.0%} of its particle's sphere.",
+        "thresholds": "{r.threshold:g} for each specialist.",
+        "choice": "All U-Nets, all V-Nets, a mixture (U-Nets for virus-like particles and apo-ferritin, V-Nets for the "
+        "rest), or the average of both: the one with the best mean voxel F1 on the validation share.",
+        "check": "The same ensembles on the test share, which had no say.",
+        "what decides": "The rule adds up frequency and recall, with equal weights, and a tenth of the probability. "
+        "Frequencies are shares of the training picks, recalls come from the validation share.",
+        "aims": "There is nothing to trade: each voxel has one owner, and the threshold is the same for all.",
+        "offset": "From the run above. Picks stay as they are.",
+    },
+}
+
+
+@dataclass(frozen=True, repr=False)
+class Text:
+    """Markdown: a notebook shows it as a page, a terminal as it is."""
+
+    markdown: str
+
+    def _repr_markdown_(self) -> str:
+        return self.markdown
+
+    def __repr__(self) -> str:
+        return self.markdown
+
+
+def describe(recipe: Recipe, *steps: str) -> Text:
+    """Say what a recipe does at some `steps`, as a table; without any, at all. Raises KeyError for an unknown step."""
+    words = _WORDS[recipe.name]
+    rows = [f"| **{step}** | {_fill(words[step], recipe)} |" for step in steps or words]
+    return Text("\n".join([f"| step | {recipe.name} recipe, {recipe.scale} scale |", "|:--|:--|", *rows]))
+
+
+def tell(recipe: Recipe, step: str) -> Text:
+    """Say in one paragraph what a recipe does at a step. Raises KeyError for an unknown one."""
+    return Text(_fill(_WORDS[recipe.name][step], recipe))
+
+
+def conclude(known: str, left: str, following: str) -> Text:
+    """The last three lines of a notebook: what is known now, what it left in the work folder, and what comes next."""
+    lines = {"Known now": known, "Left in the work folder": left, "Next": following}
+    return Text("\n".join(f"- **{name}:** {line}" for name, line in lines.items()))
+
+
+def _fill(words: str, recipe: Recipe) -> str:
+    train, validation, test = (f"{ratio:.0%}" for ratio in recipe.ratios)
+    shares = f"Cubes, dealt out at random: {train} to train, {validation} to validate, {test} to test"
+    if recipe.split == "runs":
+        shares = f"Whole runs: {train} to train, {validation} to validate, {test} to test"
+    folds = getattr(recipe, "folds", None)
+    return words.format(
+        r=recipe,
+        all=_NUMBERS[len(PARTICLES)],
+        five=_NUMBERS[len(REPORT_PARTICLES)],
+        folds=f"{folds} times" if folds else "once for each run",
+        shares=shares,
+    )
+
+
+_NUMBERS: Sequence[str] = "none one two three four five six seven eight nine ten".split()

@@ -1,0 +1,40 @@
+"""What a notebook says of a recipe is about the recipe that runs, with its own numbers."""
+
+from dataclasses import replace
+
+import pytest
+
+from kaggle_utils import figures
+from kaggle_utils.figures.words import _WORDS
+from kaggle_utils.recipes import RECIPE_NAMES, get_recipe
+
+
+def test_every_recipe_has_words_for_the_same_steps():
+    assert set(_WORDS) == set(RECIPE_NAMES)
+    assert len({tuple(words) for words in _WORDS.values()}) == 1
+
+
+@pytest.mark.parametrize("name", RECIPE_NAMES)
+def test_no_word_is_of_another_recipe_and_none_is_left_unfilled(name):
+    shown = str(figures.describe(get_recipe(name)))
+    assert f"{name} recipe, demo scale" in shown and "{" not in shown
+    assert not any(f"{other} recipe" in shown.lower() for other in RECIPE_NAMES if other != name)
+
+
+def test_numbers_are_those_of_the_recipe():
+    recipe = replace(get_recipe("competition"), radius_fraction=0.6, crops=123, folds=None)
+    shown = str(figures.describe(recipe, "labels", "training data", "networks"))
+    assert "0.6 times its particle's radius" in shown and "123 make an epoch" in shown and "once for each run" in shown
+    recipe = replace(get_recipe("report"), split="runs", ratios=(0.5, 0.3, 0.2))
+    assert "Whole runs: 50% to train, 30% to validate" in str(figures.tell(recipe, "held out"))
+
+
+def test_a_notebook_shows_a_page_and_a_terminal_plain_text():
+    text = figures.conclude("nothing", "a file", "notebook 02")
+    assert text._repr_markdown_() == str(text)
+    assert str(text).splitlines()[1] == "- **Left in the work folder:** a file"
+
+
+def test_an_unknown_step_is_an_error():
+    with pytest.raises(KeyError, match="dinner"):
+        figures.tell(get_recipe("report"), "dinner")
