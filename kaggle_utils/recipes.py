@@ -197,7 +197,7 @@ _COMPETITION_SCALES: dict[str, dict[str, Any]] = {
         "folds": 2,
         "views": 1,
         "unet": (16, 3e-3, 5),
-        "vnet": (8, 3e-3, 5),
+        "vnet": (8, 6e-3, 5),
     },
     "smoke": {
         "subvolume_size": 16,
