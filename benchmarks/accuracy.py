@@ -68,7 +68,7 @@ from kaggle_utils.data.tomograms import (
 from kaggle_utils.evaluation.folds import calibrate, predict_held_out
 from kaggle_utils.inference.ensemble import ENSEMBLES
 from kaggle_utils.models.folder import ARCHITECTURES, build_model, count_parameters
-from kaggle_utils.particles import PARTICLE_NAMES, PARTICLES, REPORT_PARTICLES
+from kaggle_utils.particles import PARTICLES
 from kaggle_utils.preprocessing.crops import list_folds
 from kaggle_utils.preprocessing.subvolumes import Run, build_datasets, check_datasets, load_runs
 from kaggle_utils.recipes import SCALES, CompetitionRecipe, Recipe, get_recipe
@@ -274,10 +274,10 @@ def choose_thresholds(found: Found, data: Path) -> tuple[pd.DataFrame, dict[str,
     """Return the candidates in the test runs with levelled confidences, and the thresholds, as the kit's calibration
     chooses both. Where no run was left out, nothing is levelled, and each candidate is a pick."""
     if not len(found.held_out):
-        return found.test, dict.fromkeys(PARTICLE_NAMES, 0.0)
+        return found.test, dict.fromkeys(PARTICLES.names, 0.0)
     truth = read_left_out(found.held_out, data)
     held_out, test = level(found.held_out, found.test, truth, data)
-    curves = tune_thresholds(held_out, truth, PARTICLE_NAMES)
+    curves = tune_thresholds(held_out, truth, PARTICLES.names)
     return test, {name: curve.chosen for name, curve in curves.items()}
 
 
@@ -289,7 +289,7 @@ def read_left_out(candidates: pd.DataFrame, data: Path) -> pd.DataFrame:
 def level(held_out: pd.DataFrame, test: pd.DataFrame, truth: pd.DataFrame, data: Path) -> list[pd.DataFrame]:
     """Return both tables of candidates with confidences at the levels of the runs that were left out."""
     volumes = {name: measure_run(name, data, "train") for name in set(held_out["experiment"])}
-    levels = measure_levels(held_out, truth, volumes, PARTICLE_NAMES)
+    levels = measure_levels(held_out, truth, volumes, PARTICLES.names)
     volumes |= {name: measure_run(name, data, "test") for name in find_runs(data, "test")}
     return [level_confidences(table, levels, volumes) for table in (held_out, test)]
 
@@ -552,7 +552,7 @@ def train_report(job: Job) -> Training:
     """Train the report's mixed ensemble; each specialist gets an equal share of the minutes that are left."""
     recipe = replace(get_recipe("report", job.scale), seed=job.seed)
     runs = job.load_runs(recipe)
-    jobs = [(architecture, p.name) for p in REPORT_PARTICLES for architecture in ENSEMBLES["mixed"](p.name)]
+    jobs = [(architecture, p.name) for p in PARTICLES.scored for architecture in ENSEMBLES["mixed"](p.name)]
     costs = {one: measure_epoch(runs, *one, recipe, job) for one in jobs}
     steps, voxels, clock = 0, 0, job.start_clock()
     for number, (architecture, particle) in enumerate(jobs):

@@ -19,7 +19,7 @@ from accuracy import level, read_left_out
 
 from kaggle_utils.data.picks import read_truth
 from kaggle_utils.evaluation.aims import pick_by_aim, score_aims
-from kaggle_utils.particles import PARTICLE_NAMES
+from kaggle_utils.particles import PARTICLES
 from kaggle_utils.system.files import write_text
 
 AIMS = ("fbeta", "f1", 0.9)
@@ -52,7 +52,7 @@ def measure(data: Path, held_out: pd.DataFrame, test: pd.DataFrame) -> pd.DataFr
     known = read_left_out(held_out, data)
     levelled, applied = level(held_out, test, known, data)
     truth = read_truth(data / "test_truth" / "overlay" / "ExperimentRuns")
-    return score_aims(pick_by_aim(levelled, known, applied, PARTICLE_NAMES, AIMS), truth)
+    return score_aims(pick_by_aim(levelled, known, applied, PARTICLES.names, AIMS), truth)
 
 
 def make_table(sets: dict[str, pd.DataFrame]) -> str:

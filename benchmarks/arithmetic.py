@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from kaggle_utils.models.folder import build_model
-from kaggle_utils.particles import PARTICLES, REPORT_PARTICLES
+from kaggle_utils.particles import PARTICLES
 from kaggle_utils.recipes import RECIPE_NAMES, CompetitionRecipe, ModelRecipe, get_recipe
 from kaggle_utils.training.losses import LOSSES
 
@@ -67,7 +67,7 @@ def count_recipe(name: str) -> tuple[pd.DataFrame, int]:
     folds = isinstance(recipe, CompetitionRecipe)
     for key in ("unet", "vnet"):
         settings: ModelRecipe = getattr(recipe, key)
-        particles = len(PARTICLES) if folds else 1
+        particles = len(PARTICLES) if folds else None
         network = (
             build_model(key, settings.width, particles, settings.stem).to("meta", torch.half).requires_grad_(False)
         )
@@ -75,7 +75,7 @@ def count_recipe(name: str) -> tuple[pd.DataFrame, int]:
         operations, moved = count(lambda: network(block))  # noqa: B023
         share = voxels / math.prod(BLOCK)
         rows[key] = {
-            "networks": (recipe.folds or RUNS) if folds else len(REPORT_PARTICLES),
+            "networks": (recipe.folds or RUNS) if folds else len(PARTICLES.scored),
             "operations a voxel": operations / math.prod(BLOCK),
             "bytes a voxel": moved / math.prod(BLOCK),
             "voxels read / voxels": voxels / math.prod(SHAPE),

@@ -48,7 +48,7 @@ from kaggle_utils.inference.predictor import Predictor
 from kaggle_utils.models import vnet
 from kaggle_utils.models.folder import TrainedModel, build_model, load_model
 from kaggle_utils.models.weights import load_tensors
-from kaggle_utils.particles import PARTICLE_NAMES
+from kaggle_utils.particles import PARTICLES
 from kaggle_utils.preprocessing.crops import Crops
 from kaggle_utils.preprocessing.labels import locate_spheres, paint_spheres
 from kaggle_utils.preprocessing.subvolumes import Run
@@ -102,8 +102,8 @@ def make_runs(machine: Machine, count: int, shape: tuple[int, int, int]) -> list
         rng, name = np.random.default_rng(number), f"TS_{number}"
         volume, spacing = rng.standard_normal(shape, np.float32), 10.0
         places = rng.uniform(0, 1, (60, 3)) * (np.array(shape[::-1]) - 1) * spacing
-        points = make_picks(name, [PARTICLE_NAMES[i % len(PARTICLE_NAMES)] for i in range(len(places))], places)
-        centres, radii, labels = locate_spheres(points, spacing, PARTICLE_NAMES)
+        points = make_picks(name, [PARTICLES.names[i % len(PARTICLES.names)] for i in range(len(places))], places)
+        centres, radii, labels = locate_spheres(points, spacing, PARTICLES.names)
         volume -= paint_spheres(centres, radii * machine.recipe.radius_fraction, labels, shape) * np.float32(0.5)
         runs.append(Run(name, normalise(volume), spacing, points))
     return runs
@@ -193,13 +193,13 @@ def changed(owner: object, name: str, value: object) -> Iterator[None]:
 def draw_batch(machine: Machine, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return a batch of crops and their labels."""
     runs = make_training_runs(machine)
-    return Crops(runs, PARTICLE_NAMES, machine.recipe, machine.device).draw(range(size))
+    return Crops(runs, PARTICLES.names, machine.recipe, machine.device).draw(range(size))
 
 
 def make_learner(machine: Machine, settings: ModelRecipe) -> Learner:
     """Return an untrained network of the recipe's, ready to learn."""
     torch.manual_seed(0)
-    network = build_model(settings.architecture, settings.width, len(PARTICLE_NAMES), settings.stem)
+    network = build_model(settings.architecture, settings.width, len(PARTICLES.names), settings.stem)
     network.to(machine.device, memory_format=torch.channels_last_3d).train()
     return Learner(network, settings, machine.device, steps=10_000)
 
@@ -286,7 +286,7 @@ def check_crops(machine: Machine) -> list[dict]:
     recipe = replace(machine.recipe, augmentation=replace(machine.recipe.augmentation, noise=0.0))
     runs = make_training_runs(machine)
     (ours, labels), (theirs, same) = (
-        (tensor.cpu() for tensor in Crops(runs, PARTICLE_NAMES, recipe, device).draw(range(16)))
+        (tensor.cpu() for tensor in Crops(runs, PARTICLES.names, recipe, device).draw(range(16)))
         for device in (machine.device, "cpu")
     )
     return [{"largest difference": float((ours - theirs).abs().max()), "labels equal": bool((labels == same).all())}]
@@ -348,7 +348,7 @@ def step_without_graph(learner: Learner, volumes: torch.Tensor, masks: torch.Ten
 def check_training(machine: Machine) -> list[dict]:
     """Crops alone, and trainings from crops: how long a batch takes, and for what share of it the GPU is busy."""
     runs = make_training_runs(machine)
-    crops, size = Crops(runs, PARTICLE_NAMES, machine.recipe, machine.device), machine.recipe.unet.batch_size
+    crops, size = Crops(runs, PARTICLES.names, machine.recipe, machine.device), machine.recipe.unet.batch_size
     count, together = len(crops) // size, machine.pick(8, 32)
     drawn = measure(machine, lambda: [None for _ in crops.batches(range(len(crops)), size)])
     drawing = profile(machine, lambda: crops.draw(range(together)))[0]["GPU ms"] * size / together
@@ -475,7 +475,7 @@ def check_precisions(machine: Machine) -> list[dict]:
     """Some hundred steps in each precision: losses, and steps that were left out."""
     rows, recipe = [], machine.recipe
     runs = make_training_runs(machine)
-    crops, steps = Crops(runs, PARTICLE_NAMES, recipe, machine.device), machine.pick(2, 300)
+    crops, steps = Crops(runs, PARTICLES.names, recipe, machine.device), machine.pick(2, 300)
     for architecture, precision in product(ARCHITECTURES, (torch.float16, torch.bfloat16, torch.float32)):
         with own_stream(machine), changed(learner_module, "choose_precision", lambda device: precision):  # noqa: B023
             learner = make_learner(machine, getattr(recipe, architecture))

@@ -35,7 +35,7 @@ from tqdm import tqdm
 from kaggle_utils.inference.ensemble import annotate, make_ensemble
 from kaggle_utils.inference.predictor import Predictor
 from kaggle_utils.models.folder import TrainedModel, build_model, fold_norms
-from kaggle_utils.particles import REPORT_PARTICLES
+from kaggle_utils.particles import PARTICLES
 from kaggle_utils.system.machine import keep_freed_memory
 
 WARM_UP = (32, 32, 32)  # voxels
@@ -229,7 +229,7 @@ def run_models(count: int, width: int):
 
 def as_model(network: nn.Module, number: int) -> TrainedModel:
     """Return a network as the model of one of the report's particles."""
-    particle = REPORT_PARTICLES[number % len(REPORT_PARTICLES)].name
+    particle = PARTICLES.scored[number % len(PARTICLES.scored)].name
     config = {"particle": particle, "window": None, "halo": 0, "picks": 1, "scores": {"validation": {"recall": 0.5}}}
     return TrainedModel(f"unet_{number}", network, config, {particle: 0.5})
 

@@ -26,7 +26,7 @@ from kaggle_utils.data.picks import angstrom_to_voxel
 from kaggle_utils.data.tomograms import load_tomogram, write_ome_zarr
 from kaggle_utils.inference.peaks import find_peaks
 from kaggle_utils.inference.picking import pick_particles
-from kaggle_utils.particles import PARTICLES, REPORT_PARTICLES, get_particle
+from kaggle_utils.particles import PARTICLES
 from kaggle_utils.preprocessing.labels import expand_labels_with_blobs
 from kaggle_utils.system.files import write_text
 
@@ -88,7 +88,7 @@ def draw_heatmap(
 def scipy_components(annotated: np.ndarray) -> np.ndarray:
     """Return the centroids (n, 3) of the components, one label after the other."""
     centroids = []
-    for label in range(1, len(REPORT_PARTICLES) + 1):
+    for label in range(1, len(PARTICLES.scored) + 1):
         mask = annotated == label
         components, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
         centroids += ndimage.center_of_mass(mask, components, range(1, count + 1))
@@ -151,11 +151,11 @@ def measure(
     rng = np.random.default_rng(seed)
     centres, kinds = place_particles(shape, particles, rng)
     annotated = np.zeros(shape, np.uint8)
-    for label, particle in enumerate(REPORT_PARTICLES, start=1):
+    for label, particle in enumerate(PARTICLES.scored, start=1):
         grid = mark(shape, centres[kinds == PARTICLES.index(particle)])
         annotated[expand_labels_with_blobs(grid, particle.radius / SPACING) > 0] = label
     confidence = (annotated > 0) * rng.uniform(0.5, 1, shape).astype(np.float16)
-    apo_ferritin, ribosome = (get_particle(name).radius / SPACING for name in ("apo-ferritin", "ribosome"))
+    apo_ferritin, ribosome = (PARTICLES.get(name).radius / SPACING for name in ("apo-ferritin", "ribosome"))
     heatmap = draw_heatmap(shape, centres, apo_ferritin, rng)
     grid = mark(shape, centres)
     few = centres[:_TIMED_PARTICLES]

@@ -18,14 +18,14 @@ from matplotlib.figure import Figure
 from kaggle_utils import evaluation, figures, recipes, training
 from kaggle_utils.data import phantom, picks, tomograms
 from kaggle_utils.models.folder import name_model
-from kaggle_utils.particles import REPORT_PARTICLES
+from kaggle_utils.particles import PARTICLES
 from kaggle_utils.preprocessing.subvolumes import load_runs
 from kaggle_utils.recipes import Recipe
 from kaggle_utils.system import environment
 from kaggle_utils.system.files import write_text
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-FIVE = [particle.name for particle in REPORT_PARTICLES]
+FIVE = [particle.name for particle in PARTICLES.scored]
 
 _PAGE = r"""# The report, run again
 

@@ -28,7 +28,7 @@ import pandas as pd
 from accuracy import SCORED, level, read_left_out
 
 from kaggle_utils.data.picks import read_truth
-from kaggle_utils.particles import PARTICLE_NAMES, PARTICLES
+from kaggle_utils.particles import PARTICLES
 from kaggle_utils.scoring.bootstrap import bootstrap_score, draw_runs, make_items, resample_f_beta
 from kaggle_utils.scoring.thresholds import SHIFTS, THRESHOLDS, apply_thresholds, tune_thresholds
 from kaggle_utils.system.files import write_text
@@ -96,7 +96,7 @@ def choose(candidates: pd.DataFrame, truth: pd.DataFrame, plain: bool) -> dict[s
             chosen[way] = THRESHOLDS[np.argmax(expected)]
         for way, threshold in chosen.items():
             ways.setdefault(way, {})[particle.name] = float(threshold)
-    curves = tune_thresholds(candidates, truth, PARTICLE_NAMES)
+    curves = tune_thresholds(candidates, truth, PARTICLES.names)
     ways["tuned"] = {name: curve.chosen for name, curve in curves.items()}
     return ways
 

@@ -28,7 +28,7 @@ from kaggle_utils.data.picks import read_run
 from kaggle_utils.data.tomograms import find_runs, load_tomogram, normalise
 from kaggle_utils.models.config import read_config
 from kaggle_utils.models.folder import TrainedModel, load_model
-from kaggle_utils.particles import PARTICLE_NAMES
+from kaggle_utils.particles import PARTICLES
 from kaggle_utils.preprocessing.labels import make_mask
 from kaggle_utils.system.files import write_text
 
@@ -210,7 +210,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with train/, whose runs have known picks")
     parser.add_argument("--models", type=Path, required=True, help="folder below which the model folders lie")
     parser.add_argument("--runs", type=int, help="measure the first N runs only")
-    every = {"choices": PARTICLE_NAMES, "default": PARTICLE_NAMES, "help": ", ".join(PARTICLE_NAMES)}
+    every = {"choices": PARTICLES.names, "default": PARTICLES.names, "help": ", ".join(PARTICLES.names)}
     parser.add_argument("--particles", nargs="+", metavar="NAME", **every)
     parser.add_argument("--json", type=Path, help="write the table to this file too")
     options = parser.parse_args()

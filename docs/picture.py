@@ -18,7 +18,7 @@ from kaggle_utils.data.picks import read_truth
 from kaggle_utils.data.tomograms import Tomogram, find_runs, load_tomogram, normalise
 from kaggle_utils.figures import slices
 from kaggle_utils.figures.charts import HALO, make_handles, styled
-from kaggle_utils.particles import get_particle
+from kaggle_utils.particles import PARTICLES
 from kaggle_utils.submission.csv_file import read_submission
 
 DEPTH = 80.0  # Angstrom
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def keep_scored(table: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of particles that count in the score."""
-    return table[[get_particle(name).weight > 0 for name in table["particle_type"]]]
+    return table[[PARTICLES.get(name).weight > 0 for name in table["particle_type"]]]
 
 
 def find_slice(tomogram: Tomogram, truth: pd.DataFrame) -> tuple[int, int]:
@@ -59,7 +59,7 @@ def find_slice(tomogram: Tomogram, truth: pd.DataFrame) -> tuple[int, int]:
 def judge(truth: pd.DataFrame, picks: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Return which true particles were found, and for each pick the true particle that it hits, or -1."""
     gaps = np.linalg.norm(picks[["x", "y", "z"]].to_numpy()[:, None] - truth[["x", "y", "z"]].to_numpy(), axis=2)
-    reach = np.array([get_particle(name).radius / 2 for name in truth["particle_type"]])
+    reach = np.array([PARTICLES.get(name).radius / 2 for name in truth["particle_type"]])
     same = picks["particle_type"].to_numpy()[:, None] == truth["particle_type"].to_numpy()
     gaps[~same | (gaps > reach)] = np.inf
     hit = np.where(np.isfinite(gaps).any(axis=1), gaps.argmin(axis=1), -1)
@@ -87,7 +87,7 @@ def draw(tomogram: Tomogram, z: int, truth: pd.DataFrame, picks: pd.DataFrame) -
         slices._draw_circle(panels[1], x, y, radius, name)
     centres, _ = slices._place(picks[drawn], tomogram.voxel_spacing)
     for name, (_, y, x), right in zip(picks[drawn]["particle_type"], centres, hit[drawn] >= 0, strict=True):
-        colour = get_particle(name).colour
+        colour = PARTICLES.get(name).colour
         panels[1].plot(x, y, "x" if right else "P", color=colour, ms=8, mew=1.8 if right else 0.5, path_effects=HALO)
     handles = [
         Line2D([], [], color="#555555", marker="o", fillstyle="none", linestyle="", ms=11, label="true particle"),

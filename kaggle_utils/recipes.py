@@ -45,6 +45,7 @@ class Recipe:
     baseline: ModelRecipe
     tomogram: str = "denoised"
     other_tomograms: tuple[str, ...] = ()
+    voxel_spacing: float | None = None
     subvolume_size: int = 64
     background_ratio: float = 0.5
     split: str = "subvolumes"

@@ -34,6 +34,7 @@ TABLE: dict[str, tuple[str, Any]] = {
     # of the whole
     "tomogram": ("type of tomogram that the networks see", r"\w[\w.+-]{0,99}"),
     "other_tomograms": ("further types that crops are read from, where a run has them", r"\w[\w.+-]{0,99}"),
+    "voxel_spacing": ("edge in Angstrom of the voxels that the networks see; none: the tomograms' own", (1.0, 100.0)),
     "subvolume_size": ("edge in voxels of sub-volumes and crops", (8, 512)),
     "background_ratio": ("background sub-volumes kept for each one with a particle", (0.0, 1000.0)),
     "split": ("what is dealt to training, validation and test: sub-volumes at random, or whole runs",

@@ -55,10 +55,10 @@ def one_thread():
 def untrained_models(tmp_path_factory):
     """Model folders for the report's five particles that nobody trained, U-Nets and V-Nets in turn: they claim much,
     and nothing right. Not to be changed."""
-    from kaggle_utils.particles import REPORT_PARTICLES
+    from kaggle_utils.particles import PARTICLES
 
     folder = tmp_path_factory.mktemp("untrained_models")
-    for label, particle in enumerate(REPORT_PARTICLES):
+    for label, particle in enumerate(PARTICLES.scored):
         _write_untrained(folder, "vnet" if label % 2 else "unet", particle.name, label)
     return folder
 
@@ -66,10 +66,10 @@ def untrained_models(tmp_path_factory):
 @pytest.fixture(scope="session")
 def untrained_pairs(tmp_path_factory):
     """The same, but a U-Net and a V-Net for each particle: all that any ensemble asks for."""
-    from kaggle_utils.particles import REPORT_PARTICLES
+    from kaggle_utils.particles import PARTICLES
 
     folder = tmp_path_factory.mktemp("untrained_pairs")
-    for label, particle in enumerate(REPORT_PARTICLES):
+    for label, particle in enumerate(PARTICLES.scored):
         for architecture in "unet", "vnet":
             _write_untrained(folder, architecture, particle.name, label)
     return folder
@@ -86,7 +86,7 @@ def trained_folds(phantom_data, tmp_path_factory):
     from kaggle_utils.training.train import train_models
 
     folder = tmp_path_factory.mktemp("trained_folds") / "competition-smoke"
-    recipe, names = get_recipe("competition", "smoke"), [particle.name for particle in PARTICLES]
+    recipe, names = get_recipe("competition", "smoke"), list(PARTICLES.names)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     for architecture in ("unet", "vnet"):

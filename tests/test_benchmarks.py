@@ -21,7 +21,7 @@ from kaggle_utils.data.phantom import write_phantom
 from kaggle_utils.data.picks import PICK_COLUMNS, read_truth
 from kaggle_utils.data.tomograms import find_runs
 from kaggle_utils.inference import picking, predictor
-from kaggle_utils.particles import PARTICLE_NAMES, get_particle
+from kaggle_utils.particles import PARTICLES
 from kaggle_utils.preprocessing.labels import locate_spheres, paint_spheres
 from kaggle_utils.preprocessing.subvolumes import Run
 from kaggle_utils.recipes import get_recipe
@@ -181,7 +181,7 @@ def test_the_fields_recipes_take_steps_and_pick(contender, accuracy, phantom, tm
     assert set(found.test["experiment"]) <= set(find_runs(phantom / "one", "test"))
     assert set(found.held_out["experiment"]) <= set(find_runs(phantom / "one")[:2])
     candidates, thresholds = accuracy.choose_thresholds(found, phantom / "one")
-    assert set(thresholds) == set(accuracy.PARTICLE_NAMES) and found.seconds > 0
+    assert set(thresholds) == set(accuracy.PARTICLES.names) and found.seconds > 0
     truth = read_truth(phantom / "one/test_truth/overlay/ExperimentRuns")
     assert np.isfinite(accuracy.score(candidates, thresholds, truth)["all"]["low"])
 
@@ -218,7 +218,7 @@ def test_crops_and_spheres_are_changed_alike(accuracy):
     apo_ferritins = [("TS_1", "apo-ferritin", 1000.0, 400.0, 400.0)]
     ribosomes = [("TS_1", "ribosome", x, 400.0, 400.0) for x in (2000.0, 3000.0, 4000.0)]
     points = pd.DataFrame(apo_ferritins + ribosomes, columns=PICK_COLUMNS)
-    volume = (paint_spheres(*locate_spheres(points, spacing, PARTICLE_NAMES), shape) > 0).astype(np.float32)
+    volume = (paint_spheres(*locate_spheres(points, spacing, PARTICLES.names), shape) > 0).astype(np.float32)
     strength = replace(crops.TURNS, turned=0.5, turn=30, tilt=10)
     drawing = crops.Drawing((32, 48, 48), 8, (1.0,) * 7, strength, zoom=0.1)
     sampler, middles = crops.Sampler([Run("TS_1", volume, spacing, points)], drawing, 0, "cpu"), []
@@ -230,7 +230,7 @@ def test_crops_and_spheres_are_changed_alike(accuracy):
         ):
             assert ((cut > 0.5) != (mask > 0)).float().mean() < 0.015
             middles.append(int(own[np.abs(own[:, :3] - [15.5, 23.5, 23.5]).max(1) < 10][:1, 4].sum()))
-    shares = [middles.count(1 + PARTICLE_NAMES.index(name)) / len(middles) for name in ("apo-ferritin", "ribosome")]
+    shares = [middles.count(1 + PARTICLES.names.index(name)) / len(middles) for name in ("apo-ferritin", "ribosome")]
     assert shares == pytest.approx([0.4, 0.4], abs=0.12)
 
 
@@ -249,7 +249,7 @@ def test_a_perfect_map_is_decoded_to_the_particles_centres(contender, accuracy):
     for name, zyx in PLACES.items():
         # Cell i of two voxels has its centre at 2 i + 0.5; voxel 2 i and 2 i + 1 belong to it.
         zyx = np.floor(np.array(zyx) / 2) * 2 + 0.5 if contender == "first_seg" else np.array(zyx)
-        spheres.append([*zyx, get_particle(name).radius / 10, PARTICLE_NAMES.index(name) + 1])
+        spheres.append([*zyx, PARTICLES.get(name).radius / 10, PARTICLES.names.index(name) + 1])
     spheres = np.array(spheres)
     moved = spheres - np.array([0.1, 0.1, 0.1, 0, 0]) * (contender == "first_seg")  # not between two voxels
     target = one.paint([moved], shape, "cpu")[0]
@@ -273,7 +273,9 @@ def test_a_detector_that_predicts_its_targets_is_decoded_to_the_centres(accuracy
     of other particles none; a perfect output has nearly no loss and its opposite much."""
     detection = importlib.import_module("contenders.detection")
     decode = accuracy.list_contenders("demo")["first_det"].decode
-    spheres = np.array([[*zyx, get_particle(n).radius / 10, PARTICLE_NAMES.index(n) + 1] for n, zyx in PLACES.items()])
+    spheres = np.array(
+        [[*zyx, PARTICLES.get(n).radius / 10, PARTICLES.names.index(n) + 1] for n, zyx in PLACES.items()]
+    )
     table = torch.from_numpy(spheres).float()
     outputs = torch.zeros(9, 32, 32, 36)
     centres, places = detection.place_cells(outputs)

@@ -15,7 +15,7 @@ from kaggle_utils.inference.picking import find_candidates
 from kaggle_utils.inference.predictor import Predictor
 from kaggle_utils.models.folder import TrainedModel, build_model, fold_norms
 from kaggle_utils.models.vnet import GroupNorm
-from kaggle_utils.particles import PARTICLE_NAMES
+from kaggle_utils.particles import PARTICLES
 from kaggle_utils.preprocessing.crops import Crops
 from kaggle_utils.preprocessing.subvolumes import Run
 from kaggle_utils.recipes import Augmentation, get_recipe
@@ -31,15 +31,15 @@ RECIPE = replace(get_recipe("competition", "smoke"), subvolume_size=16)
 def crops():
     """Of a run of noise, on the GPU."""
     rng = np.random.default_rng(0)
-    points = make_picks("TS_1", list(PARTICLE_NAMES) * 4, rng.uniform(0, 300, (4 * len(PARTICLE_NAMES), 3)))
+    points = make_picks("TS_1", list(PARTICLES.names) * 4, rng.uniform(0, 300, (4 * len(PARTICLES.names), 3)))
     run = Run("TS_1", rng.standard_normal((24, 40, 48)).astype(np.float32), 10.0, points)
-    return lambda device, **changes: Crops([run], PARTICLE_NAMES, replace(RECIPE, **changes), device)
+    return lambda device, **changes: Crops([run], PARTICLES.names, replace(RECIPE, **changes), device)
 
 
 def make_learner(architecture: str, mixup: float = 0.0) -> Learner:
     settings = replace(getattr(RECIPE, architecture), width=8, mixup=mixup)
     torch.manual_seed(0)
-    network = build_model(architecture, settings.width, len(PARTICLE_NAMES), settings.stem).cuda().train()
+    network = build_model(architecture, settings.width, len(PARTICLES.names), settings.stem).cuda().train()
     return Learner(network.to(memory_format=torch.channels_last_3d), settings, "cuda", steps=100)
 
 
@@ -151,21 +151,21 @@ def test_crops_drawn_aside_are_those_drawn_alone(crops):
 
 @pytest.mark.parametrize(("architecture", "window"), [("unet", None), ("vnet", 32)])
 def test_half_precision_says_what_single_does(architecture, window):
-    network = enliven(build_model(architecture, 8, len(PARTICLE_NAMES), stem=True))
-    config = {"particles": list(PARTICLE_NAMES), "window": window, "halo": 4 if window else 0}
-    model = TrainedModel("model", fold_norms(network), config, dict.fromkeys(PARTICLE_NAMES, 0.5))
+    network = enliven(build_model(architecture, 8, len(PARTICLES.names), stem=True))
+    config = {"particles": list(PARTICLES.names), "window": window, "halo": 4 if window else 0}
+    model = TrainedModel("model", fold_norms(network), config, dict.fromkeys(PARTICLES.names, 0.5))
     volume = np.random.default_rng(0).standard_normal((33, 50, 70)).astype(np.float32)
     half, single = (Predictor(model, device, 4).predict_logits(volume).cpu() for device in ("cuda", "cpu"))
     assert (half - single).abs().max() < 0.01 * (single.max() - single.min())
 
 
 def test_the_gpu_finds_the_candidates_that_the_cpu_finds():
-    rng, maps = np.random.default_rng(0), torch.zeros(len(PARTICLE_NAMES), 40, 60, 70)
+    rng, maps = np.random.default_rng(0), torch.zeros(len(PARTICLES.names), 40, 60, 70)
     for channel in maps:
         for z, y, x in rng.integers(4, (36, 56, 66), (6, 3)):
             channel[z - 3 : z + 3, y - 3 : y + 3, x - 3 : x + 3] += rng.uniform(0.3, 0.9)
     maps.clamp_(max=1)
-    ours, theirs = (find_candidates(maps.to(device), PARTICLE_NAMES, 10.0, "TS_1") for device in ("cuda", "cpu"))
+    ours, theirs = (find_candidates(maps.to(device), PARTICLES.names, 10.0, "TS_1") for device in ("cuda", "cpu"))
     assert len(theirs) > 20 and list(ours["particle_type"]) == list(theirs["particle_type"])
     np.testing.assert_allclose(ours[["x", "y", "z"]], theirs[["x", "y", "z"]], atol=0.05)
     np.testing.assert_allclose(ours["confidence"], theirs["confidence"], atol=1e-4)
@@ -175,7 +175,7 @@ def test_the_gpu_finds_the_candidates_that_the_cpu_finds():
 @torch.inference_mode()
 def test_cudnn_keeps_channels_last_through_every_layer(architecture):
     """One layout that is lost costs a factor of four."""
-    network = enliven(build_model(architecture, 8, len(PARTICLE_NAMES), stem=True)).cuda().half()
+    network = enliven(build_model(architecture, 8, len(PARTICLES.names), stem=True)).cuda().half()
     network, lost = network.to(memory_format=torch.channels_last_3d), []
 
     def look(layer, inputs, output):

@@ -11,7 +11,7 @@ import pytest
 from kaggle_utils.data.picks import read_truth
 from kaggle_utils.kaggle.notebooks import MAX_BYTES, NOTEBOOKS, find_notebooks, run_notebooks
 from kaggle_utils.models.folder import load_model, name_model
-from kaggle_utils.particles import PARTICLES, REPORT_PARTICLES
+from kaggle_utils.particles import PARTICLES
 from kaggle_utils.scoring.metrics import score_submission
 from kaggle_utils.submission.csv_file import read_submission, validate_submission
 from kaggle_utils.system.environment import detect
@@ -82,7 +82,7 @@ def test_all_six_go_from_tomograms_to_a_valid_submission(recipe, phantom_data, t
     assert f"{recipe} recipe" in shown and other not in shown
 
     # Every model stands alone, and the submission is one that the competition would take.
-    targets = [particle.name for particle in REPORT_PARTICLES] if recipe == "report" else ["fold_0", "fold_1"]
+    targets = [particle.name for particle in PARTICLES.scored] if recipe == "report" else ["fold_0", "fold_1"]
     for architecture in "unet", "vnet":
         for target in targets:
             model = load_model(env.models / f"{recipe}-smoke" / name_model(architecture, target))

@@ -17,10 +17,10 @@ PACKAGE = ROOT / "kaggle_utils"
 # The rooms in order, as the data flow, and those before it that each imports. A new import is added here, and to the
 # picture where it does not follow from others.
 IMPORTS = {
-    "particles": (),
     "settings": (),
     "recipes": ("settings",),
     "system": (),
+    "particles": ("system",),
     "data": ("particles", "system"),
     "models": ("particles", "system"),
     "scoring": ("particles",),
@@ -31,7 +31,10 @@ IMPORTS = {
     "submission": ("particles", "system", "data", "models", "inference"),
     "figures": ("particles", "recipes", "data", "scoring"),
     "kaggle": ("particles", "recipes", "system", "data", "models", "inference", "submission"),
-    "cli": ("recipes", "system", "data", "models", "scoring", "inference", "submission", "figures", "kaggle"),
+    "cli": (
+        *("particles", "recipes", "system", "data", "models", "scoring", "preprocessing", "training", "inference"),
+        *("evaluation", "submission", "figures", "kaggle"),
+    ),
     "__main__": ("cli",),
 }
 ROOMS = [path.parent.name for path in sorted(PACKAGE.glob("*/__init__.py"))]

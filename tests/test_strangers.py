@@ -41,7 +41,7 @@ from kaggle_utils.submission.pipeline import assemble, load_ensemble
 from kaggle_utils.system import environment
 from kaggle_utils.system.environment import collect_outputs, detect
 
-NAMES = [particle.name for particle in PARTICLES]
+NAMES = list(PARTICLES.names)
 DOCUMENTED = (ValueError, OSError, FloatingPointError, MemoryError)
 
 # ---- what strangers write
@@ -125,7 +125,7 @@ def refused(error: Exception, *names: object) -> str:
 # ---- model folders
 
 
-def write_model(folder: Path, architecture: str, config: dict, particles: int = 1) -> dict:
+def write_model(folder: Path, architecture: str, config: dict, particles: int | None = None) -> dict:
     torch.manual_seed(0)
     network = build_model(architecture, 1, particles)
     config = {"architecture": architecture, "width": 1, "window": None, "halo": 0, "stem": False, **config}

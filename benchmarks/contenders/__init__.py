@@ -28,7 +28,7 @@ from contenders.networks import (
     build_segresnet,
     build_unet,
 )
-from kaggle_utils.particles import PARTICLE_NAMES
+from kaggle_utils.particles import PARTICLES
 
 EVENLY = (1.0,) * CLASSES  # crops from anywhere, and around each type of particle
 _HOST_SPHERE, _SECOND_SPHERE = 0.8, 0.4  # of the radius
@@ -119,7 +119,7 @@ def list_contenders(scale: str) -> dict[str, Contender]:
         drawing=Drawing(
             (96,) * 3 if full else (48,) * 3,
             batch=16 if full else 4,
-            ratios=(len(PARTICLE_NAMES), *EVENLY[1:]),
+            ratios=(len(PARTICLES.names), *EVENLY[1:]),
             augmentation=replace(TURNS, turned=0.3, turn=0, tilt=15),
         ),
         paint=lambda spheres, shape, device: spheres,

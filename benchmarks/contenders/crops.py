@@ -1,7 +1,7 @@
 """Crops for the contenders' training, and what their networks shall return for them.
 
 Arrays are (z, y, x). The spheres of a crop are rows of (z, y, x, radius, label), in voxels of the crop; labels count
-from 1, as in PARTICLE_NAMES."""
+from 1, as in PARTICLES.names."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from kaggle_utils.particles import PARTICLE_NAMES
+from kaggle_utils.particles import PARTICLES
 from kaggle_utils.preprocessing.crops import draw_matrix, read_crops
 from kaggle_utils.preprocessing.labels import locate_spheres, paint_spheres
 from kaggle_utils.preprocessing.subvolumes import Run
@@ -27,7 +27,7 @@ class Drawing:
 
     shape: tuple[int, int, int]
     batch: int
-    ratios: tuple[float, ...] = (1.0, *[0.0] * len(PARTICLE_NAMES))
+    ratios: tuple[float, ...] = (1.0, *[0.0] * len(PARTICLES.names))
     augmentation: Augmentation = TURNS
     zoom: float = 0.0
 
@@ -38,14 +38,16 @@ class Sampler:
     def __init__(self, runs: Sequence[Run], drawing: Drawing, seed: int, device: str):
         self._drawing, self._device, self._rng = drawing, device, np.random.default_rng(seed)
         self._volumes = [torch.from_numpy(run.volume).to(device) for run in runs]
-        self._spheres = [np.column_stack(locate_spheres(run.points, run.voxel_spacing, PARTICLE_NAMES)) for run in runs]
+        self._spheres = [
+            np.column_stack(locate_spheres(run.points, run.voxel_spacing, PARTICLES.names)) for run in runs
+        ]
         self._found = [
             [
                 (number, sphere)
                 for number, spheres in enumerate(self._spheres)
                 for sphere in spheres[spheres[:, 4] == label]
             ]
-            for label in range(1, len(PARTICLE_NAMES) + 1)
+            for label in range(1, len(PARTICLES.names) + 1)
         ]
         # A type that no run has is left out.
         ratios = np.array([share if not i or self._found[i - 1] else 0 for i, share in enumerate(drawing.ratios)])
@@ -104,7 +106,7 @@ def paint_labels(
 def paint_points(spheres: Sequence[np.ndarray], shape: tuple[int, int, int], device: str) -> torch.Tensor:
     """Return the share of each class, background first, in the cells of half the resolution, (n, classes, z, y, x): a
     particle's cell is the one with its central voxel."""
-    cells = torch.zeros(len(spheres), len(PARTICLE_NAMES) + 1, *(size // 2 for size in shape))
+    cells = torch.zeros(len(spheres), len(PARTICLES.names) + 1, *(size // 2 for size in shape))
     for target, own in zip(cells, spheres, strict=True):
         voxels = np.rint(own[:, :3]).astype(int)
         inside = ((voxels >= 0) & (voxels < shape)).all(axis=1)
@@ -118,7 +120,7 @@ def paint_gaussians(
 ) -> torch.Tensor:
     """Return a heat-map for each particle, (n, particles, z, y, x): Gaussians of height 1, where several meet the
     highest."""
-    maps = torch.zeros(len(spheres), len(PARTICLE_NAMES), *shape, device=device)
+    maps = torch.zeros(len(spheres), len(PARTICLES.names), *shape, device=device)
     for target, own in zip(maps, spheres, strict=True):
         for *centre, _, label in own:
             z, y, x = (

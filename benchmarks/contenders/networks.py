@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from kaggle_utils.particles import PARTICLE_NAMES
+from kaggle_utils.particles import PARTICLES
 
-CLASSES = len(PARTICLE_NAMES) + 1  # the background is the first
+CLASSES = len(PARTICLES.names) + 1  # the background is the first
 WIDTHS = (16, 32, 64, 128)  # of the networks of MONAI
 _RARE = -4.0  # a particle's first logit, or hundreds of steps would only learn how rare particles are
 
@@ -138,7 +138,7 @@ class SliceNet(nn.Module):
         )
         self.ups = nn.ModuleList([_Up(widths[2], widths[1], widths[1]), _Up(widths[1], widths[0], widths[0])])
         self.last = _convolve(width, width)
-        self.head = nn.Conv3d(width, 4**3 * len(PARTICLE_NAMES), 1)
+        self.head = nn.Conv3d(width, 4**3 * len(PARTICLES.names), 1)
         nn.init.constant_(self.head.bias, _RARE)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -193,7 +193,7 @@ class Detector(nn.Module):
         pairs = list(zip(widths[:0:-1], widths[-2:0:-1], strict=False))  # from the deepest to stride 2
         self.reduce = nn.ModuleList(nn.Conv3d(wide, narrow, 1, bias=False) for wide, narrow in pairs)
         self.ups = nn.ModuleList(_PreNormBlock(narrow) for _, narrow in pairs)
-        self.classes = _make_branch(widths[1], head, len(PARTICLE_NAMES))
+        self.classes = _make_branch(widths[1], head, len(PARTICLES.names))
         self.offsets = _make_branch(widths[1], offset, 3)
         nn.init.constant_(self.classes[-1].bias, _RARE)
 

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from kaggle_utils.cli.commands import import_data, notebooks, phantom, predict, publish, score, validate
+from kaggle_utils.cli.commands import import_data, notebooks, phantom, predict, publish, score, train, validate
 from kaggle_utils.recipes import RECIPE_NAMES, SCALES
 
 _STATUS = (
@@ -61,10 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--work", type=Path, metavar="DIR", help="for models, pages and submission.csv (work/ and submissions/)"
     )
-    command.add_argument("--recipe", choices=RECIPE_NAMES, help="what is trained, and how")
-    command.add_argument(
-        "--scale", choices=SCALES, help="demo: minutes on a CPU; full: hours on a GPU (what fits the machine and data)"
-    )
+    _add_recipe(command)
     _add_settings(command)
     command.add_argument("--only", nargs="+", metavar="03", help="run only these notebooks, by number")
     command.add_argument("--refresh", action="store_true", help="write outputs into the notebooks, to commit them")
@@ -103,6 +100,14 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--flip", nargs="+", choices=("x", "y", "z"), help="axes along which picks are counted from the other end"
     )
+
+    command = commands.add_parser("train", help="train and calibrate models on all runs of train/", **settings)
+    command.set_defaults(command=train)
+    command.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with train/")
+    command.add_argument("--models", type=Path, required=True, metavar="DIR", help="folder for the model folders")
+    _add_recipe(command)
+    _add_settings(command)
+    command.add_argument("--device", nargs="+", metavar="NAME", help="such as cuda:0 cuda:1 (all GPUs, else cpu)")
 
     command = commands.add_parser(
         "predict", help="run models over tomograms and write a submission", epilog=_STATUS, **settings
@@ -163,6 +168,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--truth", type=Path, required=True, metavar="PATH", help="an overlay's ExperimentRuns, or a CSV of picks"
     )
+    command.add_argument(
+        "--particles", type=Path, metavar="PATH", help="particles.json, or the data folder that has it (of the truth)"
+    )
     command.add_argument("--json", dest="as_json", action="store_true", help="print JSON instead of a table")
 
     command = commands.add_parser("validate", help="check a submission against every rule of the format", **settings)
@@ -187,6 +195,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--push", action="store_true", help="send them with the kaggle command")
     command.add_argument("--only", nargs="+", metavar="06", help="push only these notebooks, by number")
     return parser
+
+
+def _add_recipe(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--recipe", choices=RECIPE_NAMES, help="what is trained, and how")
+    command.add_argument(
+        "--scale", choices=SCALES, help="demo: minutes on a CPU; full: hours on a GPU (what fits the machine and data)"
+    )
 
 
 def _add_settings(command: argparse.ArgumentParser) -> None:

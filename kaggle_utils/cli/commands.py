@@ -78,13 +78,16 @@ def import_data(
     call in which all failed raises instead."""
     from kaggle_utils.data.exchange import find_files, find_positions, import_runs, parse_unit
     from kaggle_utils.figures.slices import draw_picks
+    from kaggle_utils.particles import read_particles
 
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"{out} is a file; give --out a folder")
     files = find_files(tomograms, "tomogram")
-    positions = find_positions(picks, None if unit is None else parse_unit(unit))
+    catalogue = read_particles(out)
+    positions = find_positions(picks, None if unit is None else parse_unit(unit), catalogue)
+    draw = partial(draw_picks, count=1, catalogue=catalogue)
     failed = []
-    for imported in import_runs(files, positions, out, partial(draw_picks, count=1), **settings):
+    for imported in import_runs(files, positions, out, draw, catalogue=catalogue, **settings):
         first, *others = imported.lines or (f"failed: {imported.failure}",)
         print("\n  ".join([f"{imported.run}: {first}", *others]), flush=True)
         failed += [imported.run] if imported.failure else []
@@ -92,6 +95,52 @@ def import_data(
         raise ValueError(f"nothing was imported: each of {_count(len(files), 'tomogram')} failed, as is said above")
     print(f"{_count(len(files) - len(failed), 'run')} in {out}" + (f"; {len(failed)} failed" if failed else ""))
     return 3 if failed else 0
+
+
+def train(
+    data: Path,
+    models: Path,
+    recipe: str | None = None,
+    scale: str | None = None,
+    settings: tuple[str, ...] = (),
+    device: tuple[str, ...] = (),
+) -> int:
+    """Train U-Nets and V-Nets on all runs, choose the best ensemble, calibrate it, and print its scores on data that
+    the models have not seen. Finished models are kept, and started ones go on."""
+    import pandas as pd
+
+    from kaggle_utils.data.tomograms import find_runs
+    from kaggle_utils.evaluation.comparison import compare
+    from kaggle_utils.inference.ensemble import ENSEMBLES
+    from kaggle_utils.models.folder import name_model
+    from kaggle_utils.particles import read_particles
+    from kaggle_utils.preprocessing.subvolumes import load_runs
+    from kaggle_utils.recipes import CompetitionRecipe, get_recipe
+    from kaggle_utils.system.environment import detect
+    from kaggle_utils.system.machine import check_devices
+    from kaggle_utils.training.train import train_models
+
+    check_devices(device)
+    given = {"CZII_DATA": str(data), "CZII_RECIPE": recipe, "CZII_SCALE": scale}
+    here = detect({**os.environ, **{name: value for name, value in given.items() if value is not None}})
+    chosen, devices = get_recipe(here.recipe, here.scale, settings or here.settings), device or here.devices
+    runs, scored = find_runs(data), [particle.name for particle in read_particles(data).scored]
+    changed = f" with {' '.join(settings or here.settings)}" if settings or here.settings else ""
+    print(
+        f"{chosen.name} recipe at {chosen.scale} scale{changed} on {', '.join(devices)}: {_count(len(runs), 'run')}, "
+        f"{_count(len(scored), 'particle')}",
+        flush=True,
+    )
+    train_models(data, runs, ("unet", "vnet"), scored, chosen, models, devices)
+    comparison = compare(load_runs(data, runs, chosen), chosen, models, devices[0])
+    with pd.option_context("display.width", None, "display.max_columns", None):
+        print(f"\n{comparison.metric} on data not seen:\n{comparison.scores.T.round(3).to_string()}")
+    given_models = [models]
+    if not isinstance(chosen, CompetitionRecipe):  # the folder has more than the ensemble needs
+        needed = [name_model(kind, name) for name in scored for kind in ENSEMBLES[comparison.chosen](name)]
+        given_models = [models / name for name in needed]
+    print(f"the best: {comparison.chosen}; use it with: predict --models {' '.join(map(str, given_models))}")
+    return 0
 
 
 def predict(
@@ -156,10 +205,10 @@ def predict(
     picks = sum(len(outcome.picks) for outcome in outcomes)
     print(f"{count_states(outcomes)}\nsubmission: {out} ({_count(picks, 'pick')})")
     beside = out.with_name(f"{out.stem}.picks")
-    for path in export_picks(gather_picks(outcomes), beside, formats, data, split, kind):
+    for path in export_picks(gather_picks(outcomes), beside, formats, data, split, kind, ensemble.catalogue):
         print(f"picks: {path}")
     if pictures:
-        _draw_pictures(outcomes, beside / "pictures", data, split, kind)
+        _draw_pictures(outcomes, beside / "pictures", data, split, kind, ensemble.catalogue)
         print(f"pictures: {beside / 'pictures'}")
     failed = sum(outcome.state == "failed" for outcome in outcomes)
     if failed == len(outcomes):
@@ -167,17 +216,22 @@ def predict(
     return 3 if failed else 0
 
 
-def score(submission: Path, truth: Path, as_json: bool = False) -> int:
+def score(submission: Path, truth: Path, particles: Path | None = None, as_json: bool = False) -> int:
     """Print the competition's F-beta, in all and for each particle, and what the numbers do not say by themselves; with
-    `as_json` that goes to stderr."""
+    `as_json` that goes to stderr. `particles` is a data folder or a file; else they are those of the truth's data."""
     from kaggle_utils.data.picks import read_truth
+    from kaggle_utils.particles import PARTICLES_FILE, read_particles
     from kaggle_utils.scoring.metrics import score_submission
     from kaggle_utils.scoring.remarks import explain_score
     from kaggle_utils.submission.csv_file import read_submission
 
-    picks, true = read_submission(submission), read_truth(truth)
-    result = score_submission(picks, true)
-    remarks = "\n".join(explain_score(picks, true, result))
+    if particles is None:  # truth is DATA/test_truth/overlay/ExperimentRuns, or a CSV
+        above = (folder for folder in truth.absolute().parents[:3] if (folder / PARTICLES_FILE).is_file())
+        particles = next(above, truth)
+    catalogue = read_particles(particles)
+    picks, true = read_submission(submission), read_truth(truth, catalogue)
+    result = score_submission(picks, true, catalogue=catalogue)
+    remarks = "\n".join(explain_score(picks, true, result, catalogue))
     if as_json:
         print(json.dumps(result.to_dict(), indent=1))
         print(remarks, file=sys.stderr)
@@ -224,7 +278,7 @@ def publish(
     return 0
 
 
-def _draw_pictures(outcomes: list, folder: Path, data: Path, split: str, kind: str) -> None:
+def _draw_pictures(outcomes: list, folder: Path, data: Path, split: str, kind: str, catalogue: Any) -> None:
     """Draw slices of each run that can be read, with its picks."""
     from kaggle_utils.data.salvage import salvage_tomogram
     from kaggle_utils.figures.slices import draw_picks
@@ -233,7 +287,7 @@ def _draw_pictures(outcomes: list, folder: Path, data: Path, split: str, kind: s
     for outcome in outcomes:
         found = salvage_tomogram(outcome.run, data, split, kind)
         if found.volume is not None:
-            figure = draw_picks(found.volume, found.voxel_spacing, outcome.picks)
+            figure = draw_picks(found.volume, found.voxel_spacing, outcome.picks, catalogue=catalogue)
             with replacing(folder / f"{outcome.run}.png") as temporary:
                 figure.savefig(temporary, format="png")
 

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from kaggle_utils.data.levels import MOST_VOXELS
 from kaggle_utils.data.picks import PICK_COLUMNS, voxel_to_angstrom, write_picks
 from kaggle_utils.data.tomograms import TOMOGRAM_TYPES, write_ome_zarr
-from kaggle_utils.particles import get_particle
+from kaggle_utils.particles import PARTICLES
 from kaggle_utils.system.files import write_text
 from kaggle_utils.system.machine import find_free_memory
 
@@ -111,7 +111,7 @@ def _require_memory(shape: tuple[int, ...]) -> None:
 
 
 def _radius(name: str) -> float:
-    return get_particle(name).radius / VOXEL
+    return PARTICLES.get(name).radius / VOXEL
 
 
 def _add(

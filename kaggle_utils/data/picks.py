@@ -10,6 +10,7 @@ import reprlib
 import warnings
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from kaggle_utils.data.tomograms import default_data, is_plain_name
-from kaggle_utils.particles import PARTICLES, get_particle
+from kaggle_utils.particles import PARTICLES, PARTICLES_FILE, Catalogue, read_particles
 from kaggle_utils.system.files import is_number, read_bytes, read_json, write_text
 
 PICK_COLUMNS = ("experiment", "particle_type", "x", "y", "z")
@@ -57,8 +58,8 @@ def read_run(run: str, data: str | Path | None = None, split: str = "train") -> 
     """Return all annotated points of a run in one table, in Angstrom.
 
     Every JSON file in DATA/<split>/overlay/ExperimentRuns/<run>/Picks is read, with or without copick's
-    `<user>_<session>_` before the particle. A file of an unknown particle, or without points, gives a warning and no
-    points.
+    `<user>_<session>_` before the particle. A file without points gives a warning, and so does one of a particle that
+    is not in the data's table (`read_particles`), once for all runs; both give no points.
 
     Raises FileNotFoundError when the run has no overlay. Raises ValueError, naming run and file, for a file that is
     larger than 64 MB or malformed, and for coordinates that are not numbers or beyond a millimetre.
@@ -67,10 +68,10 @@ def read_run(run: str, data: str | Path | None = None, split: str = "train") -> 
     folder = data / split / "overlay" / "ExperimentRuns"
     if not is_plain_name(run):
         raise FileNotFoundError(f"run {run!r} is not in {folder}")
-    return _read_picks_folder(folder / run)
+    return _read_picks_folder(folder / run, read_particles(data))
 
 
-def read_picks_file(path: Path, run: str) -> pd.DataFrame | None:
+def read_picks_file(path: Path, run: str, catalogue: Catalogue = PARTICLES) -> pd.DataFrame | None:
     """Return the picks table of a copick file, with its scores as `confidence`; None, with a warning, for an unknown
     particle. Raises ValueError, naming run and file, as `read_run` does."""
     try:
@@ -89,9 +90,9 @@ def read_picks_file(path: Path, run: str) -> pd.DataFrame | None:
             f"run {run}: {path} has coordinates that are not finite numbers, or beyond a millimetre; download it again"
         )
     try:
-        get_particle(name)
+        catalogue.get(name)
     except ValueError as error:
-        warnings.warn(f"run {run}: {path} is left out: {error}", stacklevel=4)
+        _tell_unknown(Path(*("*" if part == run else part for part in path.parts)), str(error))
         return None
     if not points:
         warnings.warn(f"run {run}: {path} has no points", stacklevel=4)
@@ -99,7 +100,7 @@ def read_picks_file(path: Path, run: str) -> pd.DataFrame | None:
     return make_picks(run, [name] * len(points), points).assign(confidence=scores)
 
 
-def read_overlay(experiment_runs: str | Path) -> pd.DataFrame:
+def read_overlay(experiment_runs: str | Path, catalogue: Catalogue = PARTICLES) -> pd.DataFrame:
     """Return the points of all runs below an overlay's ExperimentRuns folder.
 
     Raises as `read_run` does, and FileNotFoundError for a folder without runs; it then names the ExperimentRuns folders
@@ -112,17 +113,17 @@ def read_overlay(experiment_runs: str | Path) -> pd.DataFrame:
         advice = f"give {found}" if found else f"nor are any in {', '.join(below)} there, or in the two folders above"
         raise FileNotFoundError(f"no picks in {folder}, which should hold <run>/Picks/<particle>.json; {advice}")
     runs = sorted(path for path in folder.glob("[!.]*") if path.is_dir())
-    return pd.concat([_read_picks_folder(run) for run in runs], ignore_index=True)
+    return pd.concat([_read_picks_folder(run, catalogue) for run in runs], ignore_index=True)
 
 
-def read_truth(path: str | Path) -> pd.DataFrame:
+def read_truth(path: str | Path, catalogue: Catalogue = PARTICLES) -> pd.DataFrame:
     """Return true picks from an overlay's ExperimentRuns folder, or from a CSV with the columns of a picks table.
 
     Raises FileNotFoundError for a missing path, ValueError for a CSV that is larger than 256 MB or lacks a column, and
     as `read_overlay` does."""
     path = Path(path)
     if path.is_dir():
-        return read_overlay(path)
+        return read_overlay(path, catalogue)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; give an overlay's ExperimentRuns folder, or a CSV of picks")
     content = read_bytes(path, _MOST_BYTES)
@@ -166,7 +167,12 @@ def choose_particle(points: pd.DataFrame, wanted: str) -> str:
 
 
 def write_picks(
-    points: pd.DataFrame, folder: str | Path, user_id: str = "curation", session_id: str = "0", prefix: bool = True
+    points: pd.DataFrame,
+    folder: str | Path,
+    user_id: str = "curation",
+    session_id: str = "0",
+    prefix: bool = True,
+    catalogue: Catalogue = PARTICLES,
 ) -> list[Path]:
     """Write a picks table as copick files FOLDER/<run>/Picks/[<user>_<session>_]<particle>.json and return their paths.
 
@@ -187,7 +193,7 @@ def write_picks(
     if columns.isna().any(axis=None) or not np.isfinite(numbers).all():
         raise ValueError("each pick needs a run, a particle type, finite coordinates and a finite confidence, if any")
     for name in columns["particle_type"].unique():
-        get_particle(name)
+        catalogue.get(name)
     for run in columns["experiment"].unique():
         if not isinstance(run, str) or not is_plain_name(run) or not run.isprintable():
             raise ValueError(f"{run!r} cannot be a run's name: it must be a printable text without a separator")
@@ -243,7 +249,8 @@ def open_copick_project(data: str | Path, overlay: str | Path, split: str = "tra
                 "description": "CZII - CryoET Object Identification",
                 "version": "1.0.0",
                 "pickable_objects": [
-                    {"name": p.name, "is_particle": True, "label": p.label, "radius": p.radius} for p in PARTICLES
+                    {"name": p.name, "is_particle": True, "label": p.label, "radius": p.radius}
+                    for p in read_particles(data)
                 ],
                 "overlay_root": f"local://{Path(overlay).absolute()}",
                 "overlay_fs_args": {"auto_mkdir": True},
@@ -263,17 +270,23 @@ def _to_copick_json(record: dict) -> str:
     return CopickPicksFile.model_validate(record).model_dump_json(indent=1)
 
 
+@cache
+def _tell_unknown(path: Path, fault: str) -> None:
+    """Warn of files of a particle that the table lacks: once, not for each run."""
+    warnings.warn(f"{path} is left out: {fault}; {PARTICLES_FILE} beside train/ can list others", stacklevel=4)
+
+
 def _holds_picks(folder: Path) -> bool:
     """Whether a folder holds runs with picks, as an overlay's ExperimentRuns does."""
     return next(folder.glob("[!.]*/Picks/*.json"), None) is not None
 
 
-def _read_picks_folder(run_folder: Path) -> pd.DataFrame:
+def _read_picks_folder(run_folder: Path, catalogue: Catalogue) -> pd.DataFrame:
     folder = run_folder / "Picks"
     files = sorted(path for path in folder.glob("*.json") if not path.name.startswith("."))
     if not files:
         raise FileNotFoundError(f"run {run_folder.name}: no picks in {folder}; expected <particle>.json files")
-    tables = [read_picks_file(path, run_folder.name) for path in files]
+    tables = [read_picks_file(path, run_folder.name, catalogue) for path in files]
     tables = [table[list(PICK_COLUMNS)] for table in tables if table is not None]
     points = pd.concat([make_picks(), *tables], ignore_index=True)
     repeated = points.duplicated()

@@ -4,20 +4,24 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from kaggle_utils.particles import PARTICLES, Catalogue
 from kaggle_utils.scoring.metrics import score_submission
 from kaggle_utils.scoring.thresholds import apply_thresholds, tune_thresholds
 from kaggle_utils.scoring.trust import choose_thresholds, find_chances, keep_surest, measure_trust
 
 
-def check_aims(candidates: pd.DataFrame, truth: pd.DataFrame, particles: Sequence[str]) -> pd.DataFrame:
+def check_aims(
+    candidates: pd.DataFrame, truth: pd.DataFrame, particles: Sequence[str], catalogue: Catalogue = PARTICLES
+) -> pd.DataFrame:
     """For each run, tune thresholds of both aims on all other runs and apply them to it; score all runs together, as
     `score_aims` does. Confidences must be levelled. There must be two runs or more."""
     parts: dict[tuple[str | float, bool], list[pd.DataFrame]] = {}
     for name in sorted(truth["experiment"].unique()):
         inside, own = candidates["experiment"] == name, truth["experiment"] == name
-        for key, picks in pick_by_aim(candidates[~inside], truth[~own], candidates[inside], particles).items():
+        tables = candidates[~inside], truth[~own], candidates[inside]
+        for key, picks in pick_by_aim(*tables, particles, catalogue=catalogue).items():
             parts.setdefault(key, []).append(picks)
-    return score_aims({key: pd.concat(tables) for key, tables in parts.items()}, truth)
+    return score_aims({key: pd.concat(tables) for key, tables in parts.items()}, truth, catalogue)
 
 
 def pick_by_aim(
@@ -26,28 +30,32 @@ def pick_by_aim(
     candidates: pd.DataFrame,
     particles: Sequence[str],
     aims: Sequence[str | float] = ("fbeta", "f1"),
+    catalogue: Catalogue = PARTICLES,
 ) -> dict[tuple[str | float, bool], pd.DataFrame]:
     """Return the picks among `candidates` for each aim, without and with one particle a place: {(aim, one a place):
     picks}. Thresholds and chances come from the candidates `tuning` and their `truth`. Aims are those of
     `inference.aim_at`; all confidences must be levelled."""
-    curves, trust = tune_thresholds(tuning, truth, particles), measure_trust(tuning, truth, particles)
+    curves = tune_thresholds(tuning, truth, particles, catalogue=catalogue)
+    trust = measure_trust(tuning, truth, particles, catalogue)
     found = {}
     for aim in aims:
         thresholds = {name: curve.chosen for name, curve in curves.items()}
         picks = apply_thresholds(candidates, thresholds | ({} if aim == "fbeta" else choose_thresholds(trust, aim)))
         found[aim, False] = picks.assign(confidence=find_chances(picks, trust))
-        found[aim, True] = keep_surest(found[aim, False])
+        found[aim, True] = keep_surest(found[aim, False], catalogue)
     return found
 
 
-def score_aims(found: dict[tuple[str | float, bool], pd.DataFrame], truth: pd.DataFrame) -> pd.DataFrame:
+def score_aims(
+    found: dict[tuple[str | float, bool], pd.DataFrame], truth: pd.DataFrame, catalogue: Catalogue = PARTICLES
+) -> pd.DataFrame:
     """Return a row for each aim, without and with one particle a place, and each particle with weight and truth, after
     "all", their weighted mean. Columns are f_beta, f1, precision, recall; picks, how many there are ("all" has their
     sum); and expected, the mean of their chances, which the precision should be."""
     tables = {}
     for key, picks in found.items():
-        table = score_submission(picks, truth).particles
-        table["f1"] = score_submission(picks, truth, beta=1).particles["f_beta"]
+        table = score_submission(picks, truth, catalogue=catalogue).particles
+        table["f1"] = score_submission(picks, truth, 1, catalogue).particles["f_beta"]
         table["picks"] = table["tp"] + table["fp"]
         table["expected"] = picks.groupby("particle_type")["confidence"].mean().reindex(table.index, fill_value=0.0)
         table = table[(table["weight"] > 0) & (table["tp"] + table["fn"] > 0)]

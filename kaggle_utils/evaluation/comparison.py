@@ -13,10 +13,10 @@ from kaggle_utils.evaluation.aims import check_aims
 from kaggle_utils.evaluation.folds import Calibration, calibrate, check_thresholds
 from kaggle_utils.inference.ensemble import ENSEMBLES, combine, make_ensemble
 from kaggle_utils.inference.predictor import Predictor
-from kaggle_utils.models.config import read_config
+from kaggle_utils.models.config import read_catalogue, read_config
 from kaggle_utils.models.folder import load_model, name_model
-from kaggle_utils.particles import REPORT_PARTICLES
-from kaggle_utils.preprocessing.labels import make_annotated_mask, make_mask
+from kaggle_utils.particles import PARTICLES
+from kaggle_utils.preprocessing.labels import make_annotated_mask
 from kaggle_utils.preprocessing.subvolumes import Run, place_subvolumes, split_corners
 from kaggle_utils.recipes import PUBLISHED, CompetitionRecipe, Recipe
 from kaggle_utils.scoring.metrics import confusion_matrix, voxel_scores
@@ -67,7 +67,10 @@ def read_scores(folder: str | Path, architecture: str, split: str) -> dict[str, 
     `split` is a specialist's "train", "validation" or "test". Raises FileNotFoundError when there are no models."""
     folds = sorted(Path(folder).glob(f"{name_model(architecture, 'fold')}_*/config.json"))
     if not folds:
-        names = PUBLISHED[architecture]
+        configs = sorted(Path(folder).glob(f"{name_model(architecture, '*')}/config.json"))
+        catalogue = read_catalogue(read_config(configs[0].parent)) if configs else PARTICLES
+        scored = [particle.name for particle in catalogue.scored]
+        names = PUBLISHED[architecture] if catalogue == PARTICLES else scored
         return {name: read_config(Path(folder) / name_model(architecture, name))["scores"][split] for name in names}
     scores = [read_config(path.parent)["scores"]["validation"] for path in folds]
     totals = {name: np.sum([fold[name]["confusion"] for fold in scores], axis=0) for name in scores[0]}
@@ -111,7 +114,7 @@ def predict_example(
         held_out, corners = runs, split_corners(list(runs), recipe)["test"]
     best: Any = None
     for run, places in zip(held_out, corners, strict=True):
-        mask = make_mask(run.points, run.volume.shape, run.voxel_spacing, particle, recipe.radius_fraction)
+        mask = run.mask(particle, recipe.radius_fraction)
         boxes = [tuple(slice(start, start + recipe.subvolume_size) for start in corner) for corner in places]
         for box in boxes:
             count = np.count_nonzero(mask[box])
@@ -143,8 +146,8 @@ def compare(runs: Sequence[Run], recipe: Recipe, folder: str | Path, device: str
     scores = calibration.scores.T.set_axis(map(", ".join, calibration.scores.index), axis=1)
     check, aims = pd.DataFrame(), None
     if len(calibration.held_out) > 1:
-        check = check_thresholds(table, truth, list(calibration.curves)).T
-        aims = check_aims(table, truth, list(calibration.curves))
+        check = check_thresholds(table, truth, list(calibration.curves), runs[0].catalogue).T
+        aims = check_aims(table, truth, list(calibration.curves), runs[0].catalogue)
     return Comparison("F-beta", scores, calibration.best.ensemble, check, calibration, aims)
 
 
@@ -156,7 +159,8 @@ def compare_ensembles(
 
     Returns voxel recall, precision and F1 (report, section 3) with a row for each particle and columns (metric,
     ensemble). A sub-volume goes through each model once, however many ensembles there are."""
-    names = [particle.name for particle in REPORT_PARTICLES]
+    catalogue = runs[0].catalogue
+    names = [particle.name for particle in catalogue.scored]
     models = {
         name_model(a, p): load_model(Path(folder) / name_model(a, p), device) for a in ("unet", "vnet") for p in names
     }
@@ -166,7 +170,9 @@ def compare_ensembles(
     }
     predictors = {name: Predictor(model, device) for name, model in models.items()}
     truths = {
-        run.name: make_annotated_mask(run.points, run.volume.shape, run.voxel_spacing, names, recipe.radius_fraction)
+        run.name: make_annotated_mask(
+            run.points, run.volume.shape, run.voxel_spacing, names, recipe.radius_fraction, catalogue
+        )
         for run in runs
     }
     corners = split_corners(runs, recipe)[share]

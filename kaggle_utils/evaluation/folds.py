@@ -16,7 +16,8 @@ from kaggle_utils.inference.merging import COMMITTEES, MERGES, Merger, make_comm
 from kaggle_utils.inference.picking import DECODERS
 from kaggle_utils.inference.predictor import Predictor, load_volume
 from kaggle_utils.inference.ranks import match_ranks
-from kaggle_utils.models.folder import TrainedModel, load_model, save_config
+from kaggle_utils.models.folder import TrainedModel, check_particles, load_model, save_config
+from kaggle_utils.particles import PARTICLES, Catalogue
 from kaggle_utils.preprocessing.subvolumes import Run
 from kaggle_utils.scoring.levels import level_confidences, measure_levels, measure_volume
 from kaggle_utils.scoring.metrics import score_submission
@@ -67,36 +68,43 @@ def calibrate(runs: Sequence[Run], folder: str | Path, device: str = "cpu", view
     models = [load_model(path, device) for path in paths]
     if strangers := [model.name for model in models if "held_out" not in model.config]:
         raise ValueError(f"{', '.join(strangers)} in {folder} are not fold models; give a folder with fold models only")
+    catalogue, particles = runs[0].catalogue, models[0].particles
+    check_particles(models, catalogue, "the runs")
     found = predict_held_out(runs, models, device, views)
     names = sorted({model.config["held_out"] for model in models} & {run.name for run in runs})
     truth = pd.concat([run.points for run in runs if run.name in names])
     volumes = {run.name: measure_volume(run.volume.shape, run.voxel_spacing) for run in runs if run.name in names}
-    levels = {variant: measure_levels(table, truth, volumes, models[0].particles) for variant, table in found.items()}
+    levels = {variant: measure_levels(table, truth, volumes, particles) for variant, table in found.items()}
     found = {variant: level_confidences(table, levels[variant], volumes) for variant, table in found.items()}
-    curves = {variant: tune_thresholds(table, truth, models[0].particles) for variant, table in found.items()}
+    curves = {
+        variant: tune_thresholds(table, truth, particles, catalogue=catalogue) for variant, table in found.items()
+    }
     scores = {}
     for variant, table in found.items():
         picks = apply_thresholds(table, {name: curve.chosen for name, curve in curves[variant].items()})
-        score = score_submission(picks, truth)
+        score = score_submission(picks, truth, catalogue=catalogue)
         scores[variant] = {"score": score.score, **score.particles["f_beta"]}
     table = pd.DataFrame.from_dict(scores, orient="index")
     fit = [variant for variant in scores if variant.merge in _MEANS]
     best = max(fit, key=lambda variant: scores[variant]["score"])  # the first of equal ones, which is the simplest
     thresholds = {name: curve.chosen for name, curve in curves[best].items()}
-    offset = estimate_offset(apply_thresholds(found[best], thresholds), truth)
+    offset = estimate_offset(apply_thresholds(found[best], thresholds), truth, catalogue)
+    trust = measure_trust(found[best], truth, particles, catalogue)
     settings = {
         **best._asdict(),
         "views": views,
         "offset": [float(value) for value in offset.correction],
         "levels": {name: asdict(level) for name, level in levels[best].items()},
-        "trust": {name: asdict(own) for name, own in measure_trust(found[best], truth, models[0].particles).items()},
+        "trust": {name: asdict(own) for name, own in trust.items()},
     }
     for path, model in zip(paths, models, strict=True):
         save_config(path, {**model.config, **settings}, thresholds)
     return Calibration(table, best, curves[best], offset, found, tuple(names))
 
 
-def check_thresholds(table: pd.DataFrame, truth: pd.DataFrame, particles: Sequence[str]) -> pd.DataFrame:
+def check_thresholds(
+    table: pd.DataFrame, truth: pd.DataFrame, particles: Sequence[str], catalogue: Catalogue = PARTICLES
+) -> pd.DataFrame:
     """For each run, tune thresholds on all other runs and apply them to it; score all runs together.
 
     Returns F-beta, in all and for each particle, with one row each for the argmax, the chosen threshold, and 0.5. The
@@ -110,7 +118,7 @@ def check_thresholds(table: pd.DataFrame, truth: pd.DataFrame, particles: Sequen
     picks: dict[str, list[pd.DataFrame]] = {"argmax": [], "chosen": [], "0.5": []}
     for name in names:
         inside, others = table["experiment"] == name, truth[truth["experiment"] != name]
-        curves = tune_thresholds(table[~inside], others, particles)
+        curves = tune_thresholds(table[~inside], others, particles, catalogue=catalogue)
         chosen = {
             "argmax": {particle: curve.argmax for particle, curve in curves.items()},
             "chosen": {particle: curve.chosen for particle, curve in curves.items()},
@@ -118,7 +126,7 @@ def check_thresholds(table: pd.DataFrame, truth: pd.DataFrame, particles: Sequen
         }
         for kind, thresholds in chosen.items():
             picks[kind].append(apply_thresholds(table[inside], thresholds))
-    scores = {kind: score_submission(pd.concat(tables), truth) for kind, tables in picks.items()}
+    scores = {kind: score_submission(pd.concat(tables), truth, catalogue=catalogue) for kind, tables in picks.items()}
     rows = {kind: {"score": score.score, **score.particles["f_beta"]} for kind, score in scores.items()}
     return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -180,7 +188,7 @@ def _decode(
             tables[decoder] = merger.decode(maps, decoder)
         del maps  # before the next sum needs the memory
     return {
-        variant: match_ranks([wanted[(i,), "logits"]["peaks"] for i in own])
+        variant: match_ranks([wanted[(i,), "logits"]["peaks"] for i in own], run.catalogue)
         if variant.merge == "ranks"
         else wanted[own, variant.merge][variant.decoder]
         for variant, own in networks.items()

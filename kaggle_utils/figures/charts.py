@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
-from kaggle_utils.particles import PARTICLES, get_particle
+from kaggle_utils.particles import PARTICLES, Catalogue
 
 # Okabe and Ito (2008), like the particles' colours: distinguishable by colour-blind readers.
 BLUE, VERMILION, GREEN, SKY, ORANGE, GREY = "#0072B2", "#D55E00", "#009E73", "#56B4E9", "#E69F00", "#999999"
@@ -61,25 +61,25 @@ def set_title(figure: Figure, text: str) -> None:
     figure.suptitle(text, x=0.01, ha="left")
 
 
-def make_handles(names: Iterable[str], counted: bool = False) -> list[Line2D]:
+def make_handles(names: Iterable[str], counted: bool = False, catalogue: Catalogue = PARTICLES) -> list[Line2D]:
     """Return legend entries for the particles among `names`, in the table's order, and `counted` with their numbers."""
-    counts = Counter(get_particle(name).name for name in names)
+    counts = Counter(catalogue.get(name).name for name in names)
     handles = []
-    for particle in (particle for particle in PARTICLES if particle.name in counts):
+    for particle in (particle for particle in catalogue if particle.name in counts):
         label = f"{particle.name} ({counts[particle.name]})" if counted else particle.name
         handles.append(Line2D([], [], color=particle.colour, marker="o", linestyle="", ms=7, label=label))
     return handles
 
 
 @styled
-def draw_particles_3d(points: pd.DataFrame) -> Figure:
+def draw_particles_3d(points: pd.DataFrame, catalogue: Catalogue = PARTICLES) -> Figure:
     """Draw a run's picks in three dimensions, markers about as large as the particles (report, figure 1)."""
     figure = plt.figure(figsize=(8, 4.4))
     axes = figure.add_subplot(projection="3d")
     xyz = points[["x", "y", "z"]].to_numpy(dtype=float) / 10
     extent = np.maximum(np.ptp(xyz, axis=0), 1) if len(xyz) else np.ones(3)
     for name in points["particle_type"].unique():
-        particle, chosen = get_particle(name), xyz[points["particle_type"] == name]
+        particle, chosen = catalogue.get(name), xyz[points["particle_type"] == name]
         # Marker areas are in square points; the longest axis is some 230 points long.
         area = (230 * 2 * particle.radius / 10 / extent.max()) ** 2
         axes.scatter(*chosen.T, s=area, color=particle.colour, edgecolor="white", linewidth=0.5, alpha=0.85)
@@ -87,19 +87,19 @@ def draw_particles_3d(points: pd.DataFrame) -> Figure:
     axes.locator_params(nbins=5)
     axes.locator_params("z", nbins=3)
     axes.set(xlabel="x (nm)", ylabel="y (nm)", zlabel="z (nm)")
-    figure.legend(handles=make_handles(points["particle_type"], counted=True), loc="outside right center")
+    figure.legend(handles=make_handles(points["particle_type"], True, catalogue), loc="outside right center")
     runs = ", ".join(points["experiment"].unique())
     set_title(figure, f"{runs}: where the {len(points)} annotated particles lie")
     return figure
 
 
 @styled
-def draw_frequencies(points: pd.DataFrame) -> Figure:
+def draw_frequencies(points: pd.DataFrame, catalogue: Catalogue = PARTICLES) -> Figure:
     """Draw the picks of each run, stacked by particle, with their numbers (report, figure 3)."""
     counts = points.groupby(["experiment", "particle_type"]).size().unstack(fill_value=0)
     figure, axes = plt.subplots(figsize=(9, 1.3 + 0.42 * len(counts)))
     left = np.zeros(len(counts))
-    for particle in (particle for particle in PARTICLES if particle.name in counts):
+    for particle in (particle for particle in catalogue if particle.name in counts):
         numbers = counts[particle.name]
         bars = axes.barh(
             counts.index, numbers, left=left, color=particle.colour, edgecolor="white", label=particle.name
@@ -194,10 +194,12 @@ def draw_balance(counts: pd.DataFrame) -> Figure:
 
 
 @styled
-def draw_score_bars(table: pd.DataFrame, ylabel: str, title: str | None = None) -> Figure:
+def draw_score_bars(
+    table: pd.DataFrame, ylabel: str, title: str | None = None, catalogue: Catalogue = PARTICLES
+) -> Figure:
     """Draw scores from 0 to 1 as grouped bars: particles are the index, series the columns; NaN leaves a gap."""
     figure, axes = plt.subplots(figsize=(9.5, 3.4))
-    _draw_bars(axes, table, "{:.2f}")
+    _draw_bars(axes, table, "{:.2f}", catalogue)
     # Precision and F-beta can exceed 1: a pick between two particles counts as two hits.
     top = max(1.0, float(np.nanmax(table.to_numpy(dtype=float), initial=0)))
     axes.set(ylim=(0, 1.08 * top), xlabel="particle", ylabel=ylabel, yticks=np.linspace(0, 1, 6))
@@ -230,12 +232,12 @@ def draw_confusion(confusion: np.ndarray, title: str) -> Figure:
     return figure
 
 
-def _draw_bars(axes: Axes, table: pd.DataFrame, number: str) -> None:
+def _draw_bars(axes: Axes, table: pd.DataFrame, number: str, catalogue: Catalogue = PARTICLES) -> None:
     """Draw a group of bars for each row, in a colour for each column; a single column has the particles' colours."""
     # Colour-blind readers can read cividis, and none of its colours is a particle's.
     colours = list(plt.get_cmap("cividis")(np.linspace(0.15, 0.95, len(table.columns))))
     if len(table.columns) == 1:
-        known = {particle.name: particle.colour for particle in PARTICLES}
+        known = {particle.name: particle.colour for particle in catalogue}
         colours = [[known.get(name, GREY) for name in table.index]]
     centres, width = np.arange(len(table)), 0.86 / len(table.columns)
     for index, (name, colour) in enumerate(zip(table.columns, colours, strict=True)):
@@ -244,9 +246,9 @@ def _draw_bars(axes: Axes, table: pd.DataFrame, number: str) -> None:
         bars = axes.bar(places, values, width, color=colour, edgecolor="black", linewidth=0.4, label=name)
         texts = [number.format(value) if np.isfinite(value) else "" for value in values]
         axes.bar_label(bars, texts, padding=1, fontsize=7.5)
-    axes.set_xticks(
-        centres, [str(name).replace("like-", "like-\n").replace("beta-", "beta-\n") for name in table.index]
-    )
+    slope = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if len(table) > 8 else {}
+    names = [str(name).replace("like-", "like-\n").replace("beta-", "beta-\n") for name in table.index]
+    axes.set_xticks(centres, names, **slope)
     axes.margins(x=0.01, y=0.12)
     axes.spines[["top", "right"]].set_visible(False)
 

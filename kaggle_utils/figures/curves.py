@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from kaggle_utils.figures.charts import BLUE, GREEN, GREY, HALO, VERMILION, make_handles, set_title, styled
-from kaggle_utils.particles import get_particle
+from kaggle_utils.particles import PARTICLES, Catalogue
 from kaggle_utils.scoring.thresholds import Curve
 
 _TICKS = (0.001, 0.01, 0.1, 0.5, 0.9, 0.99)
@@ -51,7 +51,7 @@ def draw_losses_grid(histories: Mapping[str, pd.DataFrame], title: str | None = 
 
 
 @styled
-def draw_threshold_curves(curves: Mapping[str, Curve]) -> Figure:
+def draw_threshold_curves(curves: Mapping[str, Curve], catalogue: Catalogue = PARTICLES) -> Figure:
     """Draw a panel for each {particle: curve} of `tune_thresholds`: F-beta with its 90 % band, and two thresholds.
 
     Raises ValueError for an unknown particle and when there are no curves.
@@ -67,7 +67,7 @@ def draw_threshold_curves(curves: Mapping[str, Curve]) -> Figure:
     for axes in grid.flat[len(curves) :]:
         axes.remove()
     for index, (axes, (name, curve)) in enumerate(zip(grid.flat, curves.items(), strict=False)):
-        particle = get_particle(name)
+        particle = catalogue.get(name)
         axes.fill_between(curve.thresholds, curve.low, curve.high, color=particle.colour, alpha=0.25, lw=0)
         axes.plot(curve.thresholds, curve.f_beta, color=particle.colour, lw=2)
         axes.axvline(curve.chosen, color="black", lw=1.4)
@@ -100,7 +100,7 @@ def draw_threshold_curves(curves: Mapping[str, Curve]) -> Figure:
 
 
 @styled
-def draw_aims(scores: pd.DataFrame) -> Figure:
+def draw_aims(scores: pd.DataFrame, catalogue: Catalogue = PARTICLES) -> Figure:
     """Draw precision against recall of each particle, in a panel for each aim of the thresholds: an arrow leads from
     all picks to those with one particle a place. `scores` as from `check_aims`."""
     aims = list(scores.index.unique("aim"))
@@ -112,7 +112,7 @@ def draw_aims(scores: pd.DataFrame) -> Figure:
         lines = axes.contour(recall, precision, f1, [0.2, 0.4, 0.6, 0.8], colors=GREY, linewidths=0.6)
         axes.clabel(lines, fmt="F1 %g", fontsize=7)
         for name in names:
-            colour, points = get_particle(name).colour, scores.loc[aim].xs(name, level="particle")
+            colour, points = catalogue.get(name).colour, scores.loc[aim].xs(name, level="particle")
             before, after = (points.loc[kept, ["recall", "precision"]].to_numpy(dtype=float) for kept in (False, True))
             axes.annotate("", after, before, arrowprops={"arrowstyle": "->", "color": colour, "shrinkA": 4})
             axes.plot(*before, "o", color=colour, ms=8, mfc="white", mew=2)
@@ -127,7 +127,7 @@ def draw_aims(scores: pd.DataFrame) -> Figure:
     panels[0, 0].set_ylabel("precision")
     rings = [Line2D([], [], color="black", marker="o", ls="", mfc=fill) for fill in ("white", "black")]
     figure.legend(
-        handles=[*make_handles(names), *rings],
+        handles=[*make_handles(names, catalogue=catalogue), *rings],
         labels=[*(handle.get_label() for handle in make_handles(names)), "all picks", "one particle a place"],
         loc="outside lower center",
         ncols=4,

@@ -8,14 +8,14 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, FancyBboxPatch, Patch, Rectangle
 
 from kaggle_utils.figures.charts import BLUE, GREEN, GREY, VERMILION, set_title, styled
-from kaggle_utils.particles import PARTICLES, REPORT_PARTICLES, Particle
+from kaggle_utils.particles import PARTICLES, Particle
 from kaggle_utils.recipes import CompetitionRecipe, ModelRecipe, Recipe
 
 # Where the particles are in the small pictures of the pipeline, as fractions of a picture's edges.
 _PLACES = dict(
     zip(PARTICLES, [(0.22, 0.25), (0.45, 0.15), (0.75, 0.2), (0.27, 0.7), (0.55, 0.46), (0.78, 0.78)], strict=True)
 )
-_MIDDLE = (len(REPORT_PARTICLES) - 1) / 2  # the height of the pipeline
+_MIDDLE = (len(PARTICLES.scored) - 1) / 2  # the height of the pipeline
 _ROWS = "id, experiment,\nparticle_type,\nx, y, z (Å)"
 
 
@@ -66,8 +66,8 @@ def draw_pipeline(recipe: Recipe) -> Figure:
 
 def _draw_specialists(axes: Axes) -> tuple[str, dict[float, str]]:
     """Draw the report's pipeline; return its title, and the name of the step at each x."""
-    _draw_picture(axes, 0.6, _MIDDLE, 1.5, dict.fromkeys(REPORT_PARTICLES, "#666666"), "#C8C8C8")
-    for row, particle in enumerate(REPORT_PARTICLES):
+    _draw_picture(axes, 0.6, _MIDDLE, 1.5, dict.fromkeys(PARTICLES.scored, "#666666"), "#C8C8C8")
+    for row, particle in enumerate(PARTICLES.scored):
         y = 2 * _MIDDLE - row
         _draw_arrow(axes, (1.4, _MIDDLE), (1.97, y))
         _draw_box(axes, 3.1, y, 2.2, 0.62, particle.name, particle.colour)
@@ -76,7 +76,7 @@ def _draw_specialists(axes: Axes) -> tuple[str, dict[float, str]]:
         _draw_arrow(axes, (5.7, y), (6.32, _MIDDLE + 0.22 * (y - _MIDDLE)))
     _draw_box(axes, 7.1, _MIDDLE, 1.5, 1.4, "rule:\nfrequency,\nrecall,\nprobability", GREY)
     _draw_arrow(axes, (7.88, _MIDDLE), (8.33, _MIDDLE))
-    _draw_picture(axes, 9.1, _MIDDLE, 1.5, {particle: particle.colour for particle in REPORT_PARTICLES})
+    _draw_picture(axes, 9.1, _MIDDLE, 1.5, {particle: particle.colour for particle in PARTICLES.scored})
     _draw_arrow(axes, (9.88, _MIDDLE), (10.4, _MIDDLE))
     _draw_box(axes, 11.3, _MIDDLE, 1.7, 1.4, _ROWS, GREY)
     return "five specialists, one rule where they disagree", {

@@ -19,7 +19,7 @@ from matplotlib.patches import Circle, Patch
 
 from kaggle_utils.data.picks import angstrom_to_voxel
 from kaggle_utils.figures.charts import BLUE, GREEN, HALO, SKY, VERMILION, make_handles, set_title, styled
-from kaggle_utils.particles import REPORT_PARTICLES, get_particle
+from kaggle_utils.particles import PARTICLES, Catalogue
 
 _GREYS = plt.get_cmap("gray", 16)  # more shades would only make noise look the same in larger files
 _AGREEMENT = {"hit": GREEN, "missed (true only)": SKY, "false (predicted only)": VERMILION}
@@ -32,6 +32,7 @@ def draw_slice_with_picks(
     points: pd.DataFrame,
     z: int | None = None,
     particles: Sequence[str] | None = None,
+    catalogue: Catalogue = PARTICLES,
 ) -> Figure:
     """Draw one slice, and as circles where it cuts the spheres of picks (report, figure 2).
 
@@ -39,38 +40,44 @@ def draw_slice_with_picks(
     """
     if particles is not None:
         points = points[points["particle_type"].isin(particles)]
-    z = _busiest_slice(points, volume, voxel_spacing) if z is None else z
-    centres, radii = _place(points, voxel_spacing)
+    z = _busiest_slice(points, volume, voxel_spacing, catalogue) if z is None else z
+    centres, radii = _place(points, voxel_spacing, catalogue)
     squares = radii**2 - (centres[:, 0] - z * voxel_spacing / 10) ** 2
     cut = squares > 0
     names = points["particle_type"].to_numpy()[cut]
     figure, (axes,) = _make_panels(1, volume.shape)
     _show_slice(axes, volume[z], voxel_spacing)
     for name, (_, y, x), radius in zip(names, centres[cut], np.sqrt(squares[cut]), strict=True):
-        _draw_circle(axes, x, y, radius, name)
-    figure.legend(handles=make_handles(names, counted=True), loc="outside right center")
+        _draw_circle(axes, x, y, radius, catalogue.get(name).colour)
+    figure.legend(handles=make_handles(names, True, catalogue), loc="outside right center")
     place = f"{_name_runs(points)}, {_name_slice(z, voxel_spacing)}"
     set_title(figure, f"{place}: the slice cuts {len(names)} annotated spheres; particles are dark")
     return figure
 
 
 @styled
-def draw_picks(volume: np.ndarray, voxel_spacing: float, picks: pd.DataFrame, count: int = 3) -> Figure:
+def draw_picks(
+    volume: np.ndarray,
+    voxel_spacing: float,
+    picks: pd.DataFrame,
+    count: int = 3,
+    catalogue: Catalogue = PARTICLES,
+) -> Figure:
     """Draw slices of a run with circles where they cut the spheres of picks: for one, the slice that cuts most; for
     more, the quantiles of the picks' z."""
-    centres, radii = _place(picks, voxel_spacing)
+    centres, radii = _place(picks, voxel_spacing, catalogue)
     heights = centres[:, 0] * 10 / voxel_spacing if len(centres) else np.arange(len(volume))
     steps = (np.arange(count) + 0.5) / count
-    quantiles = np.unique(np.quantile(heights, steps).astype(int))
-    slices = [_busiest_slice(picks, volume, voxel_spacing)] if count == 1 else quantiles
+    quantiles = np.unique(np.quantile(heights, steps).astype(int)).tolist()
+    slices = [_busiest_slice(picks, volume, voxel_spacing, catalogue)] if count == 1 else quantiles
     figure, panels = _make_panels(len(slices), volume.shape)
     for axes, z in zip(panels, slices, strict=True):
         _show_slice(axes, volume[z], voxel_spacing, _name_slice(z, voxel_spacing))
         squares = radii**2 - (centres[:, 0] - z * voxel_spacing / 10) ** 2
         for name, (_, y, x), square in zip(picks["particle_type"], centres, squares, strict=True):
             if square > 0:
-                _draw_circle(axes, x, y, square**0.5, name)
-    figure.legend(handles=make_handles(picks["particle_type"], counted=True), loc="outside right center")
+                _draw_circle(axes, x, y, square**0.5, catalogue.get(name).colour)
+    figure.legend(handles=make_handles(picks["particle_type"], True, catalogue), loc="outside right center")
     set_title(figure, f"{_name_runs(picks)}: circles are where a slice cuts the sphere of one of {len(picks)} picks")
     return figure
 
@@ -93,13 +100,14 @@ def draw_label_steps(
     voxel_spacing: float,
     z: int | None = None,
     particle: str | None = None,
+    catalogue: Catalogue = PARTICLES,
 ) -> Figure:
     """Draw in one slice how labels are made: tomogram, centroids (`grid`) and spheres (`mask`), all (z, y, x).
 
     z=None takes the slice with most labelled voxels. A `particle` gives the colour and the name.
     """
     z = int(np.count_nonzero(mask, axis=(1, 2)).argmax()) if z is None else z
-    name, colour = (particle, get_particle(particle).colour) if particle else ("particle", VERMILION)
+    name, colour = (particle, catalogue.get(particle).colour) if particle else ("particle", VERMILION)
     centroids = np.argwhere(grid)
     # The slice cuts the sphere of a centroid if it is labelled straight above or below the centroid.
     centroids = centroids[mask[z, centroids[:, 1], centroids[:, 2]] > 0] * voxel_spacing / 10
@@ -177,21 +185,25 @@ def draw_truth_and_prediction(
 
 @styled
 def draw_annotated_masks(
-    volume: np.ndarray, masks: Mapping[str, np.ndarray], voxel_spacing: float, z: int | None = None
+    volume: np.ndarray,
+    masks: Mapping[str, np.ndarray],
+    voxel_spacing: float,
+    z: int | None = None,
+    catalogue: Catalogue = PARTICLES,
 ) -> Figure:
     """Draw a slice, and beside it the same slice of each {name: annotated mask}.
 
-    Annotated masks are uint8 (z, y, x): 0 is background, 1 to 5 are the report's particles. z=None takes the slice with
-    most labelled voxels in all masks together.
+    Annotated masks are uint8 (z, y, x): 0 is background, and the particles with a weight are numbered from 1. z=None
+    takes the slice with most labelled voxels in all masks together.
     """
     if z is None:
         z = int(sum(np.count_nonzero(mask, axis=(1, 2)) for mask in masks.values()).argmax())
     figure, panels = _make_panels(len(masks) + 1, volume.shape, columns=min(len(masks) + 1, 3))
     _show_slice(panels[0], volume[z], voxel_spacing, "tomogram")
     for axes, (name, mask) in zip(panels[1:], masks.items(), strict=True):
-        _fill_mask(axes, mask[z], voxel_spacing, [particle.colour for particle in REPORT_PARTICLES])
+        _fill_mask(axes, mask[z], voxel_spacing, [particle.colour for particle in catalogue.scored])
         axes.set_title(name)
-    labels = enumerate(REPORT_PARTICLES, start=1)
+    labels = enumerate(catalogue.scored, start=1)
     handles = [Patch(color=particle.colour, label=f"{label} {particle.name}") for label, particle in labels]
     figure.legend(handles=handles, loc="outside lower center", ncols=5)
     set_title(figure, f"Annotated masks, {_name_slice(z, voxel_spacing)}: one particle, or none, for each voxel")
@@ -206,6 +218,7 @@ def draw_picks_and_truth(
     truth: pd.DataFrame,
     z: int | None = None,
     depth: float = 80.0,
+    catalogue: Catalogue = PARTICLES,
 ) -> Figure:
     """Draw a slice with the picks and true particles whose centres lie within `depth` Angstrom of it.
 
@@ -213,27 +226,26 @@ def draw_picks_and_truth(
     a pick; without the pale ones, a pick and its particle on either side of the limit would look like an error. z=None
     takes the slice that cuts most true particles.
     """
-    z = _busiest_slice(truth if len(truth) else picks, volume, voxel_spacing) if z is None else z
+    z = _busiest_slice(truth if len(truth) else picks, volume, voxel_spacing, catalogue) if z is None else z
     figure, (axes,) = _make_panels(1, volume.shape)
     _show_slice(axes, volume[z], voxel_spacing)
     shown = []
     for table, is_truth in ((truth, True), (picks, False)):
-        centres, radii = _place(table, voxel_spacing)
+        centres, radii = _place(table, voxel_spacing, catalogue)
         distances = np.abs(centres[:, 0] - z * voxel_spacing / 10) - depth / 10
         for name, (_, y, x), radius, distance in zip(table["particle_type"], centres, radii, distances, strict=True):
             if distance > 7.5:
                 continue
             shown.append(name)
-            alpha = 1 if distance <= 0 else 0.4
+            alpha, colour = 1 if distance <= 0 else 0.4, catalogue.get(name).colour
             if is_truth:
-                _draw_circle(axes, x, y, radius, name, alpha)
+                _draw_circle(axes, x, y, radius, colour, alpha)
             else:
-                colour = get_particle(name).colour
                 axes.plot(x, y, "x", color=colour, alpha=alpha, ms=8, mew=1.8, path_effects=HALO)
     handles = [
         Line2D([], [], color="#555555", marker="o", fillstyle="none", linestyle="", ms=11, label="true particle"),
         Line2D([], [], color="#555555", marker="x", linestyle="", ms=8, mew=1.8, label="pick"),
-        *make_handles(shown),
+        *make_handles(shown, catalogue=catalogue),
     ]
     figure.legend(handles=handles, loc="outside right center")
     place = f"within {depth / 10:g} nm of {_name_slice(z, voxel_spacing)} (pale: up to 7.5 nm further)"
@@ -291,21 +303,20 @@ def _outline(axes: Axes, mask: np.ndarray, voxel_spacing: float, colour: str, li
         contours.set_path_effects(HALO)
 
 
-def _draw_circle(axes: Axes, x: float, y: float, radius: float, particle: str, alpha: float = 1.0) -> None:
-    colour = get_particle(particle).colour
+def _draw_circle(axes: Axes, x: float, y: float, radius: float, colour: str, alpha: float = 1.0) -> None:
     settings = {"fill": False, "edgecolor": colour, "linewidth": 1.8, "alpha": alpha, "path_effects": HALO}
     axes.add_patch(Circle((x, y), radius, **settings))
 
 
-def _place(points: pd.DataFrame, voxel_spacing: float) -> tuple[np.ndarray, np.ndarray]:
+def _place(points: pd.DataFrame, voxel_spacing: float, catalogue: Catalogue) -> tuple[np.ndarray, np.ndarray]:
     """Return centres (n, 3), z y x, and radii (n,) of picks in nanometres, as on the axes."""
     centres = angstrom_to_voxel(points[["x", "y", "z"]].to_numpy(), voxel_spacing) * voxel_spacing / 10
-    return centres, np.array([get_particle(name).radius / 10 for name in points["particle_type"]])
+    return centres, np.array([catalogue.get(name).radius / 10 for name in points["particle_type"]])
 
 
-def _busiest_slice(points: pd.DataFrame, volume: np.ndarray, voxel_spacing: float) -> int:
+def _busiest_slice(points: pd.DataFrame, volume: np.ndarray, voxel_spacing: float, catalogue: Catalogue) -> int:
     """Return the slice that cuts most spheres near their centres, or the middle one without points."""
-    centres, radii = _place(points, voxel_spacing)
+    centres, radii = _place(points, voxel_spacing, catalogue)
     if not len(radii):
         return len(volume) // 2
     heights = np.arange(len(volume))[:, None] * voxel_spacing / 10

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kaggle_utils.particles import PARTICLES, REPORT_PARTICLES
+from kaggle_utils.particles import PARTICLES
 from kaggle_utils.recipes import Recipe
 
 # For each step of a recipe, what it does; `r` is the recipe.
@@ -109,7 +109,7 @@ def _fill(words: str, recipe: Recipe) -> str:
     return words.format(
         r=recipe,
         all=_NUMBERS[len(PARTICLES)],
-        five=_NUMBERS[len(REPORT_PARTICLES)],
+        five=_NUMBERS[len(PARTICLES.scored)],
         folds=f"{folds} times" if folds else "once for each run",
         shares=shares,
     )

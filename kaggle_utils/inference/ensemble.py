@@ -1,8 +1,8 @@
 """From many models' outputs to one annotated mask, by the report's rule (section 4.4) and its mixtures (sections 4.3
 and 7).
 
-Arrays are (z, y, x). In an annotated mask 0 is background and the report's five particles are 1 to 5
-(`particles.report_label`)."""
+Arrays are (z, y, x). In an annotated mask 0 is background, and the particles with a weight (the report's five) are
+numbered from 1 (`particles.Catalogue.scored`)."""
 
 import json
 import os
@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from kaggle_utils.inference.predictor import Predictor, load_volume
-from kaggle_utils.models.config import read_config
-from kaggle_utils.models.folder import TrainedModel, load_model, name_model
-from kaggle_utils.particles import REPORT_PARTICLES
+from kaggle_utils.models.config import read_catalogue, read_config
+from kaggle_utils.models.folder import TrainedModel, check_particles, load_model, name_model
+from kaggle_utils.particles import PARTICLES, Catalogue
 from kaggle_utils.system.files import read_json, write_text
 
 # Section 7: the U-Net was better for these two particles, the V-Net for the other three.
@@ -50,7 +50,7 @@ class RuleWeights:
 
 @dataclass(frozen=True)
 class Ensemble:
-    """The models for some or all of the report's particles, in the report's order, and what its rule needs.
+    """The models for some or all of the particles with a weight, in the table's order, and what the rule needs.
 
     Each of these has an entry for each particle with models: `members` its models, `labels` its number in the annotated
     mask, `frequencies` its share of the training runs' picks, `recalls` the mean voxel recall of its models in
@@ -69,6 +69,11 @@ class Ensemble:
         """All models, in the order of `members`."""
         return [model for group in self.members for model in group]
 
+    @property
+    def catalogue(self) -> Catalogue:
+        """The table of particles, which all models share."""
+        return self.members[0][0].catalogue
+
     def number(self, winner: np.ndarray) -> np.ndarray:
         """Return an annotated mask from positions among `members`, where 1 is the first and 0 is none."""
         return np.concatenate([[np.uint8(0)], self.labels])[winner]
@@ -77,11 +82,14 @@ class Ensemble:
 def load_specialists(name: str, folder: str | Path, device: str = "cpu") -> Ensemble:
     """Load the report's models of ensemble `name` from the model folders below `folder`.
 
-    Raises ValueError for an unknown name, and as `load_model` and `make_ensemble` do.
+    Which particles these are, any model there says. Raises ValueError for an unknown name, and as `load_model` and
+    `make_ensemble` do.
     """
     if name not in ENSEMBLES:
         raise ValueError(f"unknown ensemble {name!r}; choose from {', '.join(ENSEMBLES)}")
-    folders = [name_model(architecture, p.name) for p in REPORT_PARTICLES for architecture in ENSEMBLES[name](p.name)]
+    configs = sorted(Path(folder).glob("*/config.json"))
+    catalogue = read_catalogue(read_config(configs[0].parent)) if configs else PARTICLES
+    folders = [name_model(architecture, p.name) for p in catalogue.scored for architecture in ENSEMBLES[name](p.name)]
     return make_ensemble(name, [load_model(Path(folder) / model, device) for model in folders])
 
 
@@ -114,8 +122,10 @@ def _is_unfinished(path: Path) -> bool:
 def make_ensemble(name: str, models: Sequence[TrainedModel]) -> Ensemble:
     """Gather the models of each particle, and what the rule needs from their configs.
 
-    Raises ValueError for no models, and for a model of a particle that is not among the report's five."""
-    names = [particle.name for particle in REPORT_PARTICLES]
+    Raises ValueError for no models, for models of different tables of particles, and for a model of a particle that has
+    no weight."""
+    check_particles(models)
+    names = [particle.name for particle in models[0].catalogue.scored] if models else []
     for model in models:
         if model.particle not in names:
             raise ValueError(f"model {model.name} finds {model.particle!r}, which is not one of {', '.join(names)}")

@@ -17,8 +17,8 @@ from kaggle_utils.inference.ensemble import Claims, Ensemble, RuleWeights, annot
 from kaggle_utils.inference.picking import CLAIMED, DECODERS, find_candidates, pick_particles
 from kaggle_utils.inference.predictor import Predictor, load_volume, soften, to_probabilities
 from kaggle_utils.inference.ranks import match_ranks
-from kaggle_utils.models.folder import TrainedModel, agree
-from kaggle_utils.particles import REPORT_PARTICLES
+from kaggle_utils.models.folder import TrainedModel, agree, check_particles
+from kaggle_utils.particles import Catalogue
 from kaggle_utils.scoring.levels import Reference, find_shifts, level_confidences, measure_volume
 from kaggle_utils.scoring.thresholds import apply_thresholds
 from kaggle_utils.scoring.trust import Trust, choose_thresholds, find_chances, keep_surest
@@ -35,7 +35,7 @@ class Committee:
     A candidate whose confidence reaches its particle's value in `thresholds` is a pick, when the run's confidences have
     been brought to `levels` (see `scoring.levels`); `offset` (x, y, z in Angstrom) is subtracted from its coordinates.
     `trust` turns confidences into chances; of picks of different types at `one_place`, if set, only the surest stays.
-    `frequencies` and `recalls` are those of the report's particles, for its rule."""
+    `frequencies` and `recalls` are those of the particles with a weight, for the report's rule."""
 
     name: str
     models: tuple[TrainedModel, ...]
@@ -55,6 +55,11 @@ class Committee:
         """The particles, in the order of the networks' channels."""
         return self.models[0].particles
 
+    @property
+    def catalogue(self) -> Catalogue:
+        """The table of particles, which all networks share."""
+        return self.models[0].catalogue
+
 
 def make_committee(name: str, models: Sequence[TrainedModel], merge: str = "", decoder: str = "") -> Committee:
     """Gather networks whose configs agree on particles and views, and on merge and decoder unless these are given.
@@ -70,8 +75,9 @@ def make_committee(name: str, models: Sequence[TrainedModel], merge: str = "", d
         if choice not in choices:
             raise ValueError(f"unknown {what} {choice!r}; choose from {', '.join(choices)}")
     particles = agree(models, "particles")
-    five = [particle.name for particle in REPORT_PARTICLES]
-    picks = np.array([np.mean([model.config["picks"][p] for model in models]) for p in five])
+    check_particles(models)
+    scored = [particle.name for particle in models[0].catalogue.scored]
+    picks = np.array([np.mean([model.config["picks"][p] for model in models]) for p in scored])
     scores = [model.config["scores"]["validation"] for model in models]
     return Committee(
         name,
@@ -83,7 +89,7 @@ def make_committee(name: str, models: Sequence[TrainedModel], merge: str = "", d
         views=agree(models, "views"),
         offset=np.mean([model.config.get("offset", (0.0, 0.0, 0.0)) for model in models], axis=0),
         frequencies=picks / max(picks.sum(), 1),
-        recalls=np.array([np.mean([score[p]["recall"] for score in scores]) for p in five]),
+        recalls=np.array([np.mean([score[p]["recall"] for score in scores]) for p in scored]),
         trust={name: Trust(**own) for name, own in models[0].config.get("trust", {}).items()},
     )
 
@@ -118,6 +124,7 @@ class Merger:
 
     def __init__(self, committee: Committee, voxel_spacing: float, run: str, masks: bool = False):
         self._committee, self._spacing, self._run, self._masks = committee, voxel_spacing, run, masks
+        self._catalogue = committee.catalogue
         self._fraction = agree(committee.models, "radius_fraction")  # fails now, not after all networks
         self._sum: Any = None  # a tensor, once there is one
         self._count = 0
@@ -167,7 +174,7 @@ class Merger:
         return total if self._committee.merge == "vote" else total.div_(self._count)
 
     def finish(self) -> tuple[pd.DataFrame, np.ndarray | None, np.ndarray | None]:
-        """Return the candidates table and, if wanted, the annotated mask of the report's particles, uint8, and the
+        """Return the candidates table and, if wanted, the annotated mask of the particles with a weight, uint8, and the
         probability of each voxel's particle, float32 (0 in the background), both (z, y, x)."""
         merge = self._committee.merge
         annotated: Any = None
@@ -175,10 +182,13 @@ class Merger:
         maps = None if self._sum is None else self.merge()
         if merge == "vote":
             annotated, confidence = self._annotate(maps, {}, RuleWeights())
-            sizes = {"radius_fraction": self._fraction}
-            picks = pick_particles(annotated, confidence, self._spacing, self._run, **sizes)
+            settings = {"radius_fraction": self._fraction, "catalogue": self._catalogue}
+            picks = pick_particles(annotated, confidence, self._spacing, self._run, **settings)
             return picks.drop(columns="voxels"), annotated, confidence
-        candidates = match_ranks(self._tables) if merge == "ranks" else self.decode(maps, self._committee.decoder)
+        if merge == "ranks":
+            candidates = match_ranks(self._tables, self._catalogue)
+        else:
+            candidates = self.decode(maps, self._committee.decoder)
         if self._masks:
             thresholds = {} if merge == "ranks" else self._find_thresholds(candidates, maps)
             annotated, confidence = self._annotate(maps, thresholds, _SUREST)
@@ -188,11 +198,11 @@ class Merger:
         """Return the candidates table, given a map for each particle."""
         arguments = self._committee.particles, self._spacing, self._run, decoder, self._fraction
         try:
-            return find_candidates(maps, *arguments)
+            return find_candidates(maps, *arguments, catalogue=self._catalogue)
         except RuntimeError as error:
             if maps.device.type == "cpu" or not is_out_of_memory(error):
                 raise
-        return find_candidates(maps.cpu(), *arguments)
+        return find_candidates(maps.cpu(), *arguments, catalogue=self._catalogue)
 
     def _find_thresholds(self, candidates: pd.DataFrame, maps: torch.Tensor) -> dict[str, float]:
         """The probability that makes a candidate of this run a pick: thresholds are for levelled confidences."""
@@ -206,11 +216,11 @@ class Merger:
     def _annotate(
         self, maps: torch.Tensor, thresholds: Mapping[str, float], weights: RuleWeights
     ) -> tuple[np.ndarray, np.ndarray]:
-        committee = self._committee
-        least = np.array([thresholds.get(particle.name, CLAIMED) for particle in REPORT_PARTICLES])
+        committee, scored = self._committee, self._catalogue.scored
+        least = np.array([thresholds.get(particle.name, CLAIMED) for particle in scored])
         known = least, committee.frequencies, committee.recalls
         claims = Claims(maps.shape[1:], *known, weights, maps.device)
-        for index, particle in enumerate(REPORT_PARTICLES):
+        for index, particle in enumerate(scored):
             claims.add(index, maps[committee.particles.index(particle.name)])
         return claims.winner.cpu().numpy(), claims.confidence.cpu().numpy()
 
@@ -238,7 +248,7 @@ def find_by_committee(
     volumes = {run: measure_volume(volume.shape, voxel_spacing)}
     picks = apply_thresholds(level_confidences(candidates, committee.levels, volumes), committee.thresholds)
     picks = picks.assign(confidence=find_chances(picks, committee.trust))
-    picks = keep_surest(picks) if committee.one_place else picks
+    picks = keep_surest(picks, committee.catalogue) if committee.one_place else picks
     return picks.assign(**(picks[["x", "y", "z"]] - committee.offset)), annotated, confidence
 
 
@@ -262,7 +272,7 @@ def find_particles(
     else:
         sizes = agree(ensemble.models, "min_size_fraction"), agree(ensemble.models, "radius_fraction")
         annotated, confidence = annotate(volume, ensemble, predictors, run, report=report)
-        picks = pick_particles(annotated, confidence, voxel_spacing, run, *sizes)
+        picks = pick_particles(annotated, confidence, voxel_spacing, run, *sizes, ensemble.catalogue)
     places = picks[["x", "y", "z"]]
     if not np.isfinite(places.to_numpy(dtype=float)).all():
         raise FloatingPointError(f"ensemble {ensemble.name} gives picks without finite coordinates in run {run}")

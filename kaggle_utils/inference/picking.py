@@ -14,7 +14,7 @@ from scipy.spatial import cKDTree
 
 from kaggle_utils.data.picks import make_picks, voxel_to_angstrom
 from kaggle_utils.inference.peaks import find_highest, seek_centres, to_tensor, weigh_balls
-from kaggle_utils.particles import REPORT_PARTICLES, get_particle
+from kaggle_utils.particles import PARTICLES, Catalogue
 
 DECODERS = ("peaks", "components")
 
@@ -40,17 +40,19 @@ def pick_particles(
     run: str,
     min_size_fraction: float = MIN_SIZE_FRACTION,
     radius_fraction: float = 1.0,
+    catalogue: Catalogue = PARTICLES,
 ) -> pd.DataFrame:
     """Return the centres of the connected components of an annotated mask as a picks table.
 
     Parameters
     ----------
-    annotated : uint8 (z, y, x), 0 background, 1 to 5 the report's particles.
+    annotated : uint8 (z, y, x), 0 background, and from 1 the particles with a weight (`Catalogue.scored`).
     confidence : float16 or float32 (z, y, x), the probability of the particle in `annotated`; 0 in background.
     voxel_spacing : Angstrom.
     run : name for the table's `experiment`.
     min_size_fraction : components with fewer voxels than this share of their particle's sphere are not picks.
     radius_fraction : radius of the training masks' spheres, as a share of the particle's.
+    catalogue : the table of particles.
 
     Returns
     -------
@@ -72,11 +74,12 @@ def pick_particles(
         values = (*np.divmod(inside, plane.shape[1]), probability.reshape(-1)[inside])
         for total, value in zip(sums[1:], values, strict=True):
             total += np.bincount(component, value, count + 1)
-    spheres = np.array([4 / 3 * pi * (p.radius * radius_fraction / voxel_spacing) ** 3 for p in REPORT_PARTICLES])
+    scored = catalogue.scored
+    spheres = np.array([4 / 3 * pi * (p.radius * radius_fraction / voxel_spacing) ** 3 for p in scored])
     least = np.concatenate([[np.inf], min_size_fraction * spheres])  # label 0 is background
     kept = np.flatnonzero(sizes >= least[labels])
     means = sums[:, kept] / sizes[kept]
-    names = [REPORT_PARTICLES[label - 1].name for label in labels[kept]]
+    names = [scored[label - 1].name for label in labels[kept]]
     table = make_picks(run, names, voxel_to_angstrom(means[:3].T, voxel_spacing))
     return table.assign(voxels=sizes[kept], confidence=means[3])
 
@@ -90,6 +93,7 @@ def find_candidates(
     decoder: str = "peaks",
     radius_fraction: float = 0.5,
     least: float = 1e-3,
+    catalogue: Catalogue = PARTICLES,
 ) -> pd.DataFrame:
     """Return where particles may be, and how certain that is, from one map of probabilities for each particle.
 
@@ -107,6 +111,7 @@ def find_candidates(
     radius_fraction : radius of the spheres on which the network was trained, as a share of the particle's.
     least : above 0; no candidate starts from a voxel with less, nor from one that is not among a map's highest: as
         many as a thousand trained spheres have, but 262,144 at least and two million at most.
+    catalogue : the table of particles.
 
     Returns
     -------
@@ -127,7 +132,7 @@ def find_candidates(
         raise ValueError(f"run {run}: maps of shape {', '.join(map(str, shapes))}; all must have the same (z, y, x)")
     if not least > 0:
         raise ValueError(f"run {run}: least is {least}, but must be above 0, or all voxels are candidates")
-    radii = [get_particle(name).radius / voxel_spacing for name in particles]
+    radii = [catalogue.get(name).radius / voxel_spacing for name in particles]
     tables = [make_picks().assign(confidence=np.empty(0))]
     smooth = None
     for name, radius, volume in zip(particles, radii, probabilities, strict=True):

@@ -58,7 +58,7 @@ class Predictor:
             keep_freed_memory()
         self.views = self._most_views = views
         self._compiled, self._sharers = compiled and bool(model.config["window"]), sharers
-        self._channels = 1 if len(model.particles) == 1 else len(model.particles) + 1
+        self._channels = len(model.particles) + model.finds_all
         self._limit = sys.maxsize  # of planes or windows at once; lower after memory has run out
         self._needs: dict = {}  # memory that a volume's slabs need, by its shape
         self.use(torch.float16 if self.device.type == "cuda" else torch.float32)

@@ -6,10 +6,10 @@ import pandas as pd
 
 from kaggle_utils.data.picks import PICK_COLUMNS
 from kaggle_utils.inference.picking import APART, find_leaders
-from kaggle_utils.particles import get_particle
+from kaggle_utils.particles import PARTICLES, Catalogue
 
 
-def match_ranks(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+def match_ranks(tables: Sequence[pd.DataFrame], catalogue: Catalogue = PARTICLES) -> pd.DataFrame:
     """Merge the candidates tables of several models for one run. Ranks are merged, because models differ in how
     confident they are.
 
@@ -38,7 +38,7 @@ def match_ranks(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     every = every.sort_values(["score", "confidence", "x", "y", "z"], ascending=[False, False, True, True, True])
     merged = [every[columns][:0]]
     for name, group in every.groupby("particle_type"):
-        leaders = find_leaders(group[["x", "y", "z"]].to_numpy(), get_particle(name).radius * APART)
+        leaders = find_leaders(group[["x", "y", "z"]].to_numpy(), catalogue.get(name).radius * APART)
         best = group.assign(leader=leaders).drop_duplicates(["leader", "model"])
         sums = (
             best[["x", "y", "z"]].mul(best["score"], axis=0).assign(score=best["score"]).groupby(best["leader"]).sum()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kaggle_utils.kaggle.notebooks import find_notebooks
-from kaggle_utils.particles import REPORT_PARTICLES
+from kaggle_utils.particles import read_particles
 from kaggle_utils.recipes import Recipe, get_recipe, list_changes
 from kaggle_utils.system.environment import Environment, choose_models
 
@@ -48,10 +48,11 @@ def _find_data_faults(data: Path, numbers: set[str], recipe: Recipe) -> list[str
     edge = max((needed.subvolume_size for number in numbers for needed in recipes.get(number, ())), default=0)
     faults, found = [], set()
     try:
+        catalogue = read_particles(data)
         runs = find_runs(data) if numbers & recipes.keys() else []
         if "06" in numbers:
             find_runs(data, "test")
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:
         return [str(error)]
     for run in runs:
         try:
@@ -65,13 +66,13 @@ def _find_data_faults(data: Path, numbers: set[str], recipe: Recipe) -> list[str
                 )
         except (OSError, ValueError) as error:
             faults.append(str(error))
-    lacking = [particle.name for particle in REPORT_PARTICLES if particle.name not in found]
+    lacking = [particle.name for particle in catalogue.scored if particle.name not in found]
     if runs and not found and not faults:
         faults.append(f"no run in {data / 'train'} has a pick of a known particle: the networks would learn nothing")
     elif recipe.name == "report" and numbers & {"03", "04"} and lacking and not faults:
         faults.append(
             f"no run in {data / 'train'} has a pick of {', '.join(lacking)}, but the report recipe trains a model for "
-            "each of its five particles; use the competition recipe"
+            "each particle with a weight; use the competition recipe"
         )
     return faults
 

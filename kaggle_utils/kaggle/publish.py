@@ -185,13 +185,16 @@ def copy_models(models: Iterable[str | Path], dataset: Path, recipe: Recipe) -> 
     if not (models := list(models)):
         return
     from kaggle_utils.inference.ensemble import find_models, read_choice  # torch is slow to import
-    from kaggle_utils.models.folder import load_model
+    from kaggle_utils.models.folder import check_particles, load_model
+    from kaggle_utils.particles import PARTICLES
 
     groups: dict[str, set[str]] = {}
     own = f"{recipe.name}-{recipe.scale}"
     works: dict[str, Path] = {}
     for folder in find_models(models):
-        config, folder = load_model(folder).config, folder.resolve()
+        model, folder = load_model(folder), folder.resolve()
+        check_particles([model], PARTICLES, "the competition")
+        config = model.config
         group = f"{config.get('recipe')}-{config.get('scale')}"
         plain = all(re.fullmatch(NAME_PART, name) for name in (group, folder.name))
         if not plain or not {"recipe", "scale"} <= set(config):
@@ -235,12 +238,12 @@ def _list_needed(choice: str, names: set[str]) -> set[str]:
     from kaggle_utils.inference.ensemble import ENSEMBLES
     from kaggle_utils.inference.merging import COMMITTEES
     from kaggle_utils.models.folder import name_model
-    from kaggle_utils.particles import REPORT_PARTICLES
+    from kaggle_utils.particles import PARTICLES
 
     if choice in COMMITTEES and any("_fold_" in name for name in names):
         return {name_model(architecture, "fold_0") for architecture in COMMITTEES[choice]}
     return {
-        name_model(kind, particle.name) for particle in REPORT_PARTICLES for kind in ENSEMBLES[choice](particle.name)
+        name_model(kind, particle.name) for particle in PARTICLES.scored for kind in ENSEMBLES[choice](particle.name)
     }
 
 

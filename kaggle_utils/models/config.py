@@ -8,7 +8,7 @@ from pathlib import Path
 from reprlib import repr as shorten
 from typing import NoReturn
 
-from kaggle_utils.particles import PARTICLE_NAMES
+from kaggle_utils.particles import PARTICLES, Catalogue, parse_particles
 from kaggle_utils.system.files import is_number, read_json
 
 _AGAIN = "train the model again"
@@ -42,10 +42,17 @@ def read_config(folder: str | Path) -> Settings:
     missing value raises ValueError when something asks for it."""
     path = Path(folder) / "config.json"
     config = _read(path)
+    read_catalogue(config, path)
     for key, (words, is_sound) in _RULES.items():
         if key in config and not is_sound(config[key], config):
             raise ValueError(f"{path}: {key} is {shorten(config[key])}, but must be {words}; {_AGAIN}")
     return config
+
+
+def read_catalogue(config: dict, source: object = "config.json") -> Catalogue:
+    """Return the table of particles that a model was trained with; the competition's where its config has none. Raises
+    ValueError, naming the source, as `parse_particles` does."""
+    return parse_particles(config["catalogue"], f"{source}: catalogue") if "catalogue" in config else PARTICLES
 
 
 def read_thresholds(folder: str | Path, particles: Sequence[str]) -> dict[str, float]:
@@ -107,10 +114,10 @@ def _is_stem(value: object, config: dict) -> bool:
 
 
 def _are_particles(value: object, config: dict) -> bool:
-    if not isinstance(value, list) or len(value) < 2:
+    if not isinstance(value, list) or not value:
         return False
-    known = all(name in PARTICLE_NAMES and value.count(name) == 1 for name in value)
-    return known and config.get("architecture") != "baseline"
+    known = read_catalogue(config).names
+    return all(name in known and value.count(name) == 1 for name in value) and config.get("architecture") != "baseline"
 
 
 def _is_offset(value: object, config: dict) -> bool:
@@ -169,8 +176,8 @@ def _list_by_particle(value: object, config: dict) -> list:
 _RULES: dict[str, _Rule] = {
     "architecture": _choice(_ARCHITECTURES),
     "width": _whole(1, 256),
-    "particle": _choice(PARTICLE_NAMES),
-    "particles": (f"a list of two or more of {', '.join(PARTICLE_NAMES)}, but not for a baseline", _are_particles),
+    "particle": ("a particle of its table", lambda value, config: value in read_catalogue(config).names),
+    "particles": ("a list of particles of its table, but not for a baseline", _are_particles),
     "stem": ("true or false, but not true for a baseline", _is_stem),
     "window": ("null or a whole number from 1 to 1024", _is_window),
     "halo": _whole(0, 512),

@@ -10,16 +10,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 from torch import nn
 
 from kaggle_utils.models.baseline import Baseline3D
-from kaggle_utils.models.config import read_config, read_thresholds, require_file
+from kaggle_utils.models.config import read_catalogue, read_config, read_thresholds, require_file
 from kaggle_utils.models.unet import UNet3D
 from kaggle_utils.models.vnet import VNet3D
 from kaggle_utils.models.weights import load_weights, save_tensors
+from kaggle_utils.particles import Catalogue, compare_particles
 from kaggle_utils.system.files import write_text
 
 ARCHITECTURES = {"baseline": Baseline3D, "unet": UNet3D, "vnet": VNet3D}
@@ -43,9 +45,19 @@ class TrainedModel:
         return tuple(self.config["particles"]) if "particles" in self.config else (self.config["particle"],)
 
     @property
+    def catalogue(self) -> Catalogue:
+        """The table of particles that the model was trained with."""
+        return read_catalogue(self.config, f"model {self.name}")
+
+    @property
+    def finds_all(self) -> bool:
+        """Whether it is a network for all particles, with a background, and no specialist for one."""
+        return "particles" in self.config
+
+    @property
     def particle(self) -> str:
-        """The particle that a specialist finds; raises ValueError for a network that finds several."""
-        if len(self.particles) > 1:
+        """The particle that a specialist finds; raises ValueError for a network for all particles."""
+        if self.finds_all:
             raise ValueError(f"model {self.name} finds {', '.join(self.particles)}; give a model for one particle here")
         return self.particles[0]
 
@@ -61,12 +73,12 @@ def name_model(architecture: str, target: str) -> str:
     return f"{_PREFIXES[architecture]}_{target.replace('-', '_')}"
 
 
-def build_model(architecture: str, width: int, particles: int = 1, stem: bool = False) -> nn.Module:
-    """Return a new network. For one particle it has one output, for several one for the background and one for each.
-    `stem` as in `UNet3D`. Raises ValueError for an unknown architecture."""
+def build_model(architecture: str, width: int, particles: int | None = None, stem: bool = False) -> nn.Module:
+    """Return a new network: a specialist (`particles` None) with one output, or one for a number of particles, with an
+    output for the background and one for each. `stem` as in `UNet3D`. Raises ValueError for an unknown architecture."""
     if architecture not in ARCHITECTURES:
         raise ValueError(f"unknown architecture {architecture!r}; choose from {', '.join(ARCHITECTURES)}")
-    several = {"outputs": particles + 1} if particles > 1 else {}
+    several = {"outputs": particles + 1} if particles else {}
     return ARCHITECTURES[architecture](width, **several, **({"stem": True} if stem else {}))
 
 
@@ -95,12 +107,14 @@ def load_model(folder: str | Path, device: str = "cpu") -> TrainedModel:
     folder = Path(folder)
     config = read_config(folder)
     _ = [config[key] for key in ("architecture", "width", "window", "halo")]  # raises when one is missing
-    particles = config["particles"] if "particles" in config else [config["particle"]]
-    thresholds = read_thresholds(folder, particles)
+    particles = config.get("particles")
+    thresholds = read_thresholds(folder, particles or [config["particle"]])
     refuse_old(folder)
     require_file(folder / "weights.safetensors")
     with torch.device("meta"):  # takes no memory before the weights are known to fit
-        network = build_model(config["architecture"], config["width"], len(particles), config.get("stem", False))
+        network = build_model(
+            config["architecture"], config["width"], particles and len(particles), config.get("stem", False)
+        )
     try:
         weights = load_weights(folder / "weights.safetensors", network.state_dict())
     except ValueError as error:
@@ -134,6 +148,33 @@ def agree(models: Sequence[TrainedModel], key: str) -> Any:
         listed = ", ".join(f"{name} has {value!r}" for name, value in values.items())
         raise ValueError(f"the ensemble's models have different settings of {key}: {listed}; use models that agree")
     return first
+
+
+def check_particles(models: Sequence[TrainedModel], catalogue: Catalogue | None = None, owner: str = "") -> None:
+    """Raise ValueError, naming model and particles, for a model that was trained with another table of particles than
+    `owner`'s `catalogue`, or without it than the first model."""
+    for model in models:
+        wanted = models[0].catalogue if catalogue is None else catalogue
+        if fault := compare_particles(model.catalogue, wanted):
+            raise ValueError(
+                f"model {model.name} was trained for other particles than those of {owner or models[0].name}: there, "
+                f"{fault}; use models and data with the same particles"
+            )
+
+
+def find_spacing(models: Sequence[TrainedModel]) -> float | None:
+    """Return the voxel spacing, in Angstrom, at which models were trained: their median, or None where none says it.
+    Raises ValueError, naming models, where they differ by more than 1 %."""
+    known = {model.name: model.config["voxel_spacing"] for model in models if "voxel_spacing" in model.config}
+    if not known:
+        return None
+    low, high = min(known, key=known.__getitem__), max(known, key=known.__getitem__)
+    if known[high] / known[low] > 1.01:
+        raise ValueError(
+            f"model {low} was trained on voxels of {known[low]:g} A, but {high} of {known[high]:g} A; use models that "
+            "agree"
+        )
+    return median(known.values())
 
 
 def fold_norms(network: nn.Module) -> nn.Module:

@@ -50,7 +50,7 @@ class Crops:
     def __init__(self, runs: Sequence[Run], particles: Sequence[str], recipe: CompetitionRecipe, device: str = "cpu"):
         self.recipe, self.device = recipe, torch.device(device)
         self._volumes = [[torch.from_numpy(v).to(self.device) for v in (run.volume, *run.others)] for run in runs]
-        self._spheres = [locate_spheres(run.points, run.voxel_spacing, particles) for run in runs]
+        self._spheres = [locate_spheres(run.points, run.voxel_spacing, particles, run.catalogue) for run in runs]
         # For each type that occurs: (run, index) of all its particles.
         labels = [labels for _, _, labels in self._spheres]
         self._found = [

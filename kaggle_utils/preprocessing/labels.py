@@ -8,11 +8,15 @@ import numpy as np
 import pandas as pd
 
 from kaggle_utils.data.picks import angstrom_to_voxel
-from kaggle_utils.particles import get_particle
+from kaggle_utils.particles import PARTICLES, Catalogue
 
 
 def map_overlay_to_voxels(
-    points: pd.DataFrame, shape: tuple[int, int, int], voxel_spacing: float, particle: str = "ribosome"
+    points: pd.DataFrame,
+    shape: tuple[int, int, int],
+    voxel_spacing: float,
+    particle: str = "ribosome",
+    catalogue: Catalogue = PARTICLES,
 ) -> np.ndarray:
     """Mark the voxel at the centre of each of one particle's points (report, section 2.1).
 
@@ -22,12 +26,13 @@ def map_overlay_to_voxels(
     shape : of the tomogram, (z, y, x).
     voxel_spacing : Angstrom.
     particle : the type to mark; the others are background.
+    catalogue : the table of particles.
 
     Returns
     -------
     uint8 (z, y, x): 1 at centroids, 0 elsewhere. Points outside the volume are left out, with one warning.
     """
-    chosen = points[points["particle_type"] == get_particle(particle).name]
+    chosen = points[points["particle_type"] == catalogue.get(particle).name]
     indices = np.rint(angstrom_to_voxel(chosen[["x", "y", "z"]].to_numpy(), voxel_spacing)).astype(int)
     inside = ((indices >= 0) & (indices < shape)).all(axis=1)
     if not inside.all():
@@ -62,12 +67,17 @@ def expand_labels_with_blobs(grid: np.ndarray, radius: float) -> np.ndarray:
 
 
 def make_mask(
-    points: pd.DataFrame, shape: tuple[int, int, int], voxel_spacing: float, particle: str, radius_fraction: float = 1.0
+    points: pd.DataFrame,
+    shape: tuple[int, int, int],
+    voxel_spacing: float,
+    particle: str,
+    radius_fraction: float = 1.0,
+    catalogue: Catalogue = PARTICLES,
 ) -> np.ndarray:
     """Return the training mask of one particle, uint8 (z, y, x): spheres at its points, with its radius times
     `radius_fraction`."""
-    grid = map_overlay_to_voxels(points, shape, voxel_spacing, particle)
-    return expand_labels_with_blobs(grid, get_particle(particle).radius * radius_fraction / voxel_spacing)
+    grid = map_overlay_to_voxels(points, shape, voxel_spacing, particle, catalogue)
+    return expand_labels_with_blobs(grid, catalogue.get(particle).radius * radius_fraction / voxel_spacing)
 
 
 def make_annotated_mask(
@@ -76,23 +86,24 @@ def make_annotated_mask(
     voxel_spacing: float,
     particles: Sequence[str],
     radius_fraction: float = 1.0,
+    catalogue: Catalogue = PARTICLES,
 ) -> np.ndarray:
     """Return the true annotated mask, uint8 (z, y, x): particle i of `particles` is i + 1, and 0 is background. Where
     two overlap, the later particle stays."""
     annotated = np.zeros(shape, np.uint8)
     for label, particle in enumerate(particles, start=1):
-        annotated[make_mask(points, shape, voxel_spacing, particle, radius_fraction) > 0] = label
+        annotated[make_mask(points, shape, voxel_spacing, particle, radius_fraction, catalogue) > 0] = label
     return annotated
 
 
 def locate_spheres(
-    points: pd.DataFrame, voxel_spacing: float, particles: Sequence[str]
+    points: pd.DataFrame, voxel_spacing: float, particles: Sequence[str], catalogue: Catalogue = PARTICLES
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the spheres of some `particles`: centres (n, 3), z y x, and full radii (n,), both in fractional voxels,
     and labels, uint8 (n,), 1 for the first of `particles`."""
     chosen = points[points["particle_type"].isin(particles)]
     centres = angstrom_to_voxel(chosen[["x", "y", "z"]].to_numpy(), voxel_spacing)
-    radii = np.array([get_particle(name).radius for name in chosen["particle_type"]], dtype=float) / voxel_spacing
+    radii = np.array([catalogue.get(name).radius for name in chosen["particle_type"]], dtype=float) / voxel_spacing
     labels = [list(particles).index(name) + 1 for name in chosen["particle_type"]]
     return centres, radii, np.array(labels, np.uint8)
 

@@ -6,9 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from kaggle_utils.particles import PARTICLE_NAMES, REPORT_PARTICLES
+from kaggle_utils.particles import PARTICLES, Catalogue
 from kaggle_utils.preprocessing.crops import Crops, list_folds
-from kaggle_utils.preprocessing.labels import make_mask
 from kaggle_utils.preprocessing.subvolumes import (
     SPLITS,
     Run,
@@ -21,20 +20,22 @@ from kaggle_utils.recipes import CompetitionRecipe, Recipe
 _DRAWN = 64  # crops, which are enough to tell a share of their voxels
 
 
-def list_targets(recipe: Recipe) -> tuple[str, ...]:
-    """Return the particles that a recipe trains networks for."""
-    five = tuple(particle.name for particle in REPORT_PARTICLES)
-    return PARTICLE_NAMES if isinstance(recipe, CompetitionRecipe) else five
+def list_targets(recipe: Recipe, catalogue: Catalogue = PARTICLES) -> tuple[str, ...]:
+    """Return the particles of a table that a recipe trains networks for."""
+    if isinstance(recipe, CompetitionRecipe):
+        return catalogue.names
+    return tuple(particle.name for particle in catalogue.scored)
 
 
 def sample_training_data(runs: list[Run], recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
     """Return some of what a network gets in training, volumes and masks, both (n, 1, size, size, size): crops, or the
     sub-volumes of the most frequent particle."""
+    names = list_targets(recipe, runs[0].catalogue)
     if isinstance(recipe, CompetitionRecipe):
-        volumes, masks = Crops(runs, PARTICLE_NAMES, recipe).draw(range(recipe.unet.batch_size))
+        volumes, masks = Crops(runs, names, recipe).draw(range(recipe.unet.batch_size))
     else:
         counts = pd.concat([run.points for run in runs])["particle_type"].value_counts()
-        name = next(name for name in counts.index if name in list_targets(recipe))
+        name = next(name for name in counts.index if name in names)
         volumes, masks = build_datasets(runs, name, recipe)["train"].tensors
     return volumes.numpy(), masks.numpy()
 
@@ -46,7 +47,7 @@ def count_balance(runs: list[Run], recipe: Recipe) -> pd.DataFrame:
     Columns: the percentages of labelled voxels in the tomograms and in crops. Of a recipe with sub-volumes: how many
     of the training share are `positive`, `background before` and `background after` filtering, and the percentages
     before and after."""
-    names = list_targets(recipe)
+    names = list_targets(recipe, runs[0].catalogue)
     return (
         _count_crops(runs, names, recipe)
         if isinstance(recipe, CompetitionRecipe)
@@ -60,9 +61,7 @@ def _count_crops(runs: list[Run], particles: Sequence[str], recipe: CompetitionR
         labels += np.bincount(crops.draw([seed])[1].numpy().reshape(-1), minlength=len(labels))
     voxels, rows = sum(run.volume.size for run in runs), {}
     for particle, drawn in zip(particles, labels[1:], strict=True):
-        masks = (
-            make_mask(run.points, run.volume.shape, run.voxel_spacing, particle, recipe.radius_fraction) for run in runs
-        )
+        masks = (run.mask(particle, recipe.radius_fraction) for run in runs)
         rows[particle] = {
             "labelled voxels in the tomograms (%)": 100 * sum(int(mask.sum()) for mask in masks) / voxels,
             "labelled voxels in crops (%)": 100 * drawn / labels.sum(),
@@ -77,7 +76,7 @@ def _count_cubes(runs: list[Run], particles: Iterable[str], recipe: Recipe) -> p
     for particle in particles:
         kept = []
         for index, run in enumerate(runs):
-            mask = make_mask(run.points, run.volume.shape, run.voxel_spacing, particle, recipe.radius_fraction)
+            mask = run.mask(particle, recipe.radius_fraction)
             settings = (size, recipe.background_ratio, recipe.seed + index)
             kept.append(preprocess_and_filter_subvolumes(mask, mask, corners[index], *settings)[1])
         masks = np.concatenate(kept)

@@ -1,5 +1,6 @@
 """From runs to training data: sub-volumes with their masks, normalised, filtered and split. Arrays are (z, y, x)."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -11,7 +12,9 @@ import torch
 from torch.utils.data import TensorDataset
 
 from kaggle_utils.data.picks import read_run
-from kaggle_utils.data.tomograms import find_tomograms, load_tomogram, normalise
+from kaggle_utils.data.spacing import resample
+from kaggle_utils.data.tomograms import find_group, find_tomograms, load_tomogram, normalise, read_voxel_spacing
+from kaggle_utils.particles import PARTICLES, Catalogue, read_particles
 from kaggle_utils.preprocessing.labels import make_mask
 from kaggle_utils.recipes import Recipe
 
@@ -20,27 +23,48 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Run:
-    """A training run in memory: the normalised volume (float32, z y x), its voxel spacing (Angstrom) and its picks
-    table."""
+    """A training run in memory: the normalised volume (float32, z y x), its voxel spacing (Angstrom), its picks table
+    and the table of particles."""
 
     name: str
     volume: np.ndarray
     voxel_spacing: float
     points: pd.DataFrame
     others: tuple[np.ndarray, ...] = ()  # normalised volumes of the recipe's other types of tomogram
+    catalogue: Catalogue = PARTICLES
+
+    def mask(self, particle: str, radius_fraction: float) -> np.ndarray:
+        """Return the training mask of one particle, uint8 (z, y, x), as `make_mask` does."""
+        return make_mask(self.points, self.volume.shape, self.voxel_spacing, particle, radius_fraction, self.catalogue)
 
 
 def load_runs(data: str | Path, runs: Iterable[str], recipe: Recipe) -> list[Run]:
     """Read training runs into memory: normalised volumes, picks, and the recipe's other types of tomogram that a run
-    has. Raises as `load_tomogram` and `read_run` do."""
-    loaded = []
+    has. Volumes of another voxel spacing than the recipe's, or than that of most runs, are resampled to it, with a
+    warning. Raises as `load_tomogram`, `read_run` and `resample` do."""
+    runs, catalogue = list(runs), read_particles(data)
+    wanted, loaded = choose_spacing(data, runs, recipe), []
     for name in runs:
-        tomogram = load_tomogram(name, data, "train", recipe.tomogram)
         kinds = [kind for kind in recipe.other_tomograms if kind in find_tomograms(name, data)]
-        others = tuple(normalise(load_tomogram(name, data, "train", kind).volume) for kind in kinds)
-        points = read_run(name, data)
-        loaded.append(Run(name, normalise(tomogram.volume), tomogram.voxel_spacing, points, others))
+        volumes, spacing = [], wanted
+        for kind in (recipe.tomogram, *kinds):
+            tomogram = load_tomogram(name, data, "train", kind)
+            volume, spacing = resample(tomogram.volume, tomogram.voxel_spacing, wanted, name)
+            volumes.append(normalise(volume))
+        if spacing != tomogram.voxel_spacing:
+            warnings.warn(
+                f"run {name}: resampled from voxels of {tomogram.voxel_spacing:g} A to {spacing:g} A", stacklevel=2
+            )
+        loaded.append(Run(name, volumes[0], spacing, read_run(name, data), tuple(volumes[1:]), catalogue))
     return loaded
+
+
+def choose_spacing(data: str | Path, runs: Sequence[str], recipe: Recipe) -> float:
+    """Return the voxel spacing, in Angstrom, at which networks see the runs: the recipe's, else the runs' median.
+    Raises as `find_group` and `read_voxel_spacing` do."""
+    if recipe.voxel_spacing is not None:
+        return recipe.voxel_spacing
+    return float(np.median([read_voxel_spacing(find_group(run, data, "train", recipe.tomogram)) for run in runs]))
 
 
 def place_subvolumes(shape: tuple[int, ...], size: int) -> np.ndarray:
@@ -140,7 +164,7 @@ def build_datasets(runs: list[Run], particle: str, recipe: Recipe) -> dict[str, 
     split = split_corners(runs, recipe)
     parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in SPLITS}
     for index, run in enumerate(runs):
-        mask = make_mask(run.points, run.volume.shape, run.voxel_spacing, particle, recipe.radius_fraction)
+        mask = run.mask(particle, recipe.radius_fraction)
         for name in SPLITS:
             ratio = recipe.background_ratio if name == "train" else None
             seed = recipe.seed + index

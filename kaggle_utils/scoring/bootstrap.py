@@ -6,13 +6,19 @@ of candidates above a threshold are sums over items, and every threshold sees th
 import numpy as np
 import pandas as pd
 
-from kaggle_utils.particles import get_particle
+from kaggle_utils.particles import PARTICLES, Catalogue
 from kaggle_utils.scoring.metrics import compute_f_beta, find_matches, score_submission
 
 BAND = (0.05, 0.95)  # quantiles that bound 90 %
 
 
-def bootstrap_score(picks: pd.DataFrame, truth: pd.DataFrame, samples: int = 1000, seed: int = 0) -> pd.DataFrame:
+def bootstrap_score(
+    picks: pd.DataFrame,
+    truth: pd.DataFrame,
+    samples: int = 1000,
+    seed: int = 0,
+    catalogue: Catalogue = PARTICLES,
+) -> pd.DataFrame:
     """Return the official score with its uncertainty.
 
     There is a row for each particle of the table, and "score", their weighted mean. Columns are `f_beta`, as in
@@ -21,17 +27,16 @@ def bootstrap_score(picks: pd.DataFrame, truth: pd.DataFrame, samples: int = 100
 
     The interval is somewhat too wide, because both stages vary the items. It covers chance in the data alone: if the
     thresholds were tuned on the same runs, score and interval are too high."""
-    score = score_submission(picks, truth)
-    items, runs = make_items(picks, truth, np.ones(len(picks)))
+    score = score_submission(picks, truth, catalogue=catalogue)
+    items, runs = make_items(picks, truth, np.ones(len(picks)), catalogue)
     drawn = draw_runs(runs, samples, seed)
     values = {
-        name: resample_f_beta(items[items["particle"] == name], drawn, np.ones(1), (seed, get_particle(name).label))[
-            1:, 0
-        ]
-        for name in score.particles.index
+        name: resample_f_beta(items[items["particle"] == name], drawn, np.ones(1), (seed, label))[1:, 0]
+        for name, label in ((particle.name, particle.label) for particle in catalogue)
     }
-    # As in the official mean, a particle without truth costs its share of the score.
-    values["score"] = np.average(np.stack(list(values.values())), axis=0, weights=score.particles["weight"])
+    # As in the score, a particle of the competition without truth costs its share.
+    weights, scores = score.particles["weight"], np.stack(list(values.values()))
+    values["score"] = np.average(scores, axis=0, weights=weights) if weights.any() else np.zeros(samples)
     table = pd.DataFrame(
         {"f_beta": [*score.particles["f_beta"], score.score]}, index=pd.Index(values, name="particle_type")
     )
@@ -39,12 +44,14 @@ def bootstrap_score(picks: pd.DataFrame, truth: pd.DataFrame, samples: int = 100
     return table
 
 
-def make_items(candidates: pd.DataFrame, truth: pd.DataFrame, confidence: np.ndarray) -> tuple[pd.DataFrame, int]:
+def make_items(
+    candidates: pd.DataFrame, truth: pd.DataFrame, confidence: np.ndarray, catalogue: Catalogue = PARTICLES
+) -> tuple[pd.DataFrame, int]:
     """Return the items and the number of runs.
 
     Columns: `particle`, `run` (a number), `confidence` (-inf without a candidate) and `true`, the number of true
     particles in the item. Candidates of runs that the truth lacks are left out."""
-    pairs = find_matches(candidates, truth)
+    pairs = find_matches(candidates, truth, catalogue)
     pairs = pairs[np.argsort(-confidence[pairs[:, 0]], kind="stable")]  # for equal confidences the nearest stays first
     best = pairs[np.unique(pairs[:, 1], return_index=True)[1], 0]
     run, runs = pd.factorize(truth["experiment"])

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy.spatial import cKDTree
 
-from kaggle_utils.particles import PARTICLE_NAMES, PARTICLES, get_particle
+from kaggle_utils.particles import PARTICLES, Catalogue
 
 # A candidate counts within this share of the particle's radius (`distance_multiplier` of the competition's metric).
 MATCH_FRACTION = 0.5
@@ -68,7 +68,9 @@ class Score:
         return {"score": self.score, "particles": self.particles.drop(columns="weight").to_dict("index")}
 
 
-def score_submission(submission: pd.DataFrame, truth: pd.DataFrame, beta: float = 4.0) -> Score:
+def score_submission(
+    submission: pd.DataFrame, truth: pd.DataFrame, beta: float = 4.0, catalogue: Catalogue = PARTICLES
+) -> Score:
     """Score picks as the competition does: F-beta of each particle over all runs together, then their weighted mean.
 
     Matching is the official one with its quirks:
@@ -79,7 +81,8 @@ def score_submission(submission: pd.DataFrame, truth: pd.DataFrame, beta: float 
       One candidate between two particles finds both and counts as minus one false positive; precision, and even F-beta,
       may then exceed 1.
     - Where a run has no truth of a particle, all its candidates are false positives, if another run has truth of it. A
-      particle without truth in any run is ignored, and scores 0.
+      particle without truth in any run is ignored, and scores 0. It costs its share of the competition's score; with
+      other particles than the competition's it has no weight.
 
     Parameters
     ----------
@@ -87,6 +90,8 @@ def score_submission(submission: pd.DataFrame, truth: pd.DataFrame, beta: float 
         Columns experiment, particle_type and x, y, z in Angstrom; further columns and the index are ignored.
     beta : float
         Recall counts beta squared times as much as precision.
+    catalogue : Catalogue
+        The table of particles.
 
     Raises
     ------
@@ -105,7 +110,8 @@ def score_submission(submission: pd.DataFrame, truth: pd.DataFrame, beta: float 
     found_run = pd.Index(runs).get_indexer(submission["experiment"])
     submission, found_run = submission[found_run >= 0], found_run[found_run >= 0]
 
-    found_type, true_type = _particle_numbers(submission, "submission"), _particle_numbers(truth, "truth")
+    found_type = _particle_numbers(submission, "submission", catalogue)
+    true_type = _particle_numbers(truth, "truth", catalogue)
     found_xyz, true_xyz = _coordinates(submission, "submission"), _coordinates(truth, "truth")
     repeated = pd.DataFrame(true_xyz).assign(run=true_run).duplicated()
     if repeated.any():
@@ -114,22 +120,22 @@ def score_submission(submission: pd.DataFrame, truth: pd.DataFrame, beta: float 
         raise ValueError(f"the truth has two particles at ({place}) A in run {runs[true_run[row]]}")
 
     rows = []
-    for number, particle in enumerate(PARTICLES):
+    for number, particle in enumerate(catalogue):
         true, found = true_type == number, found_type == number
         tp = fp = fn = 0
+        weight = particle.weight if true.any() or catalogue == PARTICLES else 0
         if true.any():
             radius = particle.radius * MATCH_FRACTION
             tp = _count_found(true_xyz[true], true_run[true], found_xyz[found], found_run[found], radius)
             fp, fn = int(found.sum()) - tp, int(true.sum()) - tp
         precision, recall = _ratio(tp, tp + fp), _ratio(tp, tp + fn)
         f_beta = float(compute_f_beta(tp, tp + fp, tp + fn, beta))
-        rows.append((tp, fp, fn, precision, recall, f_beta, particle.weight))
+        rows.append((tp, fp, fn, precision, recall, f_beta, weight))
 
     columns = ["tp", "fp", "fn", "precision", "recall", "f_beta", "weight"]
-    index = pd.Index(PARTICLE_NAMES, name="particle_type")
+    index = pd.Index(catalogue.names, name="particle_type")
     particles = pd.DataFrame(rows, index=index, columns=columns)
-    # All six weights count, so a particle without truth costs its share of the score.
-    score = float((particles["f_beta"] * particles["weight"]).sum() / particles["weight"].sum())
+    score = _ratio(float((particles["f_beta"] * particles["weight"]).sum()), float(particles["weight"].sum()))
     return Score(score, particles)
 
 
@@ -161,13 +167,13 @@ def _query(
     return tree.query_ball_point(places, radius, return_length=return_length)
 
 
-def _particle_numbers(table: pd.DataFrame, name: str) -> np.ndarray:
+def _particle_numbers(table: pd.DataFrame, name: str, catalogue: Catalogue) -> np.ndarray:
     """Return each row's place in the particle table, (N,); raises ValueError for an unknown particle."""
-    numbers = pd.Index(PARTICLE_NAMES).get_indexer(table["particle_type"])
+    numbers = pd.Index(catalogue.names).get_indexer(table["particle_type"])
     if (numbers < 0).any():
         try:
             value = table["particle_type"].iloc[int(np.argmin(numbers))]
-            get_particle(value if isinstance(value, str) else repr(value))
+            catalogue.get(value if isinstance(value, str) else repr(value))
         except ValueError as error:
             raise ValueError(f"the {name} has an {error}") from None
     return numbers
@@ -212,7 +218,7 @@ def compute_f_beta(
     return np.divide(above, below, out=np.zeros(below.shape), where=below > 0)
 
 
-def find_matches(picks: pd.DataFrame, truth: pd.DataFrame) -> np.ndarray:
+def find_matches(picks: pd.DataFrame, truth: pd.DataFrame, catalogue: Catalogue = PARTICLES) -> np.ndarray:
     """Return every pair of a pick and a true particle that `score_submission` counts as a match, the nearest first.
 
     Returns
@@ -226,15 +232,16 @@ def find_matches(picks: pd.DataFrame, truth: pd.DataFrame) -> np.ndarray:
     ValueError
         As `score_submission` does, which calls the picks "submission".
     """
-    score_submission(picks, truth)  # its checks
+    score_submission(picks, truth, catalogue=catalogue)  # its checks
     true_run, runs = pd.factorize(truth["experiment"])
     found_run = pd.Index(runs).get_indexer(picks["experiment"])
     row = np.flatnonzero(found_run >= 0)
     picks, found_run = picks.iloc[row], found_run[row]
-    found_type, true_type = _particle_numbers(picks, "submission"), _particle_numbers(truth, "truth")
+    found_type = _particle_numbers(picks, "submission", catalogue)
+    true_type = _particle_numbers(truth, "truth", catalogue)
     found_xyz, true_xyz = _coordinates(picks, "submission"), _coordinates(truth, "truth")
     pairs, distances = [np.empty((0, 2), np.intp)], [np.empty(0)]
-    for number, particle in enumerate(PARTICLES):
+    for number, particle in enumerate(catalogue):
         true, found = np.flatnonzero(true_type == number), np.flatnonzero(found_type == number)
         if len(true) and len(found):
             radius = particle.radius * MATCH_FRACTION

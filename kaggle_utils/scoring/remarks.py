@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 from scipy.spatial import cKDTree
 
-from kaggle_utils.particles import PARTICLES
+from kaggle_utils.particles import PARTICLES, Catalogue
 from kaggle_utils.scoring.metrics import MATCH_FRACTION, Score, score_submission
 
 _SHOWN = 4  # names of runs in a line
@@ -19,7 +19,9 @@ _MISTAKES = {
 }
 
 
-def explain_score(submission: pd.DataFrame, truth: pd.DataFrame, score: Score) -> list[str]:
+def explain_score(
+    submission: pd.DataFrame, truth: pd.DataFrame, score: Score, catalogue: Catalogue = PARTICLES
+) -> list[str]:
     """Return remarks on a score, a line each: how many picks are in runs of the truth, and where the others are; for a
     particle without a hit how far the nearest pick is from a true one; a mistake in the coordinates that would explain
     it; and which scored particles the truth lacks, with the score over the others.
@@ -35,7 +37,7 @@ def explain_score(submission: pd.DataFrame, truth: pd.DataFrame, score: Score) -
     elif not len(known):
         runs = f"the picks are in {_list_runs(submission)}, the truth has {_list_runs(truth)}"
         remarks = [f"none of the {len(submission)} picks is in a run of the truth: {runs}"]
-    for particle in PARTICLES:
+    for particle in catalogue:
         row = score.particles.loc[particle.name]
         found, true = (table[table["particle_type"] == particle.name] for table in (known, truth))
         if len(found) and len(true) and row["tp"] == 0:
@@ -43,15 +45,17 @@ def explain_score(submission: pd.DataFrame, truth: pd.DataFrame, score: Score) -
             away = "; none is in a run that has one" if np.isinf(nearest) else f"; the nearest is {nearest:.0f} A away"
             reach = f"{particle.radius * MATCH_FRACTION:g} A"
             remarks.append(f"{particle.name}: no pick is within {reach} of a true particle{away}")
-    remarks += [f"the coordinates look as if they {mistake}" for mistake in _find_mistakes(known, truth, score)]
-    scored = score.particles[score.particles["weight"] > 0]
+    remarks += [
+        f"the coordinates look as if they {mistake}" for mistake in _find_mistakes(known, truth, score, catalogue)
+    ]
+    scored = score.particles.loc[[particle.name for particle in catalogue.scored]]
     present = scored.index.isin(truth["particle_type"])
     if len(truth) and not present.all():
         lacking = scored.index[~present]
-        each = "it" if len(lacking) == 1 else "each"
-        remark = f"the truth has no {', '.join(lacking)}: {each} counts as 0 in the score"
-        rest = scored[present]
-        if len(rest):
+        each, rest = "it" if len(lacking) == 1 else "each", scored[present]
+        counts = "counts as 0 in the score" if catalogue == PARTICLES else "does not count in the score"
+        remark = f"the truth has no {', '.join(lacking)}: {each} {counts}"
+        if len(rest) and catalogue == PARTICLES:
             remark += f"; the weighted mean over the others is {np.average(rest['f_beta'], weights=rest['weight']):.4f}"
         remarks.append(remark)
     return remarks
@@ -72,7 +76,7 @@ def _find_nearest(found: pd.DataFrame, true: pd.DataFrame) -> float:
     return float(min(distances))
 
 
-def _find_mistakes(known: pd.DataFrame, truth: pd.DataFrame, score: Score) -> list[str]:
+def _find_mistakes(known: pd.DataFrame, truth: pd.DataFrame, score: Score, catalogue: Catalogue) -> list[str]:
     """Return the mistakes without which far more picks would be hits, in words."""
     most = min(len(known), len(truth))
     if score.particles["tp"].sum() >= _FEW * most:
@@ -80,6 +84,6 @@ def _find_mistakes(known: pd.DataFrame, truth: pd.DataFrame, score: Score) -> li
     found = []
     for mistake, matrix in _MISTAKES.items():
         right = known.assign(**dict(zip("xyz", (known[["x", "y", "z"]].to_numpy(float) @ matrix).T, strict=True)))
-        if score_submission(right, truth).particles["tp"].sum() >= _MANY * most:
+        if score_submission(right, truth, catalogue=catalogue).particles["tp"].sum() >= _MANY * most:
             found.append(mistake)
     return found

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from kaggle_utils.particles import get_particle
+from kaggle_utils.particles import PARTICLES, Catalogue
 from kaggle_utils.scoring.bootstrap import BAND, draw_runs, make_items, resample_f_beta
 from kaggle_utils.scoring.metrics import find_matches
 
@@ -80,6 +80,7 @@ def tune_thresholds(
     samples: int = 300,
     seed: int = 0,
     beta: float = 4.0,
+    catalogue: Catalogue = PARTICLES,
 ) -> dict[str, Curve]:
     """Return for each particle the curve of F-beta against its threshold, and a threshold that generalises.
 
@@ -97,6 +98,7 @@ def tune_thresholds(
     samples : number of resamples.
     seed : of the resamples.
     beta : of F-beta; recall counts beta squared times as much as precision.
+    catalogue : the table of particles.
 
     Returns
     -------
@@ -108,11 +110,11 @@ def tune_thresholds(
     ValueError
         For an unknown particle, a confidence that is missing, NaN or not from 0 to 1, and as `score_submission` does.
     """
-    particles = [get_particle(name) for name in particles]
-    items, runs = make_items(candidates, truth, get_confidence(candidates))
+    chosen = [catalogue.get(name) for name in particles]
+    items, runs = make_items(candidates, truth, get_confidence(candidates), catalogue)
     drawn = draw_runs(runs, samples, seed)
     curves = {}
-    for particle in particles:
+    for particle in chosen:
         f_beta = resample_f_beta(
             items[items["particle"] == particle.name], drawn, THRESHOLDS, (seed, particle.label), beta
         )
@@ -135,10 +137,9 @@ def apply_thresholds(candidates: pd.DataFrame, thresholds: Mapping[str, float]) 
     """Return the candidates whose confidence is at least their particle's threshold, in the same order and with the
     same index.
 
-    Raises ValueError for a particle without a threshold, an unknown particle, a threshold that is NaN, and a confidence
-    that is missing, NaN or not from 0 to 1."""
+    Raises ValueError for a particle without a threshold, a threshold that is NaN, and a confidence that is missing, NaN
+    or not from 0 to 1."""
     for name, threshold in thresholds.items():
-        get_particle(name)
         if np.isnan(threshold):
             raise ValueError(f"the threshold of {name} is NaN")
     confidence = get_confidence(candidates)
@@ -148,13 +149,13 @@ def apply_thresholds(candidates: pd.DataFrame, thresholds: Mapping[str, float]) 
     return candidates[confidence >= candidates["particle_type"].map(dict(thresholds)).to_numpy(dtype=np.float64)]
 
 
-def estimate_offset(picks: pd.DataFrame, truth: pd.DataFrame) -> Offset:
+def estimate_offset(picks: pd.DataFrame, truth: pd.DataFrame, catalogue: Catalogue = PARTICLES) -> Offset:
     """Return the mean of pick minus truth, over all pairs in which each is the nearest match of the other.
 
     Takes picks tables, and counts all particles in them. Raises ValueError as `score_submission` does. Pairs further
     apart than half the particle's radius (30 Angstrom for apo-ferritin) are not found, so the estimate of a large
     offset is too small: correct the picks and estimate again."""
-    pairs = pd.DataFrame(find_matches(picks, truth), columns=["pick", "true"])  # nearest first
+    pairs = pd.DataFrame(find_matches(picks, truth, catalogue), columns=["pick", "true"])  # nearest first
     pairs = pairs[~(pairs["pick"].duplicated() | pairs["true"].duplicated())]
     xyz = [table[["x", "y", "z"]].to_numpy(dtype=np.float64) for table in (picks, truth)]
     steps, count = xyz[0][pairs["pick"]] - xyz[1][pairs["true"]], len(pairs)

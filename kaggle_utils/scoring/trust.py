@@ -15,7 +15,7 @@ from scipy.optimize import minimize
 from scipy.spatial import cKDTree
 from scipy.special import expit
 
-from kaggle_utils.particles import get_particle
+from kaggle_utils.particles import PARTICLES, Catalogue
 from kaggle_utils.scoring.bootstrap import make_items
 from kaggle_utils.scoring.levels import find_log_odds
 from kaggle_utils.scoring.metrics import MATCH_FRACTION
@@ -38,7 +38,9 @@ class Trust:
     precision: Sequence[float]
 
 
-def measure_trust(candidates: pd.DataFrame, truth: pd.DataFrame, particles: Sequence[str]) -> dict[str, Trust]:
+def measure_trust(
+    candidates: pd.DataFrame, truth: pd.DataFrame, particles: Sequence[str], catalogue: Catalogue = PARTICLES
+) -> dict[str, Trust]:
     """Return the trust in each of `particles`; those without candidates have none. Parameters and errors as those of
     `tune_thresholds`; confidences must be levelled.
 
@@ -46,8 +48,8 @@ def measure_trust(candidates: pd.DataFrame, truth: pd.DataFrame, particles: Sequ
     chance is a logistic regression (Platt 1999, Probabilistic outputs for support vector machines, with his priors:
     no candidate is right or wrong for certain). It has two numbers, which few runs can tell, and it never falls where
     the confidence rises."""
-    items, _ = make_items(candidates, truth, get_confidence(candidates))
-    curves, trust = tune_thresholds(candidates, truth, particles, beta=1), {}
+    items, _ = make_items(candidates, truth, get_confidence(candidates), catalogue)
+    curves, trust = tune_thresholds(candidates, truth, particles, beta=1, catalogue=catalogue), {}
     for name in particles:
         own = items[(items["particle"] == name) & np.isfinite(items["confidence"])]
         if not len(own):
@@ -105,12 +107,12 @@ def choose_thresholds(trust: Mapping[str, Trust], aim: str | float) -> dict[str,
     return thresholds
 
 
-def keep_surest(picks: pd.DataFrame) -> pd.DataFrame:
+def keep_surest(picks: pd.DataFrame, catalogue: Catalogue = PARTICLES) -> pd.DataFrame:
     """Return the picks with one particle a place: of picks of different types in one run that are closer than half the
     smaller radius only the one with the highest confidence stays (of equal ones the first). Picks of one type are not
     compared. Order and index stay. Give chances as confidences (`find_chances`)."""
     kept, names = np.ones(len(picks), dtype=bool), picks["particle_type"].to_numpy()
-    reach = MATCH_FRACTION * np.array([get_particle(name).radius for name in names])
+    reach = MATCH_FRACTION * np.array([catalogue.get(name).radius for name in names])
     xyz, confidence = picks[["x", "y", "z"]].to_numpy(dtype=np.float64), picks["confidence"].to_numpy()
     for rows in picks.groupby("experiment").indices.values():
         rows = rows[np.argsort(-confidence[rows], kind="stable")]

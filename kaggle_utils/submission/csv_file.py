@@ -16,7 +16,7 @@ import pandas as pd
 
 from kaggle_utils.data.picks import PICK_COLUMNS, find_csv_fault
 from kaggle_utils.data.tomograms import find_runs, find_tomograms, read_shape, read_voxel_spacing, read_zarr
-from kaggle_utils.particles import PARTICLE_NAMES, PARTICLES, get_particle
+from kaggle_utils.particles import PARTICLES, Catalogue, read_particles
 from kaggle_utils.system.files import read_bytes, replacing
 
 # Competition page: the number of the row, then a pick, in Angstrom.
@@ -33,7 +33,7 @@ def is_run_name(name: object) -> bool:
     return isinstance(name, str) and bool(name.strip()) and name.isprintable()
 
 
-def write_submission(picks: pd.DataFrame, path: str | Path) -> None:
+def write_submission(picks: pd.DataFrame, path: str | Path, catalogue: Catalogue = PARTICLES) -> None:
     """Write picks as a submission. At any instant `path` holds the old file or the whole new one.
 
     Rows are sorted by run, then in the order of the particle table; within both they keep their order. The same picks
@@ -43,6 +43,8 @@ def write_submission(picks: pd.DataFrame, path: str | Path) -> None:
     ----------
     picks : DataFrame
         Columns experiment, particle_type and x, y, z in Angstrom; further columns and the index are ignored.
+    catalogue : Catalogue
+        The table of particles.
 
     Raises
     ------
@@ -51,12 +53,12 @@ def write_submission(picks: pd.DataFrame, path: str | Path) -> None:
         The old file stays.
     """
     try:
-        _check_picks(picks)
+        _check_picks(picks, catalogue)
     except ValueError as error:
         raise ValueError(f"{path} was not written: {error}") from None
     picks = picks.reindex(columns=PICK_COLUMNS)
     run = pd.factorize(picks["experiment"], sort=True)[0]
-    particle = pd.Index(PARTICLE_NAMES).get_indexer(picks["particle_type"])
+    particle = pd.Index(catalogue.names).get_indexer(picks["particle_type"])
     picks = picks.iloc[np.lexsort((particle, run))].astype({"x": float, "y": float, "z": float})
     for axis in "xyz":  # else a number just below 0 becomes "-0.0000"
         picks[axis] = picks[axis].mask(picks[axis].abs() < _EDGE / 2, 0.0)
@@ -96,9 +98,9 @@ def validate_submission(path: str | Path, data: str | Path, split: str = "test")
     file that break it.
 
     The rules: a file in UTF-8 without byte order mark, of 256 MB at most; the six columns in their order; unique
-    integers as ids; runs of DATA/<split>; known particles (beta-amylase is legal); finite coordinates inside the run's
-    tomogram, whose shape and voxel spacing come from its metadata; no pick twice; no more picks in a run than its
-    volume has room for. Runs without picks are legal.
+    integers as ids; runs of DATA/<split>; particles of the data's table (also beta-amylase); finite coordinates inside
+    the run's tomogram, whose shape and voxel spacing come from its metadata; no pick twice; no more picks in a run than
+    its volume has room for. Runs without picks are legal.
 
     A tomogram without readable metadata is not the submission's fault: a warning names it, and its picks are not
     checked against its size.
@@ -119,7 +121,7 @@ def validate_submission(path: str | Path, data: str | Path, split: str = "test")
     OSError
         When `path` cannot be read, or `data` has no runs in `split`: then nothing can be said of the submission.
     """
-    runs = [run for run in find_runs(data, split) if is_run_name(run)]
+    runs, known = [run for run in find_runs(data, split) if is_run_name(run)], read_particles(data)
     table, violations = _read(Path(path))
     if "id" in table:
         again = table[table["id"].notna() & table["id"].duplicated()]
@@ -127,10 +129,10 @@ def validate_submission(path: str | Path, data: str | Path, split: str = "test")
     if "experiment" in table:
         unknown = table[~table["experiment"].isin(runs)]
         violations += _unknown("run", unknown["experiment"], unknown["line"], f"is not in {Path(data) / split}")
-        violations += _check_places(table[table["experiment"].isin(runs)], Path(data), split)
+        violations += _check_places(table[table["experiment"].isin(runs)], Path(data), split, known)
     if "particle_type" in table:
-        unknown = table[~table["particle_type"].isin(PARTICLE_NAMES)]
-        why = f"is none of {', '.join(PARTICLE_NAMES)}"
+        unknown = table[~table["particle_type"].isin(known.names)]
+        why = f"is none of {', '.join(known.names)}"
         violations += _unknown("particle", unknown["particle_type"], unknown["line"], why)
     if set(PICK_COLUMNS) <= set(table):
         again = table[table[["x", "y", "z"]].notna().all(axis=1) & table.duplicated(list(PICK_COLUMNS))]
@@ -138,7 +140,7 @@ def validate_submission(path: str | Path, data: str | Path, split: str = "test")
     return violations
 
 
-def _check_picks(picks: pd.DataFrame) -> None:
+def _check_picks(picks: pd.DataFrame, catalogue: Catalogue) -> None:
     """Raise ValueError for picks that a submission cannot hold."""
     missing = [name for name in PICK_COLUMNS if name not in picks]
     if not len(picks):
@@ -149,7 +151,7 @@ def _check_picks(picks: pd.DataFrame) -> None:
         if not is_run_name(run):
             raise ValueError(f"{run!r} cannot be the name of a run")
     for name in picks["particle_type"].unique():
-        get_particle(name if isinstance(name, str) else repr(name))
+        catalogue.get(name if isinstance(name, str) else repr(name))
     try:
         wrong = picks[~np.isfinite(picks[["x", "y", "z"]].to_numpy(dtype=float)).all(axis=1)]
     except (TypeError, ValueError) as error:
@@ -160,7 +162,7 @@ def _check_picks(picks: pd.DataFrame) -> None:
         raise ValueError(f"{len(wrong)} picks have NaN or infinite coordinates, the first is {place}")
 
 
-def _check_places(table: pd.DataFrame, data: Path, split: str) -> list[str]:
+def _check_places(table: pd.DataFrame, data: Path, split: str, catalogue: Catalogue) -> list[str]:
     """Return violations of the rules that need the tomograms: coordinates outside, and too many picks."""
     violations, extents, broken = [], [], []
     run_of_row, runs = pd.factorize(table["experiment"])
@@ -187,7 +189,7 @@ def _check_places(table: pd.DataFrame, data: Path, split: str) -> list[str]:
 
     # One pick for each cube whose edge is the smallest radius: eight times as many as spheres of that radius that touch
     # on a cubic lattice. Whoever has more picks has submitted voxels. For a real run the limit is 340,000.
-    bounds = extents.prod(axis=1) / min(particle.radius for particle in PARTICLES) ** 3
+    bounds = extents.prod(axis=1) / min(particle.radius for particle in catalogue) ** 3
     for run, picks, most in zip(runs, np.bincount(run_of_row, minlength=len(runs)), bounds, strict=True):
         if picks > most:
             lines = table["line"][table["experiment"] == run]

@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from kaggle_utils.data.picks import FARTHEST, make_picks
-from kaggle_utils.particles import PARTICLE_NAMES
+from kaggle_utils.particles import PARTICLES, Catalogue
 from kaggle_utils.submission.budget import Level
 from kaggle_utils.system.files import is_number, read_json, write_text
 
@@ -50,8 +50,8 @@ class Parts:
 
     A part is used again as long as the `fingerprint` of models and settings and the files of its run are the same."""
 
-    def __init__(self, folder: str | Path, fingerprint: str):
-        self.folder, self.fingerprint = Path(folder), fingerprint
+    def __init__(self, folder: str | Path, fingerprint: str, catalogue: Catalogue = PARTICLES):
+        self.folder, self.fingerprint, self.catalogue = Path(folder), fingerprint, catalogue
 
     def read(self, run: str, source: str) -> Outcome | None:
         """Return the stored outcome of a run. Return None, for the run to be computed again, when there is none or when
@@ -64,7 +64,7 @@ class Parts:
             picks, problems, level = pd.DataFrame(record["picks"]), record["problems"], Level(*record["level"])
             if not all(is_number(value, -FARTHEST, FARTHEST) for axis in "xyz" for value in picks[axis].tolist()):
                 raise ValueError("a pick has wrong coordinates")
-            if set(picks["experiment"]) - {run} or set(picks["particle_type"]) - set(PARTICLE_NAMES):
+            if set(picks["experiment"]) - {run} or set(picks["particle_type"]) - set(self.catalogue.names):
                 raise ValueError("a pick has another run or an unknown particle")
             if not isinstance(problems, list) or not all(isinstance(problem, str) for problem in problems):
                 raise ValueError("the problems are not texts")

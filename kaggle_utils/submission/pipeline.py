@@ -16,12 +16,14 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from kaggle_utils.data.spacing import is_same_spacing, resample
 from kaggle_utils.data.tomograms import find_group, is_plain_name, load_tomogram, normalise, read_voxel_spacing
 from kaggle_utils.inference.ensemble import Ensemble, load_specialists, make_ensemble
 from kaggle_utils.inference.merging import COMMITTEES, Committee, count_networks, find_particles, make_committee
 from kaggle_utils.inference.predictor import Predictor
 from kaggle_utils.models.config import read_config
-from kaggle_utils.models.folder import TrainedModel, agree, load_model, name_model
+from kaggle_utils.models.folder import TrainedModel, agree, check_particles, find_spacing, load_model, name_model
+from kaggle_utils.particles import PARTICLES_FILE, read_particles
 from kaggle_utils.submission.budget import Level
 from kaggle_utils.submission.csv_file import is_run_name, set_aside, write_submission
 from kaggle_utils.submission.parts import Outcome, Parts, gather_picks, sign_files
@@ -30,7 +32,6 @@ from kaggle_utils.system import environment
 from kaggle_utils.system.files import remove_leftovers
 
 _BAD_NAME = "the run's name has characters that a CSV cannot hold; rename its folder"
-_OTHER_SPACING = 0.01  # relative; beyond it particles have another size in voxels than those that a model knows
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def load_ensemble(name: str, folder: str | Path, device: str = "cpu") -> Ensembl
 def assemble(name: str, models: Sequence[TrainedModel]) -> Ensemble | Committee:
     """Make an ensemble of specialists, or of networks for all particles a committee of those that their calibration
     chose; raises ValueError for some of both, and as `make_ensemble` and `make_committee` do."""
-    several = [model for model in models if len(model.particles) > 1]
+    several = [model for model in models if model.finds_all]
     if several and len(several) < len(models):
         raise ValueError("models for one particle and models for all cannot be mixed; give folders of one recipe")
     if not several:
@@ -83,10 +84,12 @@ def assemble(name: str, models: Sequence[TrainedModel]) -> Ensemble | Committee:
 def predict_run(
     run: str, data: str | Path, ensemble: Ensemble | Committee, split: str = "test", device: str = "cpu"
 ) -> Prediction:
-    """Find the particles of one run whose tomogram is sound, with a progress bar; raises as `load_tomogram` and
-    `find_particles` do."""
+    """Find the particles of one run whose tomogram is sound, resampled to the models' voxel spacing, with a progress
+    bar; raises as `load_tomogram`, `resample` and `find_particles` do."""
     tomogram = load_tomogram(run, data, split, agree(ensemble.models, "tomogram"))
-    volume, spacing = normalise(tomogram.volume), tomogram.voxel_spacing
+    volume, spacing = tomogram.volume, tomogram.voxel_spacing
+    volume, spacing = resample(volume, spacing, find_spacing(ensemble.models) or spacing, run)
+    volume = normalise(volume)
     predictors = [Predictor(model, device, ensemble.views) for model in ensemble.models]
     total = ensemble.views * len(predictors) * volume.size
     with tqdm(total=total, desc=run, unit="voxel", unit_scale=True, leave=False) as bar:
@@ -127,7 +130,9 @@ def submit(
     kind = agree(ensemble.models, "tomogram")
     views = ensemble.views if views is None else views
     full = Level(views, count_networks(ensemble))
-    store = Parts(parts, fingerprint(ensemble, views))
+    if Path(data, PARTICLES_FILE).is_file():  # else the models alone say which particles there are
+        check_particles(ensemble.models, read_particles(data), str(data))
+    store = Parts(parts, fingerprint(ensemble, views), ensemble.catalogue)
     for path in (Path(out).with_name(escape(Path(out).name)), Path(parts, "*.json")):
         remove_leftovers(path)
     sources = {run: _sign_run(run, data, split, kind) for run in runs if is_run_name(run) and is_plain_name(run)}
@@ -141,12 +146,12 @@ def submit(
         print(f"{len(before)} of {len(runs)} runs were finished before; {len(waiting)} to go")
 
     _refuse_problems(_list_known(outcomes), strict)
-    _compare_spacings(list(sources), data, split, ensemble)
+    _tell_spacings(list(sources), data, split, kind, find_spacing(ensemble.models))
     # Closed whatever happens: a notebook would keep the processes, and the GPUs' memory, with the error that it shows.
     with closing(predict_runs(waiting, data, ensemble, split, devices, views, compiled, deadline)) as results:
         if not before:
             _keep_other(out)
-        write_submission(gather_picks(_list_known(outcomes)), out)
+        write_submission(gather_picks(_list_known(outcomes)), out, store.catalogue)
         _keep_each(results, outcomes, store, sources, out, strict, keep)
     if cut := [outcome for outcome in _list_known(outcomes) if outcome.level and outcome.level != full]:
         print(f"{len(cut)} of {len(runs)} runs were computed with less than {full}, because time was short")
@@ -173,7 +178,7 @@ def _keep_each(
         except OSError as error:
             warnings.warn(f"run {outcome.run} has no part file: {error}", stacklevel=3)
         try:
-            write_submission(gather_picks(_list_known(outcomes)), out)
+            write_submission(gather_picks(_list_known(outcomes)), out, store.catalogue)
             failure = None
         except OSError as error:  # a disk that is full now may have room when the next run is finished
             failure = error
@@ -226,24 +231,23 @@ def _keep_other(out: str | Path) -> None:
         warnings.warn(f"the submission that was there is not kept: {error}", stacklevel=3)
 
 
-def _compare_spacings(runs: Sequence[str], data: str | Path, split: str, ensemble: Ensemble | Committee) -> None:
-    """Warn, once, of tomograms whose voxels have another size than those that the models were trained on."""
-    kind, trained = agree(ensemble.models, "tomogram"), [m.config.get("voxel_spacing") for m in ensemble.models]
+def _tell_spacings(runs: Sequence[str], data: str | Path, split: str, kind: str, trained: float | None) -> None:
+    """Warn, once, of tomograms that are resampled because the models were trained at another voxel spacing."""
     other = []
+    if trained is None:
+        return
     for run in runs:
         try:
             spacing = read_voxel_spacing(find_group(run, data, split, kind))
         except (OSError, ValueError):  # what is broken is told when the run is read
             continue
-        if any(known and abs(spacing / known - 1) > _OTHER_SPACING for known in trained):
+        if not is_same_spacing(spacing, trained):
             other.append(f"{run} {spacing:g} A")
     if other:
-        ours = ", ".join(f"{spacing:g} A" for spacing in sorted({known for known in trained if known}))
         more = f" and {len(other) - 3} more" if len(other) > 3 else ""
         warnings.warn(
-            f"the models were trained on voxels of {ours}, but {len(other)} of {len(runs)} tomograms have other voxels "
-            f"({', '.join(other[:3])}{more}): the models may miss most particles there; resample these tomograms to "
-            f"{ours}, or train models on tomograms with such voxels",
+            f"{len(other)} of {len(runs)} tomograms are resampled to voxels of {trained:g} A, at which the models were "
+            f"trained ({', '.join(other[:3])}{more})",
             stacklevel=3,
         )
 

@@ -17,11 +17,12 @@ import torch
 
 from kaggle_utils.data.picks import angstrom_to_voxel
 from kaggle_utils.data.salvage import Salvage, salvage_tomogram
+from kaggle_utils.data.spacing import resample
 from kaggle_utils.data.tomograms import normalise
 from kaggle_utils.inference.ensemble import Ensemble
 from kaggle_utils.inference.merging import Committee, cut_networks, find_particles
 from kaggle_utils.inference.predictor import Predictor
-from kaggle_utils.models.folder import agree
+from kaggle_utils.models.folder import agree, find_spacing
 from kaggle_utils.models.weights import explain
 from kaggle_utils.submission.budget import Level
 
@@ -51,15 +52,15 @@ def serve(
             torch.cuda.set_device(device)  # or whatever names no device would fill the first one's memory, too
         connection.send(("here", None))
         ensemble = pickle.loads(connection.recv_bytes())
-        kind = agree(ensemble.models, "tomogram")
+        kind, trained = agree(ensemble.models, "tomogram"), find_spacing(ensemble.models)
         predictors = {id(m): Predictor(m, device, views, compiled, sharers) for m in ensemble.models}
         connection.send(("ready", None))
         with ThreadPoolExecutor(1) as reader:
             ahead: dict[str, Future] = {}
             while True:
                 run, level, following = connection.recv()
-                reading = ahead.pop(run, None) or reader.submit(_read, run, data, split, kind)
-                ahead = {following: reader.submit(_read, following, data, split, kind)} if following else {}
+                reading = ahead.pop(run, None) or reader.submit(_read, run, data, split, kind, trained)
+                ahead = {following: reader.submit(_read, following, data, split, kind, trained)} if following else {}
                 try:
                     connection.send(("found", _predict(reading, ensemble, predictors, level, connection)))
                 except FloatingPointError as error:  # a new process of this device would come to the same
@@ -75,9 +76,17 @@ def serve(
         connection.send(("error", explain(error)))
 
 
-def _read(run: str, data: str | Path, split: str, kind: str) -> Salvage:
+def _read(run: str, data: str | Path, split: str, kind: str, trained: float | None) -> tuple[Salvage, float]:
+    """What can be read of a tomogram, with its volume at the spacing (Angstrom) of the models, and that spacing."""
     found = salvage_tomogram(run, data, split, kind)
-    return found if found.volume is None else replace(found, volume=normalise(found.volume))
+    if found.volume is None:
+        return found, found.voxel_spacing
+    try:
+        volume, spacing = resample(found.volume, found.voxel_spacing, trained or found.voxel_spacing, run)
+    except ValueError as error:
+        why = str(error).removeprefix(f"run {run}: ")
+        return replace(found, volume=None, problems=(*found.problems, why)), found.voxel_spacing
+    return replace(found, volume=normalise(volume)), spacing
 
 
 def _predict(
@@ -88,7 +97,7 @@ def _predict(
     connection: Connection,
 ) -> tuple[pd.DataFrame | None, tuple[str, ...], list[str]]:
     """The picks, what was wrong with the tomogram, and the warnings on the way."""
-    found: Salvage = reading.result()
+    found, spacing = reading.result()
     if found.volume is None:
         return None, found.problems, []
     ensemble = cut_networks(ensemble, level.networks)
@@ -106,7 +115,7 @@ def _predict(
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        picks, *_ = find_particles(found.volume, found.voxel_spacing, ensemble, chosen, found.run, report)
+        picks, *_ = find_particles(found.volume, spacing, ensemble, chosen, found.run, report)
     if found.unread is not None:
         nearest = np.rint(angstrom_to_voxel(picks[["x", "y", "z"]].to_numpy(), found.voxel_spacing)).astype(int)
         picks = picks[~found.unread[tuple(nearest.T)]]

@@ -15,11 +15,12 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from kaggle_utils.data.picks import read_run
-from kaggle_utils.data.tomograms import read_shape
-from kaggle_utils.models.config import read_config
+from kaggle_utils.data.spacing import find_shape
+from kaggle_utils.data.tomograms import find_group, read_shape, read_voxel_spacing
+from kaggle_utils.models.config import read_catalogue, read_config
 from kaggle_utils.models.folder import build_model, name_model, refuse_old, save_config
 from kaggle_utils.models.weights import load_weights
-from kaggle_utils.particles import PARTICLE_NAMES, PARTICLES
+from kaggle_utils.particles import PARTICLES, Catalogue, compare_particles
 from kaggle_utils.preprocessing.crops import Crops, list_folds
 from kaggle_utils.preprocessing.labels import locate_spheres, paint_spheres
 from kaggle_utils.preprocessing.subvolumes import (
@@ -27,6 +28,7 @@ from kaggle_utils.preprocessing.subvolumes import (
     Run,
     build_datasets,
     check_datasets,
+    choose_spacing,
     load_runs,
     place_subvolumes,
     preprocess_and_filter_subvolumes,
@@ -113,12 +115,12 @@ def train_model(
     return folder
 
 
-def build(network: ModelRecipe, recipe: Recipe) -> nn.Module:
+def build(network: ModelRecipe, recipe: Recipe, catalogue: Catalogue = PARTICLES) -> nn.Module:
     """Return a new network: for one particle, or with the competition recipe for all. Raises ValueError for the
     baseline with the competition recipe, because it finds only one particle."""
     if isinstance(recipe, CompetitionRecipe) and network.architecture == "baseline":
         raise ValueError("the baseline finds only one particle; train it with the report recipe")
-    particles = len(PARTICLES) if isinstance(recipe, CompetitionRecipe) else 1
+    particles = len(catalogue) if isinstance(recipe, CompetitionRecipe) else None
     return build_model(network.architecture, network.width, particles, network.stem)
 
 
@@ -140,7 +142,7 @@ def train_fold(
     data."""
     network_recipe: ModelRecipe = getattr(recipe, architecture)
     folder = Path(folder) / name_model(architecture, f"fold_{fold}")
-    names = list(PARTICLE_NAMES)
+    names = list(runs[0].catalogue.names)
     held_out, others = runs[fold], [run for index, run in enumerate(runs) if index != fold]
     # Each fold starts from other weights and draws other crops, because an ensemble gains more from networks that
     # differ.
@@ -187,7 +189,8 @@ def _hold_out(run: Run, recipe: CompetitionRecipe) -> TensorDataset:
     """A run's sub-volumes, side by side, and their masks, to validate on; raises ValueError for a run without
     particles."""
     # The same spheres as in the crops, or the best epoch would be chosen for another task.
-    centres, radii, labels = locate_spheres(run.points, run.voxel_spacing, PARTICLE_NAMES)
+    catalogue = run.catalogue
+    centres, radii, labels = locate_spheres(run.points, run.voxel_spacing, catalogue.names, catalogue)
     masks = paint_spheres(centres, radii * recipe.radius_fraction, labels, run.volume.shape)
     if not masks.any():
         raise ValueError(f"run {run.name} has no particles to validate on; leave it out of the runs")
@@ -203,17 +206,19 @@ def _train_network(
 ) -> nn.Module:
     """Train a network and return it with its best weights."""
     torch.manual_seed(config["seed"])
-    network = build(settings, recipe)
+    network = build(settings, recipe, read_catalogue(config))
     fit(network, datasets, settings, folder, config, recipe.threshold, device, position)
     network.load_state_dict(load_weights(folder / "weights.safetensors", network.state_dict()))
     return network
 
 
 def _check_runs(data: str | Path, runs: Sequence[str], recipe: CompetitionRecipe) -> None:
-    """Raise ValueError, naming the run, when one cannot be left out to validate on: without picks, or smaller than a
-    crop."""
+    """Raise ValueError, naming the run, when one cannot be left out to validate on: without picks, smaller than a
+    crop, or of a voxel spacing that is too far from the others'."""
+    wanted = choose_spacing(data, runs, recipe)
     for run in runs:
-        shape = read_shape(run, data, "train", recipe.tomogram)
+        spacing = read_voxel_spacing(find_group(run, data, "train", recipe.tomogram))
+        shape = find_shape(read_shape(run, data, "train", recipe.tomogram), spacing, wanted, run)
         if min(shape) < recipe.subvolume_size:
             raise ValueError(f"run {run} has {shape} voxels, but crops need {recipe.subvolume_size} along each axis")
         if not len(read_run(run, data)):
@@ -222,6 +227,7 @@ def _check_runs(data: str | Path, runs: Sequence[str], recipe: CompetitionRecipe
 
 def _describe(network: ModelRecipe, recipe: Recipe, runs: list[Run]) -> dict:
     """The part of a model's config that every training has."""
+    catalogue = runs[0].catalogue
     return {
         "recipe": recipe.name,
         "scale": recipe.scale,
@@ -233,6 +239,7 @@ def _describe(network: ModelRecipe, recipe: Recipe, runs: list[Run]) -> dict:
         "seed": recipe.seed,
         "runs": [run.name for run in runs],
         "data_checksum": _checksum(runs),
+        **({} if catalogue == PARTICLES else {"catalogue": [asdict(particle) for particle in catalogue]}),
     }
 
 
@@ -252,11 +259,11 @@ def _is_finished(folder: Path, config: dict) -> bool:
     refuse_old(folder)
     if not (folder / "config.json").is_file() or not (folder / "weights.safetensors").is_file():
         return False
-    if changes := find_changes(config, read_config(folder)):
-        raise OtherSettings(
-            f"{folder} was trained with other settings or data ({changes}); delete it, or choose another work folder "
-            "(CZII_WORK)"
-        )
+    found, advice = read_config(folder), "delete it, or choose another folder for models (in notebooks CZII_WORK)"
+    if changes := compare_particles(read_catalogue(found), read_catalogue(config)):
+        raise OtherSettings(f"{folder} was trained for other particles than the data's ({changes}); {advice}")
+    if changes := find_changes({**config, "catalogue": found.get("catalogue")}, found):
+        raise OtherSettings(f"{folder} was trained with other settings or data ({changes}); {advice}")
     return True
 
 

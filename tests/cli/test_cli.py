@@ -261,7 +261,7 @@ def test_python_m_kaggle_utils_returns_the_status(submission, truth, tmp_path):
         record = {"pickable_object_name": name, "points": [{"location": {"x": 1, "y": 2, "z": 3}}]}
         (folder / f"{name}.json").write_text(json.dumps(record))
     told = subprocess.run([*command, str(tmp_path / "ExperimentRuns")], capture_output=True, text=True)
-    assert re.fullmatch(r"warning: run .*membrane.*\n", told.stderr), "a warning without the code that gave it"
+    assert re.fullmatch(r"warning: .*membrane.*\n", told.stderr), "a warning without the code that gave it"
     failed = subprocess.run([*command, "nowhere"], capture_output=True, text=True)
     assert failed.returncode == 2 and "nowhere" in failed.stderr
 

@@ -21,15 +21,15 @@ from kaggle_utils.data.phantom import (
 )
 from kaggle_utils.data.picks import angstrom_to_voxel, read_overlay, read_run
 from kaggle_utils.data.tomograms import TOMOGRAM_TYPES, find_runs, find_tomograms, load_tomogram, read_shape, read_zarr
-from kaggle_utils.particles import PARTICLES, get_particle
+from kaggle_utils.particles import PARTICLES
 
 SMALL = (40, 64, 64)
 DEFAULT = (64, 160, 160)
-NAMES = [particle.name for particle in PARTICLES]
+NAMES = list(PARTICLES.names)
 
 
 def radius_of(name: str) -> float:
-    return get_particle(name).radius / 10.012444196428572
+    return PARTICLES.get(name).radius / 10.012444196428572
 
 
 def digest(folder) -> dict[str, bytes]:
@@ -276,7 +276,7 @@ def test_small_volumes_hold_every_type():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_particles_have_their_true_size_and_their_pick_in_the_middle(name):
-    radius = get_particle(name).radius
+    radius = PARTICLES.get(name).radius
     axis = np.arange(-1.3 * radius, 1.3 * radius + 1, radius / 25)
     points = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1)
     density = particle_density(name, points)

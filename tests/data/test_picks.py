@@ -128,12 +128,24 @@ def test_without_a_folder_the_environments_data_are_read(tmp_path, monkeypatch):
     assert len(read_run("TS_1")) == 1
 
 
-def test_an_unknown_particle_is_left_out_with_one_warning(tmp_path):
+def test_an_unknown_particle_is_left_out_with_one_warning_for_all_runs(tmp_path):
+    for run in ("TS_1", "TS_2"):
+        write_file(folder(tmp_path, run) / "ribosome.json", "ribosome", [(1, 2, 3)])
+        write_file(folder(tmp_path, run) / "membrane.json", "membrane", [(1, 2, 3), (4, 5, 6)])
+    with pytest.warns(UserWarning, match=r"\*/Picks/membrane\.json is left out: unknown particle") as caught:
+        points = pd.concat([read_run(run, tmp_path) for run in ("TS_1", "TS_2")])
+    assert len(caught) == 1 and points["particle_type"].tolist() == ["ribosome"] * 2
+
+
+def test_the_datas_own_table_says_which_particles_are_known(tmp_path):
     write_file(folder(tmp_path) / "ribosome.json", "ribosome", [(1, 2, 3)])
     write_file(folder(tmp_path) / "membrane.json", "membrane", [(1, 2, 3), (4, 5, 6)])
-    with pytest.warns(UserWarning, match=r"TS_1: .*membrane\.json is left out: unknown particle") as caught:
+    (tmp_path / "particles.json").write_text('[{"name": "membrane", "radius": 100}]')
+    with pytest.warns(
+        UserWarning, match=r"ribosome\.json is left out: unknown particle 'ribosome'; known are membrane"
+    ):
         points = read_run("TS_1", tmp_path)
-    assert len(caught) == 1 and points["particle_type"].tolist() == ["ribosome"]
+    assert points["particle_type"].tolist() == ["membrane"] * 2
 
 
 def test_a_file_without_points_is_told_and_the_table_keeps_its_form(tmp_path):

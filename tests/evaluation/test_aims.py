@@ -26,9 +26,9 @@ def draw_hedges(seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
 def test_thresholds_and_chances_come_from_other_runs(monkeypatch):
     seen = []
 
-    def watch(tuning, truth, candidates, *rest):
+    def watch(tuning, truth, candidates, *rest, **settings):
         seen.append([sorted(set(table["experiment"])) for table in (tuning, truth, candidates)])
-        return pick_by_aim(tuning, truth, candidates, *rest)
+        return pick_by_aim(tuning, truth, candidates, *rest, **settings)
 
     monkeypatch.setattr(aims, "pick_by_aim", watch)
     check_aims(*draw_hedges(0), NAMES)

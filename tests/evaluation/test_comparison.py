@@ -24,7 +24,7 @@ from kaggle_utils.scoring.metrics import voxel_scores
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-NAMES = [particle.name for particle in PARTICLES]
+NAMES = list(PARTICLES.names)
 SMOKE = get_recipe("competition", "smoke")
 
 

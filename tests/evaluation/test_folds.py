@@ -27,7 +27,7 @@ from kaggle_utils.submission.pipeline import assemble, load_ensemble, predict_ru
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-NAMES = [particle.name for particle in PARTICLES]
+NAMES = list(PARTICLES.names)
 SMOKE = get_recipe("competition", "smoke")
 
 
@@ -165,9 +165,9 @@ def make_candidates(runs: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
 def test_thresholds_are_checked_on_runs_that_they_have_not_seen(monkeypatch):
     seen = []
 
-    def tune(table, others, particles):
+    def tune(table, others, particles, **settings):
         seen.append(tuple(tuple(sorted(set(part["experiment"]))) for part in (table, others)))
-        return folds_tune(table, others, particles)
+        return folds_tune(table, others, particles, **settings)
 
     folds_tune = folds.tune_thresholds
     monkeypatch.setattr(folds, "tune_thresholds", tune)

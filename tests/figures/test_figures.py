@@ -13,7 +13,7 @@ from torch import nn
 
 from kaggle_utils import figures
 from kaggle_utils.evaluation.aims import score_aims
-from kaggle_utils.particles import PARTICLES, get_particle
+from kaggle_utils.particles import PARTICLES
 from kaggle_utils.recipes import RECIPE_NAMES, get_recipe
 from kaggle_utils.scoring.thresholds import Curve, tune_thresholds
 from kaggle_utils.training import build
@@ -40,7 +40,7 @@ HISTORY = pd.DataFrame(
         "validation_dice": [np.nan, 0.3, np.nan, 0.5],
     }
 )
-NAMES = [particle.name for particle in PARTICLES]
+NAMES = list(PARTICLES.names)
 COUNTS = pd.DataFrame(
     {"positive": 3, "background before": 20, "background after": 2, "labelled voxels %": 1.5}, index=NAMES[:3]
 )
@@ -264,7 +264,7 @@ def test_aims_lead_from_all_picks_to_one_a_place():
     first, second = figures.draw_aims(scores).axes
     assert [line.get_xydata()[0].tolist() for line in first.lines] == [[0.9, 0.3], [0.9, 0.3]]
     assert [line.get_xydata()[0].tolist() for line in second.lines] == [[0.9, 0.3], [0.8, 0.5]]
-    assert [line.get_markerfacecolor() for line in second.lines] == ["white", get_particle("ribosome").colour]
+    assert [line.get_markerfacecolor() for line in second.lines] == ["white", PARTICLES.get("ribosome").colour]
     assert "all picks: F-beta 0.70, F1 0.20" in second.get_title() and "thresholds for f1" in second.get_title()
 
 

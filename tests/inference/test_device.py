@@ -15,7 +15,7 @@ from kaggle_utils.inference.device import DeviceVolume, make_sum
 from kaggle_utils.inference.merging import Merger, find_by_committee, make_committee
 from kaggle_utils.inference.predictor import Predictor
 from kaggle_utils.models.folder import TrainedModel, build_model
-from kaggle_utils.particles import PARTICLE_NAMES
+from kaggle_utils.particles import PARTICLES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -28,18 +28,18 @@ def make_volume(shape=SHAPE) -> np.ndarray:
 
 def make_model(architecture: str) -> TrainedModel:
     config = {
-        "particles": list(PARTICLE_NAMES),
+        "particles": list(PARTICLES.names),
         "window": 32 if architecture == "vnet" else None,
         "halo": 4,
         "merge": "logits",
         "decoder": "peaks",
         "views": 2,
         "radius_fraction": 0.5,
-        "picks": dict.fromkeys(PARTICLE_NAMES, 10),
-        "scores": {"validation": {name: {"recall": 0.5} for name in PARTICLE_NAMES}},
+        "picks": dict.fromkeys(PARTICLES.names, 10),
+        "scores": {"validation": {name: {"recall": 0.5} for name in PARTICLES.names}},
     }
-    network = enliven(build_model(architecture, 2, particles=len(PARTICLE_NAMES), stem=True))
-    return TrainedModel(architecture, network, config, dict.fromkeys(PARTICLE_NAMES, 0.5))
+    network = enliven(build_model(architecture, 2, particles=len(PARTICLES.names), stem=True))
+    return TrainedModel(architecture, network, config, dict.fromkeys(PARTICLES.names, 0.5))
 
 
 class Casts(TorchDispatchMode):

@@ -12,12 +12,12 @@ from scipy.special import softmax
 from kaggle_utils.inference.merging import MERGES, Merger, make_committee
 from kaggle_utils.inference.picking import find_candidates
 from kaggle_utils.models.folder import TrainedModel
-from kaggle_utils.particles import PARTICLES, REPORT_PARTICLES, get_particle
+from kaggle_utils.particles import PARTICLES
 from kaggle_utils.submission.pipeline import assemble
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-NAMES = [particle.name for particle in PARTICLES]
+NAMES = list(PARTICLES.names)
 SPACING = 10.0
 
 
@@ -41,7 +41,7 @@ def make_logits(seed: int, places: dict[str, tuple[int, int, int]]) -> torch.Ten
     logits[0] += 4
     grid = np.indices((32, 32, 32))
     for kind, place in places.items():
-        radius = get_particle(kind).radius / 2 / SPACING
+        radius = PARTICLES.get(kind).radius / 2 / SPACING
         inside = ((grid - np.reshape(place, (3, 1, 1, 1))) ** 2).sum(0) <= radius**2
         logits[NAMES.index(kind) + 1][inside] += 9
     return torch.from_numpy(logits.astype(np.float32))
@@ -85,7 +85,7 @@ def test_means_are_those_of_numpy(kind, views):
     expected = softmax(np.mean(arrays, 0), 0) if kind == "logits" else np.mean([softmax(a, 0) for a in arrays], 0)
     maps = list(expected[1:].astype(np.float32))
     pd.testing.assert_frame_equal(table, find_candidates(maps, NAMES, SPACING, "TS_1_1"), atol=1e-4)
-    five = expected[[NAMES.index(p.name) + 1 for p in REPORT_PARTICLES]]
+    five = expected[[NAMES.index(p.name) + 1 for p in PARTICLES.scored]]
     claimed = five.max(0) >= 0.5
     np.testing.assert_array_equal(annotated, np.where(claimed, five.argmax(0) + 1, 0))
     np.testing.assert_allclose(confidence, np.where(claimed, five.max(0), 0), atol=1e-5)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kaggle_utils.inference.ranks import match_ranks
-from kaggle_utils.particles import get_particle
+from kaggle_utils.particles import PARTICLES
 
 
 def make_candidates(*rows, run: str = "TS_1_1") -> pd.DataFrame:
@@ -87,7 +87,7 @@ def test_merging_follows_the_definition(seed, models):
         left.sort(key=lambda candidate: candidate[:2], reverse=True)
         found = []
         while left:
-            near = [c for c in left if np.linalg.norm(c[3] - left[0][3]) <= get_particle(name).radius / 2]
+            near = [c for c in left if np.linalg.norm(c[3] - left[0][3]) <= PARTICLES.get(name).radius / 2]
             left = [c for c in left if all(c is not other for other in near)]
             best = {}
             for score, _, model, place in near:

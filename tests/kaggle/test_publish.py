@@ -189,7 +189,7 @@ def test_models_that_cannot_be_submitted_are_refused(pip, work, tmp_path):
 
 def test_folds_are_published_with_the_ensemble_that_was_chosen(pip, work, tmp_path):
     """As many folds as there are; but of each architecture that the choice needs, one at least."""
-    models, names = tmp_path / "folds/models/competition-full", [particle.name for particle in PARTICLES]
+    models, names = tmp_path / "folds/models/competition-full", list(PARTICLES.names)
     for architecture in "unet", "vnet":
         model = models / name_model(architecture, "fold_0")
         config = {"particles": names, "architecture": architecture, "width": 2, "stem": True, "window": 16, "halo": 0}

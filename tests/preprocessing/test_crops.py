@@ -21,7 +21,7 @@ from kaggle_utils.recipes import Augmentation, get_recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-NAMES = [particle.name for particle in PARTICLES]
+NAMES = list(PARTICLES.names)
 STILL = Augmentation(flips=False, quarter_turns=False, turned=0, gain=0, shift=0, noise=0, other_types=0)
 RECIPE = replace(get_recipe("competition", "smoke"), subvolume_size=16, augmentation=STILL)
 SPACING = 10.0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_subvolumes import RECIPE, SIZE, cut, make_run
 
-from kaggle_utils.particles import PARTICLE_NAMES
+from kaggle_utils.particles import PARTICLES
 from kaggle_utils.preprocessing.labels import make_mask
 from kaggle_utils.preprocessing.overview import count_balance, count_splits, list_targets, sample_training_data
 from kaggle_utils.preprocessing.subvolumes import SPLITS, Run, build_datasets, split_corners
@@ -67,7 +67,7 @@ def test_a_table_of_folds_names_the_run_that_each_leaves_out(runs):
 def test_crops_lift_the_particles_that_a_tomogram_hardly_has():
     runs = [make_run(f"TS_{i}", particles=("ribosome", "apo-ferritin")) for i in (1, 2)]
     table = count_balance(runs, CROPS)
-    assert tuple(table.index) == PARTICLE_NAMES
+    assert tuple(table.index) == PARTICLES.names
     masks = [make_mask(run.points, run.volume.shape, 10.0, "ribosome", 0.2) for run in runs]
     whole = 100 * np.mean([mask.mean() for mask in masks])
     assert table.loc["ribosome", "labelled voxels in the tomograms (%)"] == pytest.approx(whole)

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy.special import expit
 
-from kaggle_utils.particles import PARTICLES, get_particle
+from kaggle_utils.particles import PARTICLES
 from kaggle_utils.scoring.trust import Trust, choose_thresholds, find_chances, keep_surest, measure_trust
 
 
@@ -65,7 +65,7 @@ def keep_by_hand(picks: pd.DataFrame) -> list[int]:
     for number in np.argsort(-picks["confidence"].to_numpy(), kind="stable"):
         one = rows[number]
         for other in (rows[number] for number in kept):
-            near = 0.5 * min(get_particle(one.particle_type).radius, get_particle(other.particle_type).radius)
+            near = 0.5 * min(PARTICLES.get(one.particle_type).radius, PARTICLES.get(other.particle_type).radius)
             apart = np.linalg.norm(np.array([one.x - other.x, one.y - other.y, one.z - other.z]))
             if one.experiment == other.experiment and one.particle_type != other.particle_type and apart < near:
                 break
@@ -80,7 +80,7 @@ def test_a_place_keeps_its_surest_particle(seed):
     rng = np.random.default_rng(seed)
     picks = pd.DataFrame(rng.uniform(0, 250, (80, 3)), columns=list("xyz"), index=rng.permutation(80))
     picks["experiment"], picks["confidence"] = rng.choice(["a", "b"], 80), rng.integers(0, 8, 80) / 8
-    picks["particle_type"] = rng.choice([particle.name for particle in PARTICLES], 80)
+    picks["particle_type"] = rng.choice(list(PARTICLES.names), 80)
     expected = picks.iloc[keep_by_hand(picks)]
     assert 10 < len(expected) < 75
     pd.testing.assert_frame_equal(keep_surest(picks), expected)

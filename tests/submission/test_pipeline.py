@@ -150,15 +150,18 @@ def test_the_submission_is_there_before_the_first_run_and_grows_with_each(call):
     assert [o.run for o in outcomes] == ["TS_1", "TS_2", "TS_3"] and {o.state for o in outcomes} == {"done"}
 
 
-def test_tomograms_of_another_voxel_spacing_than_the_models_are_told_once(call, untrained, tmp_path):
-    """Particles have another size in voxels there; without a warning the picks would only be few and wrong."""
+def test_tomograms_of_another_voxel_spacing_than_the_models_are_resampled_and_told_once(call, untrained, tmp_path):
+    """Particles have another size in voxels there: as they are, the picks would be few and wrong."""
     for run, spacing in ("TS_1", 10.012), ("TS_2", 13.48), ("TS_3", 10.1):
         group = tmp_path / "data/test/static/ExperimentRuns" / run / "VoxelSpacing10.000/denoised.zarr"
         write_ome_zarr(group, np.zeros((4, 4, 4)), spacing, levels=1)
     with pytest.warns(UserWarning) as caught:
         _, rows, _ = call(untrained(voxel_spacing=10.012444))
     (message,) = {str(warning.message) for warning in caught}
-    assert "trained on voxels of 10.0124 A, but 1 of 3 tomograms have other voxels (TS_2 13.48 A)" in message
+    assert (
+        "1 of 3 tomograms are resampled to voxels of 10.0124 A, at which the models were trained (TS_2 13.48 A)"
+        in message
+    )
     assert len(rows) == 12  # they are computed all the same
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -390,10 +393,10 @@ def test_a_name_that_no_csv_can_hold_costs_only_its_run(call, tmp_path):
 def test_a_disk_that_is_full_for_a_while_costs_nothing(call, monkeypatch):
     write, full = pipeline.write_submission, [False, True, False, False]
 
-    def fail(picks, path):
+    def fail(picks, path, *rest):
         if full.pop(0):
             raise OSError(28, "No space left on device", str(path))
-        write(picks, path)
+        write(picks, path, *rest)
 
     monkeypatch.setattr(pipeline, "write_submission", fail)
     _, rows, _ = call()

@@ -208,9 +208,9 @@ def test_there_are_no_picks_where_nothing_was_read(untrained):
     unread[:, :16] = True
     predictors = {id(model): Predictor(model) for model in untrained.models}
     everywhere, half = (
-        serving._predict(Finished(Salvage("TS_1", volume, 10.0, gap, ())), untrained, predictors, Level(1, 1), Mock())[
-            0
-        ]
+        serving._predict(
+            Finished((Salvage("TS_1", volume, 10.0, gap, ()), 10.0)), untrained, predictors, Level(1, 1), Mock()
+        )[0]
         for gap in (None, unread)
     )
     kept = np.rint(everywhere["y"] / 10.0) >= 16
@@ -229,7 +229,7 @@ def test_a_lower_level_is_the_same_ensemble_with_less(untrained_pairs):
     pairs = make_ensemble("average", models)
     unets = make_ensemble("unet", [model for model in models if model.config["architecture"] == "unet"])
     volume = np.random.default_rng(0).standard_normal((24, 32, 32)).astype(np.float32)
-    found = Finished(Salvage("TS_1", volume, 10.0, None, ()))
+    found = Finished((Salvage("TS_1", volume, 10.0, None, ()), 10.0))
     many = {id(model): Predictor(model, views=3) for model in pairs.models}
     few = {id(model): Predictor(model, views=2) for model in unets.models}
     less = serving._predict(found, pairs, many, Level(2, 1), Mock())[0]

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 RECIPE = replace(get_recipe("competition", "smoke"), subvolume_size=16, crops=4)
 SETTINGS = replace(RECIPE.unet, epochs=2, batch_size=2, average=0.0, best=1, warm_up=None, clip=None)
 CONFIG = {"seed": 0}
-NAMES = [particle.name for particle in PARTICLES]
+NAMES = list(PARTICLES.names)
 
 
 def make_run() -> Run:

@@ -19,7 +19,7 @@ from kaggle_utils.training.train import train_fold
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-NAMES = [particle.name for particle in PARTICLES]
+NAMES = list(PARTICLES.names)
 SMOKE = get_recipe("competition", "smoke")
 
 

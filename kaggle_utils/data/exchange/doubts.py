@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from kaggle_utils.data.picks import angstrom_to_voxel
-from kaggle_utils.particles import get_particle
+from kaggle_utils.particles import PARTICLES, Catalogue
 
 _FEWEST = 5  # picks; fewer say nothing
 _CERTAIN = 3.0  # standard errors
@@ -21,7 +21,9 @@ def is_inside(xyz: np.ndarray, shape: tuple[int, ...], voxel_spacing: float) -> 
     return np.all((index >= 0) & (index < shape), axis=1)
 
 
-def measure_contrast(volume: np.ndarray, voxel_spacing: float, picks: pd.DataFrame) -> tuple[float, float]:
+def measure_contrast(
+    volume: np.ndarray, voxel_spacing: float, picks: pd.DataFrame, catalogue: Catalogue = PARTICLES
+) -> tuple[float, float]:
     """Return by how much the volume at picks is brighter than around them, in standard deviations of its voxels, and
     how many standard errors that is; both are NaN for fewer than five picks.
 
@@ -31,7 +33,7 @@ def measure_contrast(volume: np.ndarray, voxel_spacing: float, picks: pd.DataFra
     index = np.rint(angstrom_to_voxel(picks[["x", "y", "z"]].to_numpy(), voxel_spacing)).astype(int)
     differences = []
     for centre, name in zip(index, picks["particle_type"], strict=True):
-        radius = get_particle(name).radius / voxel_spacing
+        radius = catalogue.get(name).radius / voxel_spacing
         half, step = max(1, round(radius / 2)), max(3, round(_AWAY * radius))
         steps = [sign * step * axis for axis in np.eye(3, dtype=int) for sign in (-1, 1)]
         around = [mean for away in steps if (mean := _mean(volume, centre + away, half)) is not None]
@@ -46,7 +48,9 @@ def measure_contrast(volume: np.ndarray, voxel_spacing: float, picks: pd.DataFra
     return mean / deviation, mean / error if error else np.copysign(np.inf, mean)
 
 
-def find_doubts(volume: np.ndarray, voxel_spacing: float, picks: pd.DataFrame) -> list[str]:
+def find_doubts(
+    volume: np.ndarray, voxel_spacing: float, picks: pd.DataFrame, catalogue: Catalogue = PARTICLES
+) -> list[str]:
     """Return in words what is wrong with picks (Angstrom) in a volume (z, y, x): outside of it, or with intensities
     that are like those around them; and which other reading of the numbers would fit better, if one would."""
     xyz = picks[["x", "y", "z"]].to_numpy(dtype=float)
@@ -63,17 +67,19 @@ def find_doubts(volume: np.ndarray, voxel_spacing: float, picks: pd.DataFrame) -
         )
     own = 0.0
     if inside.any():
-        _, own = measure_contrast(volume, voxel_spacing, picks[inside])
+        _, own = measure_contrast(volume, voxel_spacing, picks[inside], catalogue)
         if abs(own) < _CERTAIN:
             doubts.append("the tomogram is no darker or brighter at the picks than around them: look at the picture")
     if doubts:
-        best, advice = max(_try_others(volume, voxel_spacing, picks), default=(0.0, ""))
+        best, advice = max(_try_others(volume, voxel_spacing, picks, catalogue), default=(0.0, ""))
         if best > max(_CERTAIN, 1.5 * abs(own)):
             doubts.append(f"they would fit if {advice}")
     return doubts
 
 
-def _try_others(volume: np.ndarray, voxel_spacing: float, picks: pd.DataFrame) -> Iterator[tuple[float, str]]:
+def _try_others(
+    volume: np.ndarray, voxel_spacing: float, picks: pd.DataFrame, catalogue: Catalogue
+) -> Iterator[tuple[float, str]]:
     """Yield other readings of the picks that are all inside: how certain their contrast is, and what is to be done."""
     xyz = picks[["x", "y", "z"]].to_numpy(dtype=float)
     ends = (np.array(volume.shape[::-1]) - 1) * voxel_spacing
@@ -88,7 +94,7 @@ def _try_others(volume: np.ndarray, voxel_spacing: float, picks: pd.DataFrame) -
     for advice, other in others.items():
         if is_inside(other, volume.shape, voxel_spacing).all():
             moved = picks.assign(**dict(zip("xyz", other.T, strict=True)))
-            certainty = abs(measure_contrast(volume, voxel_spacing, moved)[1])
+            certainty = abs(measure_contrast(volume, voxel_spacing, moved, catalogue)[1])
             if np.isfinite(certainty):
                 yield certainty, advice
 

@@ -10,13 +10,20 @@ from kaggle_utils.data.exchange.star import write_star
 from kaggle_utils.data.exchange.tables import write_table
 from kaggle_utils.data.picks import PREDICTION_USER, write_picks
 from kaggle_utils.data.tomograms import find_group, read_level, read_voxel_spacing
+from kaggle_utils.particles import PARTICLES, Catalogue
 from kaggle_utils.system.files import replacing_folder
 
 FORMATS = ("star", "copick", "csv")
 
 
 def export_picks(
-    picks: pd.DataFrame, folder: str | Path, formats: Sequence[str], data: str | Path, split: str, kind: str
+    picks: pd.DataFrame,
+    folder: str | Path,
+    formats: Sequence[str],
+    data: str | Path,
+    split: str,
+    kind: str,
+    catalogue: Catalogue = PARTICLES,
 ) -> list[Path]:
     """Write a picks table, in Angstrom, below a folder and return what was written: for "star" a file for each
     particle, and one for each particle and run; for "copick" an overlay's ExperimentRuns; for "csv" picks.csv. What was
@@ -37,7 +44,7 @@ def export_picks(
         written.append(folder / "star")
     if "copick" in formats:
         with replacing_folder(folder / "copick" / "ExperimentRuns") as partial:
-            write_picks(picks, partial, PREDICTION_USER)
+            write_picks(picks, partial, PREDICTION_USER, catalogue=catalogue)
         written.append(folder / "copick" / "ExperimentRuns")
     if "csv" in formats:
         write_table(picks, folder / "picks.csv")

@@ -19,6 +19,7 @@ from kaggle_utils.data.exchange.positions import Positions, match_names, place
 from kaggle_utils.data.exchange.volumes import Source, name_run, read_volume
 from kaggle_utils.data.picks import make_picks, write_picks
 from kaggle_utils.data.tomograms import TOMOGRAM_TYPES, write_ome_zarr
+from kaggle_utils.particles import PARTICLES, Catalogue
 from kaggle_utils.system.files import read_json, replacing, replacing_folder, write_text
 
 _PICTURES = "import"  # folder in OUT for pictures and records
@@ -42,13 +43,14 @@ def import_runs(
     split: str = "train",
     voxel_spacing: float | None = None,
     flip: Sequence[str] = (),
+    catalogue: Catalogue = PARTICLES,
 ) -> Iterator[Imported]:
     """Import each tomogram as a run with its picks, and yield what became of it; one that fails stops no other.
 
     Picks go to the overlay; those of a test split to OUT/test_truth, where the truth of a phantom is. `voxel_spacing`
     (Angstrom) replaces the files' own; `flip` names axes along which picks are counted from the other end. `draw`
-    makes the picture of a run. A run that was imported from the same files in the same way is kept as it is; one of the
-    same tomogram but other picks or settings is made again.
+    makes the picture of a run; `catalogue` has the particles. A run that was imported from the same files in the same
+    way is kept as it is; one of the same tomogram but other picks or settings is made again.
 
     Raises ValueError, before anything is read of a tomogram, for two of the same name, for positions that belong to
     none of them, and as `name_run` does."""
@@ -57,7 +59,8 @@ def import_runs(
         if (other := runs.setdefault(name_run(path), path)) is not path:
             raise ValueError(f"{path} and {other} would both be run {name_run(path)}; rename one of them")
     owners = _share_out(positions, list(runs))
-    return _import_each(runs, positions, owners, Path(out), draw, split, voxel_spacing, sorted(set(flip)))
+    flips = sorted(set(flip))
+    return _import_each(runs, positions, owners, Path(out), draw, split, voxel_spacing, flips, catalogue)
 
 
 def _share_out(positions: Sequence[Positions], runs: Sequence[str]) -> list[pd.Series]:
@@ -98,6 +101,7 @@ def _import_each(
     split: str,
     voxel_spacing: float | None,
     flip: list[str],
+    catalogue: Catalogue,
 ) -> Iterator[Imported]:
     for run, path in runs.items():
         own = [
@@ -107,13 +111,20 @@ def _import_each(
         ]
         settings = [voxel_spacing, flip, [[str(s.path), s.unit, s.table.to_json(double_precision=15)] for s in own]]
         try:
-            yield Imported(run, tuple(_import_run(run, path, own, out, draw, split, settings)))
+            yield Imported(run, tuple(_import_run(run, path, own, out, draw, split, settings, catalogue)))
         except (OSError, ValueError, MemoryError) as error:
             yield Imported(run, failure=str(error) or "not enough memory; bin the tomogram, or close other programs")
 
 
 def _import_run(
-    run: str, path: Path, own: Sequence[Positions], out: Path, draw: Draw, split: str, settings: list
+    run: str,
+    path: Path,
+    own: Sequence[Positions],
+    out: Path,
+    draw: Draw,
+    split: str,
+    settings: list,
+    catalogue: Catalogue,
 ) -> Iterator[str]:
     home = out / split / "static" / "ExperimentRuns" / run
     overlay = out / ("test_truth" if split == "test" else split) / "overlay" / "ExperimentRuns"
@@ -128,13 +139,13 @@ def _import_run(
     tomogram = read_volume(path, settings[0])
     if not np.ptp(tomogram.volume):
         raise ValueError(f"{path}: all voxels are the same; write the tomogram again")
-    picks, doubts = _place_picks(run, path, own, tomogram, settings[1])
+    picks, doubts = _place_picks(run, path, own, tomogram, settings[1], catalogue)
     names = sorted({f"{name}.json" for name in picks["particle_type"]})
     with replacing_folder(home) as partial:
         folder = partial / f"VoxelSpacing{tomogram.voxel_spacing:.3f}" / f"{TOMOGRAM_TYPES[0]}.zarr"
         write_ome_zarr(folder, tomogram.volume, tomogram.voxel_spacing)
         _write_record(record_path, {"tomogram": source, "signature": "", "files": sorted({*files, *names})})
-        write_picks(picks, overlay, prefix=False)
+        write_picks(picks, overlay, prefix=False, catalogue=catalogue)
         for name in set(files) - set(names):
             (overlay / run / "Picks" / name).unlink(missing_ok=True)
     picture = record_path.with_suffix(".png")
@@ -148,7 +159,7 @@ def _import_run(
     counts = ", ".join(f"{name} {count}" for name, count in picks["particle_type"].value_counts(sort=False).items())
     told = f"{len(picks)} of {total} picks inside ({counts})" if total else "no picks"
     yield f"{shape} voxels (z, y, x) of {tomogram.voxel_spacing:g} A; {told}"
-    contrast, _ = measure_contrast(tomogram.volume, tomogram.voxel_spacing, picks)
+    contrast, _ = measure_contrast(tomogram.volume, tomogram.voxel_spacing, picks, catalogue)
     if np.isfinite(contrast):
         kind = "darker" if contrast < 0 else "brighter"
         yield f"picks are {kind} than what is around them, by {abs(contrast):.2f} standard deviations"
@@ -160,7 +171,7 @@ def _import_run(
 
 
 def _place_picks(
-    run: str, path: Path, own: Sequence[Positions], tomogram: Source, flip: Sequence[str]
+    run: str, path: Path, own: Sequence[Positions], tomogram: Source, flip: Sequence[str], catalogue: Catalogue
 ) -> tuple[pd.DataFrame, list[str]]:
     """Return the picks inside a tomogram, and what is doubtful of all of them. Raises ValueError when none is
     inside."""
@@ -174,7 +185,7 @@ def _place_picks(
         picks = make_picks(run, source.table["particle_type"].tolist(), xyz)
         tables.append(picks.assign(confidence=source.table["confidence"].to_numpy(dtype=float)))
     picks = pd.concat(tables, ignore_index=True)
-    doubts = find_doubts(tomogram.volume, spacing, picks) if len(picks) else []
+    doubts = find_doubts(tomogram.volume, spacing, picks, catalogue) if len(picks) else []
     inside = is_inside(picks[["x", "y", "z"]].to_numpy(), shape, spacing)
     if len(picks) and not inside.any():
         files = ", ".join(str(source.path) for source in own)

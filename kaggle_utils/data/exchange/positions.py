@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from kaggle_utils.data.exchange.star import read_star
 from kaggle_utils.data.exchange.tables import read_table
 from kaggle_utils.data.exchange.volumes import find_files
 from kaggle_utils.data.picks import FARTHEST, read_picks_file, voxel_to_angstrom
-from kaggle_utils.particles import PARTICLE_NAMES, get_particle
+from kaggle_utils.particles import PARTICLES, PARTICLES_FILE, Catalogue
 from kaggle_utils.system.files import is_number, read_json
 
 UNITS = ("voxel", "angstrom")  # or a number: the size of a pixel in Angstrom
@@ -44,7 +45,9 @@ def parse_unit(text: str) -> str | float:
     return size
 
 
-def find_positions(given: Sequence[str], unit: str | float | None = None) -> list[Positions]:
+def find_positions(
+    given: Sequence[str], unit: str | float | None = None, catalogue: Catalogue = PARTICLES
+) -> list[Positions]:
     """Read all files of positions; each of `given` is a file or a pattern, with PARTICLE= before it or not. Raises as
     `read_positions` and `find_files` do."""
     found = []
@@ -52,13 +55,17 @@ def find_positions(given: Sequence[str], unit: str | float | None = None) -> lis
         particle, equals, pattern = text.partition("=")
         if not equals or Path(text).exists():
             particle, pattern = "", text
-        elif particle not in PARTICLE_NAMES:
-            get_particle(particle)  # says which ones there are
-        found += [read_positions(path, particle, unit) for path in find_files([pattern], "file of positions")]
+        else:
+            catalogue.get(particle)  # says which ones there are
+        found += [
+            read_positions(path, particle, unit, catalogue) for path in find_files([pattern], "file of positions")
+        ]
     return found
 
 
-def read_positions(path: Path, particle: str = "", unit: str | float | None = None) -> Positions:
+def read_positions(
+    path: Path, particle: str = "", unit: str | float | None = None, catalogue: Catalogue = PARTICLES
+) -> Positions:
     """Read a file of positions: STAR, copick JSON, IMOD model, or a table of x, y, z. `particle` names those of a file
     that does not; else a name in the table or in the file's own name counts. `unit` is for a file that does not say its
     own, and replaces that of a table.
@@ -68,7 +75,7 @@ def read_positions(path: Path, particle: str = "", unit: str | float | None = No
     ending = path.suffix.lower()
     readers: dict[str, Callable[[Path], tuple[pd.DataFrame, str]]] = {
         ".star": read_star,
-        ".json": _read_copick,
+        ".json": partial(_read_copick, catalogue=catalogue),
         ".mod": read_imod,
         **dict.fromkeys(_TABLES, read_table),
     }
@@ -89,7 +96,7 @@ def read_positions(path: Path, particle: str = "", unit: str | float | None = No
     table = table.assign(**texts, **numbers, confidence=table["confidence"] if "confidence" in table else 1.0)
     if not (table[["x", "y", "z", "dx", "dy", "dz"]].abs() <= FARTHEST).all(axis=None):
         raise ValueError(f"{path}: has coordinates that are not finite, or beyond a millimetre; correct them")
-    return Positions(path, _name_particles(path, table, particle), own if says_itself else unit or own)
+    return Positions(path, _name_particles(path, table, particle, catalogue), own if says_itself else unit or own)
 
 
 def match_names(names: Iterable[str], runs: Sequence[str], path: Path) -> dict[str, str | None]:
@@ -130,40 +137,42 @@ def _is_part(part: str, whole: str) -> bool:
     return bool(part) and re.search(rf"(?<![A-Za-z0-9]){re.escape(part)}(?![A-Za-z0-9])", whole) is not None
 
 
-def _name_particles(path: Path, table: pd.DataFrame, particle: str) -> pd.DataFrame:
+def _name_particles(path: Path, table: pd.DataFrame, particle: str, catalogue: Catalogue) -> pd.DataFrame:
     """Fill in the particle where the table has none, and check it where it has one."""
     unnamed = table["particle_type"].isin(["", "nan"])
     if particle:
         if path.suffix.lower() == ".mod":  # objects have names that say something else
             unnamed[:] = True
     elif path.suffix.lower() == ".mod":
-        unnamed |= ~table["particle_type"].isin(PARTICLE_NAMES)
+        unnamed |= ~table["particle_type"].isin(catalogue.names)
     if unnamed.any() and not particle:
-        inside = [name for name in PARTICLE_NAMES if _is_part(name, path.stem)]
+        inside = [name for name in catalogue.names if _is_part(name, path.stem)]
         longest = [name for name in inside if len(name) == max(map(len, inside))]
-        if len(PARTICLE_NAMES) == 1:
-            longest = list(PARTICLE_NAMES)
+        if len(catalogue) == 1:
+            longest = list(catalogue.names)
         if len(longest) != 1:
             raise ValueError(
                 f"{path}: does not say which particle its picks are; write --picks PARTICLE={path}, with one of "
-                f"{', '.join(PARTICLE_NAMES)}"
+                f"{', '.join(catalogue.names)}"
             )
         particle = longest[0]
     names = table["particle_type"].mask(unnamed, particle)
     for name in names.unique():
         try:
-            get_particle(name)
+            catalogue.get(name)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}; rename it in the file") from None
+            raise ValueError(
+                f"{path}: {error}; rename it in the file, or list it in {PARTICLES_FILE} beside train/"
+            ) from None
     if particle and (names != particle).any():
         other = names[names != particle].iloc[0]
         raise ValueError(f"{path}: names its particles itself ({other}); leave {particle}= out")
     return table.assign(particle_type=names)
 
 
-def _read_copick(path: Path) -> tuple[pd.DataFrame, str]:
+def _read_copick(path: Path, catalogue: Catalogue) -> tuple[pd.DataFrame, str]:
     run = path.parents[1].name if path.absolute().parent.name == "Picks" else str(_run_in(path) or "")
-    table = read_picks_file(path, run)
+    table = read_picks_file(path, run, catalogue)
     if table is None:
         return pd.DataFrame(columns=["run", "particle_type", "x", "y", "z"]), "angstrom"
     return table.rename(columns={"experiment": "run"}), "angstrom"
