@@ -25,8 +25,12 @@ def test_numbers_are_those_of_the_recipe():
     recipe = replace(get_recipe("competition"), radius_fraction=0.6, crops=123, folds=None)
     shown = str(figures.describe(recipe, "labels", "training data", "networks"))
     assert "0.6 times its particle's radius" in shown and "123 make an epoch" in shown and "once for each run" in shown
-    recipe = replace(get_recipe("report"), split="runs", ratios=(0.5, 0.3, 0.2))
-    assert "Whole runs: 50% to train, 30% to validate" in str(figures.tell(recipe, "held out"))
+    assert "full radius" in str(figures.tell(get_recipe("report"), "labels"))
+    recipe = replace(get_recipe("report"), split="runs", ratios=(5, 3, 2), radius_fraction=0.8)
+    shares = "Whole runs: 50% to train, 30% to validate, 20% to test."  # no run has neighbours in another share
+    assert str(figures.tell(recipe, "held out")) == shares
+    assert "0.8 times its particle's radius" in str(figures.tell(recipe, "labels"))
+    assert "mean over the 3 epochs" in str(figures.tell(get_recipe("competition", "full"), "training"))
 
 
 def test_a_notebook_shows_a_page_and_a_terminal_plain_text():
