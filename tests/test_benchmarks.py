@@ -365,11 +365,13 @@ def test_the_checks_of_a_gpu_can_be_rehearsed_and_one_that_fails_costs_itself(tm
 def test_the_report_is_run_again_with_its_figures_and_tables(phantom_data, tmp_path):
     report = runpy.run_path(str(SCRIPT.with_name("report.py")))
     options = ["--data", str(phantom_data), "--work", str(tmp_path), "--scale", "smoke", "--docs", str(tmp_path)]
+    options += ["--set", "vnet.epochs=1"]
     assert report["main"](options) == 0
     page = (tmp_path / "report.md").read_text()
     assert len(list((tmp_path / "report").glob("figure*.png"))) == 10
     assert "the smoke scale, on 3 runs of a phantom of 40 x 64 x 64 voxels" in page
     assert "| virus-like-particle | 99.41 | " in page and "Table 2" in page  # the report's number, before ours
+    assert "| `vnet.epochs` | 100 | 1 |" in page
 
 
 @pytest.mark.skipif(not RERUN.is_file(), reason="benchmarks/report.py has not been run")
