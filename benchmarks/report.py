@@ -33,7 +33,8 @@ _PAGE = Path(__file__).with_name("report_page.md").read_text(encoding="utf-8")
 _TABLES = ("baseline", "table1", "table2", "table2_test", "ensembles")
 
 _PHANTOM = """The phantom is simulated, and easier than real tomograms. So the numbers show that every step runs and
-learns; they do not repeat the report's. For these, run the same on the competition's data at full scale, on a GPU:
+learns; they do not repeat the report's, and do not tell which network is better. For that, run the same on the
+competition's data at full scale, on a GPU:
 
     python benchmarks/report.py --data DATA --scale full
 
