@@ -1,6 +1,5 @@
 """What a recipe does, in words: a notebook shows the words of the recipe that runs, and no others."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kaggle_utils.particles import PARTICLES
@@ -46,7 +45,7 @@ _WORDS = {
     },
     "report": {
         "networks": "A U-Net and a V-Net for each of {five} particles: specialists that say yes or no to a voxel. "
-        "Beta-amylase is left out. The report began with a baseline of two convolutions (section 4.1).",
+        "{unscored}The report began with a baseline of two convolutions (section 4.1).",
         "labels": "Each pick becomes a sphere of {radius}. Each particle has a mask of its own.",
         "training data": "Cubes with an edge of {r.subvolume_size} voxels, side by side. To train, of those without "
         "the particle at most {r.background_ratio:g} times as many are kept as there are with it; to validate and to "
@@ -110,10 +109,12 @@ def _fill(words: str, recipe: Recipe) -> str:
     if recipe.split == "runs":
         dealt, remark = "Whole runs", ""
     folds, best, fraction = getattr(recipe, "folds", None), recipe.unet.best, recipe.radius_fraction
+    unscored = ", ".join(particle.name for particle in PARTICLES if not particle.weight)
     return words.format(
         r=recipe,
-        all=_NUMBERS[len(PARTICLES)],
-        five=_NUMBERS[len(PARTICLES.scored)],
+        all=_spell(len(PARTICLES)),
+        five=_spell(len(PARTICLES.scored)),
+        unscored=f"Left out: {unscored}. " if unscored else "",
         folds=f"{folds} times" if folds else "once for each run",
         shares=f"{dealt}: {train} to train, {validation} to validate, {test} to test.{remark}",
         best="from the epoch with the" if best == 1 else f"the mean over the {best} epochs with the",
@@ -121,4 +122,6 @@ def _fill(words: str, recipe: Recipe) -> str:
     )
 
 
-_NUMBERS: Sequence[str] = "none one two three four five six seven eight nine ten".split()
+def _spell(number: int) -> str:
+    words = "none one two three four five six seven eight nine ten".split()
+    return words[number] if number < len(words) else str(number)

@@ -5,13 +5,15 @@ from dataclasses import replace
 import pytest
 
 from kaggle_utils import figures
+from kaggle_utils.figures import words
 from kaggle_utils.figures.words import _WORDS
+from kaggle_utils.particles import Catalogue, Particle
 from kaggle_utils.recipes import RECIPE_NAMES, get_recipe
 
 
 def test_every_recipe_has_words_for_the_same_steps():
     assert set(_WORDS) == set(RECIPE_NAMES)
-    assert len({tuple(words) for words in _WORDS.values()}) == 1
+    assert len({tuple(steps) for steps in _WORDS.values()}) == 1
 
 
 @pytest.mark.parametrize("name", RECIPE_NAMES)
@@ -31,6 +33,14 @@ def test_numbers_are_those_of_the_recipe():
     assert str(figures.tell(recipe, "held out")) == shares
     assert "0.8 times its particle's radius" in str(figures.tell(recipe, "labels"))
     assert "mean over the 3 epochs" in str(figures.tell(get_recipe("competition", "full"), "training"))
+
+
+def test_a_table_of_many_particles_that_all_count_is_told_as_it_is(monkeypatch):
+    many = Catalogue(Particle(f"complex-{label}", label, 50.0, 1, "#000000") for label in range(1, 13))
+    monkeypatch.setattr(words, "PARTICLES", many)
+    assert "all 12 particles" in str(figures.tell(get_recipe("competition"), "networks"))
+    told = str(figures.tell(get_recipe("report"), "networks"))
+    assert "each of 12 particles" in told and "eft out" not in told
 
 
 def test_a_notebook_shows_a_page_and_a_terminal_plain_text():
