@@ -7,7 +7,7 @@ Reads the candidates that `accuracy.py` has kept: those of single networks in ru
 thresholds are tuned and chances fitted, and those of all networks together in the test runs, where everything is
 scored. Writes benchmarks/results/aims.json and prints a table with a row for each aim, without and with one particle a
 place, and each particle: the means over the data sets, and each set's F-beta and F1. "Expected" is the mean chance of
-the picks, which is the precision if the chances are right."""
+the picks, which is the precision if the chances are right; both are means over the particles and sets with picks."""
 
 import argparse
 import json
@@ -42,8 +42,8 @@ def main(arguments: list[str] | None = None) -> None:
         folder = options.work / f"{options.contender}-{name}-{options.minutes:g}min-seed{options.seed}"
         sets[name] = measure(data, pd.read_csv(folder / "held_out.csv"), pd.read_csv(folder / "test.csv"))
     settings = {"contender": options.contender, "minutes allowed": options.minutes, "seed": options.seed}
-    rows = pd.concat(sets, names=["data"]).reset_index().to_dict("records")
-    write_text(options.out, json.dumps({**settings, "scores": rows}, indent=1))
+    rows = pd.concat(sets, names=["data"]).reset_index().to_json(orient="records", double_precision=15)
+    write_text(options.out, json.dumps({**settings, "scores": json.loads(rows)}, indent=1))
     print(make_table(sets))
 
 
@@ -57,7 +57,7 @@ def measure(data: Path, held_out: pd.DataFrame, test: pd.DataFrame) -> pd.DataFr
 
 def make_table(sets: dict[str, pd.DataFrame]) -> str:
     """Return a Markdown table."""
-    mean = sum(sets.values()) / len(sets)
+    mean = pd.concat(sets.values()).groupby(["aim", "one a place", "particle"], sort=False).mean()
     lines = [["aim", "one a place", "particle", *mean.columns, *(f"{name}: F-beta / F1" for name in sets)]]
     lines.append(["---"] * len(lines[0]))
     for key, row in mean.iterrows():

@@ -24,14 +24,14 @@ WHO = {
     "competition_vnet": "this kit, two of its V-Nets",
     "report": "this kit, the report's specialists",
     "first_seg": "the first team's segmentation network",
-    "first_seg_no_mixup": "the same without mixup",
+    "first_seg_no_mixup": "the first team's segmentation network, without mixup",
     "first_det": "the first team's detection network",
     "second": "the second team's U-Net",
     "second_dense": "the second team's DenseVNet",
     "fourth": "the fourth team's network of slices",
     "unet": "the host's example, MONAI's U-Net",
-    "segresnet": "the same with MONAI's SegResNet",
-    "dynunet": "the same with MONAI's DynUNet",
+    "segresnet": "the host's example, with MONAI's SegResNet",
+    "dynunet": "the host's example, with MONAI's DynUNet",
     "unet_ours": "MONAI's U-Net in this kit's recipe",
     "segresnet_ours": "MONAI's SegResNet in this kit's recipe",
     "dynunet_ours": "MONAI's DynUNet in this kit's recipe",
@@ -65,13 +65,24 @@ def read(path: str) -> dict:
 
 
 def read_contest() -> dict[str, list[dict]]:
-    """Return the records of each contender under the pages' conditions, the best first."""
+    """Return the records of each contender under the pages' conditions, the best first, and last those that did not
+    run on all data sets."""
     groups: dict[str, list[dict]] = {}
     for path in sorted(accuracy.RESULTS.glob("*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
         if all(record[key] == value for key, value in CONTEST.items()):
             groups.setdefault(record["contender"], []).append(record)
-    return dict(sorted(groups.items(), key=lambda group: -accuracy.average(group[1], "all")["f_beta"]))
+    sets = list_sets(groups)
+
+    def rank(group: list[dict]) -> tuple[bool, float]:
+        return is_whole(group, sets), accuracy.average(group, "all")["f_beta"]
+
+    return dict(sorted(groups.items(), key=lambda item: rank(item[1]), reverse=True))
+
+
+def is_whole(group: list[dict], sets: list[str]) -> bool:
+    """Whether a contender ran on all data sets, so that its mean can stand beside others'."""
+    return {record["data"] for record in group} == set(sets)
 
 
 def list_sets(groups: dict[str, list[dict]]) -> list[str]:
@@ -84,7 +95,7 @@ def show_scores() -> str:
     groups = read_contest()
     sets, rows = list_sets(groups), []
     for name, group in groups.items():
-        if {record["data"] for record in group} == set(sets):
+        if is_whole(group, sets):
             total = accuracy.average(group, "all")
             parts = [accuracy.average([r for r in group if r["data"] == one], "all")["f_beta"] for one in sets]
             mean = f"**{total['f_beta']:.3f}** ({total['low']:.3f}-{total['high']:.3f})"
@@ -93,15 +104,14 @@ def show_scores() -> str:
 
 
 def show_accuracy() -> str:
-    """Return the table of all contenders: F-beta as picked / in hindsight."""
+    """Return the table of all contenders: F-beta as picked / in hindsight. The cells of sets on which one did not run
+    are empty, as are its means."""
     groups = read_contest()
     sets, rows = list_sets(groups), []
     for name, group in groups.items():
-        cells = [f"`{name}`"]
-        total = accuracy.average(group, "all")
-        whole = {record["data"] for record in group} == set(sets)
+        whole, total = is_whole(group, sets), accuracy.average(group, "all")
         span = f"**{total['f_beta']:.3f}** ({total['low']:.3f}-{total['high']:.3f}) / {total['hindsight']:.3f}"
-        cells.append(span if whole else "")
+        cells = [f"`{name}`", span if whole else ""]
         for one in sets:
             own = [record for record in group if record["data"] == one]
             cells.append(_pair(accuracy.average(own, "all"), 3) if own else "")
@@ -149,7 +159,8 @@ def show_aims() -> str:
         ]
         for particle in accuracy.SCORED:
             part = means.loc[aim, one_place, particle]
-            cells.append(f"{part['precision']:.2f} / {part['recall']:.2f}")
+            precision = f"{part['precision']:.2f}" if part["picks"] else "no picks"
+            cells.append(f"{precision} / {part['recall']:.2f}")
         rows.append(cells)
     heads = ["thresholds for", "one particle a place", "F-beta", "F1", "precision", "recall", "picks"]
     return tabulate([*heads, *(f"{particle}: precision / recall" for particle in accuracy.SCORED)], rows)

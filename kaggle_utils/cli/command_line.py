@@ -140,7 +140,12 @@ def _parser() -> argparse.ArgumentParser:
         "a place (fbeta)",
     )
     aims.add_argument(
-        "--precision", dest="aim", type=float, metavar="P", help="or this share of right picks, such as 0.9"
+        "--precision",
+        dest="aim",
+        type=float,
+        metavar="P",
+        help="or this share of right picks, such as 0.9; a particle for which it is not to be expected gets no picks, "
+        "and a warning says with which share it would",
     )
     command.add_argument("--strict", action="store_true", help="stop at the first broken tomogram or failed run")
     command.add_argument("--runs", nargs="+", metavar="NAME", help="only these runs (all)")

@@ -51,16 +51,18 @@ def score_aims(
 ) -> pd.DataFrame:
     """Return a row for each aim, without and with one particle a place, and each particle with weight and truth, after
     "all", their weighted mean. Columns are f_beta, f1, precision, recall; picks, how many there are ("all" has their
-    sum); and expected, the mean of their chances, which the precision should be."""
+    sum); and expected, the mean of their chances, which the precision should be. Both are NaN for a particle without
+    picks, and their mean is that of the others."""
     tables = {}
     for key, picks in found.items():
         table = score_submission(picks, truth, catalogue=catalogue).particles
         table["f1"] = score_submission(picks, truth, 1, catalogue).particles["f_beta"]
         table["picks"] = table["tp"] + table["fp"]
-        table["expected"] = picks.groupby("particle_type")["confidence"].mean().reindex(table.index, fill_value=0.0)
+        table["precision"] = table["precision"].where(table["picks"] > 0)
+        table["expected"] = picks.groupby("particle_type")["confidence"].mean().reindex(table.index)
         table = table[(table["weight"] > 0) & (table["tp"] + table["fn"] > 0)]
         scores = table[["f_beta", "f1", "precision", "recall", "picks", "expected"]]
-        whole = scores.mul(table["weight"], axis=0).sum() / table["weight"].sum()
+        whole = scores.mul(table["weight"], axis=0).sum() / scores.notna().mul(table["weight"], axis=0).sum()
         whole["picks"] = table["picks"].sum()
         tables[key] = pd.concat([whole.to_frame("all").T, scores])
     return pd.concat(tables, names=["aim", "one a place", "particle"]).astype({"picks": int})

@@ -102,7 +102,7 @@ def draw_threshold_curves(curves: Mapping[str, Curve], catalogue: Catalogue = PA
 @styled
 def draw_aims(scores: pd.DataFrame, catalogue: Catalogue = PARTICLES) -> Figure:
     """Draw precision against recall of each particle, in a panel for each aim of the thresholds: an arrow leads from
-    all picks to those with one particle a place. `scores` as from `check_aims`."""
+    all picks to those with one particle a place. Without picks, both are 0. `scores` as from `check_aims`."""
     aims = list(scores.index.unique("aim"))
     figure, panels = plt.subplots(1, len(aims), figsize=(0.6 + 4.2 * len(aims), 4.3), sharey=True, squeeze=False)
     names = [name for name in scores.index.unique("particle") if name != "all"]
@@ -112,7 +112,8 @@ def draw_aims(scores: pd.DataFrame, catalogue: Catalogue = PARTICLES) -> Figure:
         lines = axes.contour(recall, precision, f1, [0.2, 0.4, 0.6, 0.8], colors=GREY, linewidths=0.6)
         axes.clabel(lines, fmt="F1 %g", fontsize=7)
         for name in names:
-            colour, points = catalogue.get(name).colour, scores.loc[aim].xs(name, level="particle")
+            colour = catalogue.get(name).colour
+            points = scores.loc[aim].xs(name, level="particle").fillna(0.0)
             before, after = (points.loc[kept, ["recall", "precision"]].to_numpy(dtype=float) for kept in (False, True))
             axes.annotate("", after, before, arrowprops={"arrowstyle": "->", "color": colour, "shrinkA": 4})
             axes.plot(*before, "o", color=colour, ms=8, mfc="white", mew=2)

@@ -209,7 +209,7 @@ class Merger:
         levels = self._committee.levels
         shifts = find_shifts(candidates, levels, {self._run: measure_volume(maps.shape[1:], self._spacing)})
         return {
-            name: float(expit(logit(threshold) - shifts.get((name, self._run), 0.0)))
+            name: threshold if threshold > 1 else float(expit(logit(threshold) - shifts.get((name, self._run), 0.0)))
             for name, threshold in self._committee.thresholds.items()
         }
 
@@ -238,8 +238,8 @@ def find_by_committee(
 
     Confidences are levelled; a candidate is a pick when it reaches its particle's threshold. A pick's confidence is the
     chance that it is right; the committee's offset is subtracted. `predictors` are those of the committee's models.
-    They run one after the other over a volume that is uploaded once; `Merger` says
-    what else is in memory. `report` is called as by `Predictor.run`. Raises as `Predictor.run`."""
+    They run one after the other over a volume that is uploaded once; `Merger` says what else is in memory. `report` is
+    called as by `Predictor.run`. Raises as `Predictor.run`."""
     merger, loaded = Merger(committee, voxel_spacing, run, masks), load_volume(volume, predictors)
     for predictor in predictors:
         merger.add(predictor, loaded, report)

@@ -5,6 +5,7 @@ F-beta rewards a hedge, for a missed particle costs sixteen times what a false p
 particle it is, the best picks are one of each type. Who wants to look at the particles wants one pick a place, and few
 false ones. Confidences of two types cannot be compared, but the chances that they are right can."""
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -89,19 +90,20 @@ def find_chances(candidates: pd.DataFrame, trust: Mapping[str, Trust]) -> np.nda
 def choose_thresholds(trust: Mapping[str, Trust], aim: str | float) -> dict[str, float]:
     """Return each particle's threshold for the `aim`: "f1", or the precision that is wanted.
 
-    For a precision it is the lowest threshold at which that is to be expected. Where none is, there is a warning, and
-    the threshold leaves only candidates as sure as the surest ones of the runs on which the trust was measured."""
+    For a precision it is the lowest threshold at which that is to be expected. Where none is, it is infinite, so that
+    the particle has no picks; a warning says with which precision it would have some."""
     if aim == "f1":
         return {name: own.f1 for name, own in trust.items()}
     wanted, thresholds, short = float(aim), {}, []
     for name, own in trust.items():
         thresholds[name] = float(expit(np.interp(wanted, own.precision, _KNOTS[: len(own.precision)])))
         if own.precision[-1] < wanted:
-            short.append(f"{name} ({own.precision[-1]:.2f})")
+            thresholds[name] = math.inf
+            short.append(f"{name} ({math.floor(100 * own.precision[-1]) / 100:.2f})")  # what it says can be asked for
     if short:
         warnings.warn(
-            f"no threshold is expected to give a precision of {wanted:g} for {', '.join(short)}: only the surest "
-            "candidates of these are picks, with the precision in brackets",
+            f"no picks of {', '.join(short)}: no threshold is expected to give these a precision of {wanted:g}; in "
+            "brackets is the highest to be expected, so ask for no more than that to have picks of them",
             stacklevel=2,
         )
     return thresholds

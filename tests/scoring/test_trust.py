@@ -1,11 +1,14 @@
 """Trust: chances are as often right as they say, thresholds keep what they promise, and a place has one particle."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.special import expit
 
 from kaggle_utils.particles import PARTICLES
+from kaggle_utils.scoring.thresholds import apply_thresholds
 from kaggle_utils.scoring.trust import Trust, choose_thresholds, find_chances, keep_surest, measure_trust
 
 
@@ -42,12 +45,15 @@ def test_a_wanted_precision_is_reached_in_new_runs_and_not_by_leaving_most_out(w
     assert right[lower].mean() < wanted
 
 
-def test_a_precision_that_nothing_reaches_is_told_and_leaves_the_surest():
-    trust = {"ribosome": Trust(1.0, 0.0, 0.3, (0.1, 0.2, 0.6)), "thyroglobulin": Trust(1.0, 0.0, 0.2, (0.5, 0.95))}
-    with pytest.warns(UserWarning, match=r"precision of 0\.9 for ribosome \(0\.60\): only the surest"):
+def test_a_precision_that_nothing_reaches_leaves_no_picks_and_what_the_warning_names_can_be_asked_for():
+    trust = {"ribosome": Trust(1.0, 0.0, 0.3, (0.1, 0.2, 0.896)), "thyroglobulin": Trust(1.0, 0.0, 0.2, (0.5, 0.95))}
+    with pytest.warns(UserWarning, match=r"no picks of ribosome \(0\.89\): no threshold .* a precision of 0\.9;"):
         thresholds = choose_thresholds(trust, 0.9)
-    assert thresholds["ribosome"] == pytest.approx(expit(-6.0))
+    sure = pd.DataFrame({"experiment": "TS_1", "particle_type": list(trust), "confidence": 1.0}).assign(x=0, y=0, z=0)
+    assert apply_thresholds(sure, thresholds)["particle_type"].tolist() == ["thyroglobulin"]
     assert expit(-7.0) < thresholds["thyroglobulin"] < expit(-6.5)
+    with warnings.catch_warnings(action="error"):
+        assert expit(-6.5) < choose_thresholds(trust, 0.89)["ribosome"] < expit(-6.0)
     assert choose_thresholds(trust, "f1") == {"ribosome": 0.3, "thyroglobulin": 0.2}
 
 
