@@ -267,7 +267,7 @@ def list_changes(recipe: Recipe, architecture: str = "") -> list[str]:
     """Return what was set in a recipe, as NAME=VALUE: all that differs from the recipe of this name and scale. With
     `architecture` that is all that matters to such a network."""
     values, usual = list_values(recipe), list_values(get_recipe(recipe.name, recipe.scale))
-    others = tuple(f"{kind}." for kind in ("baseline", "unet", "vnet") if architecture not in ("", kind))
+    others = tuple(f"{kind}." for kind in ("unet", "vnet") if architecture not in ("", kind))
     return [
         f"{key}={write_value(value)}"
         for key, value in values.items()
@@ -276,14 +276,13 @@ def list_changes(recipe: Recipe, architecture: str = "") -> list[str]:
 
 
 def compare_scales(name: str) -> dict[str, dict[str, object]]:
-    """Return every setting that differs between the full and the demo scale: {setting: {scale: value}}. The baseline's
-    are only among those of the report recipe, which alone trains it."""
+    """Return every setting that differs between the full and the demo scale: {setting: {scale: value}}. Those of the
+    baseline, which no notebook trains, are left out."""
     tables = {scale: _flatten(asdict(get_recipe(name, scale))) for scale in ("full", "demo")}
     return {
         setting: {scale: table[setting] for scale, table in tables.items()}
         for setting in tables["full"]
-        if tables["full"][setting] != tables["demo"][setting]
-        and (name == "report" or not setting.startswith("baseline."))
+        if tables["full"][setting] != tables["demo"][setting] and not setting.startswith("baseline.")
     }
 
 

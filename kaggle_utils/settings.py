@@ -3,10 +3,10 @@
 A recipe is a dataclass of `recipes`, some of whose fields are dataclasses: `unet.epochs` is the field `epochs` of the
 field `unet`."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import fields, is_dataclass, replace
 from difflib import get_close_matches
-from re import fullmatch
+from re import fullmatch, sub
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
@@ -66,10 +66,11 @@ _FIXED: dict[str, dict[str, str]] = {
         "name": "choose a recipe instead",
         "scale": "choose a scale instead",
         "architecture": "each network has its own",
+        "baseline": "no notebook trains it",
     },
     "competition": {
         **dict.fromkeys(("merge", "decoder", "threshold"), "calibration (notebook 05) chooses it"),
-        **dict.fromkeys(("baseline", "split", "ratios", "min_size_fraction"), "only the report recipe uses it"),
+        **dict.fromkeys(("split", "ratios", "min_size_fraction"), "only the report recipe uses it"),
     },
     "report": dict.fromkeys(
         ("folds", "crops", "centred", "augmentation", "merge", "decoder", "views"),
@@ -77,14 +78,14 @@ _FIXED: dict[str, dict[str, str]] = {
     ),
 }
 _LOSSES = {"competition": ["tversky", "cross_entropy_tversky"], "report": ["dice", "bce", "weighted_bce"]}
-_DIVISORS = {"baseline": 2, "unet": 4, "vnet": 8}  # of the cubes' edges; twice as much with a stem
+_DIVISORS = {"unet": 4, "vnet": 8}  # of the cubes' edges; twice as much with a stem
 
 
 def change(recipe: Any, settings: Iterable[str]) -> Any:
     """Return a recipe with other values, given as NAME=VALUE, for example `unet.epochs=20` or `folds=none`.
 
     Raises ValueError for an unknown name, with the nearest ones; for a value of another type or out of bounds, with an
-    example; and for settings that do not fit together."""
+    example; and, naming the scale, for settings that do not fit together."""
     given: dict[str, str] = {}
     for text in settings:
         name, sign, value = text.partition("=")
@@ -95,7 +96,8 @@ def change(recipe: Any, settings: Iterable[str]) -> Any:
         given[name] = value
     for name, value in given.items():
         recipe = _change_one(recipe, name, value)
-    _check(recipe)
+    if fault := next(_find_misfits(recipe, given.keys()), ""):
+        raise ValueError(f"{fault} (at {recipe.scale} scale)")
     return recipe
 
 
@@ -132,7 +134,7 @@ def explain(recipe: Any, name: str) -> str:
         return f"one of {', '.join(bounds)}"
     if isinstance(bounds, str):
         words = "letters, digits, '_', '.', '+' and '-'"
-        return f"a name of {words}" if hint is str else f"names of {words}, with commas between them, or none"
+        return f"a name of {words}" if hint is str else f"different names of {words}, with commas between them, or none"
     span = f"from {bounds[0]:.10g} to {bounds[1]:.10g}"
     if hint == tuple[float, float, float]:
         return f"three numbers {span}, with commas between them"
@@ -150,9 +152,11 @@ def _change_one(recipe: Any, name: str, text: str) -> Any:
     values = list_values(recipe)
     if name not in values:
         fixed = _FIXED[""] | _FIXED[recipe.name]
-        if why := next((fixed[part] for part in name.split(".") if part in fixed), ""):
+        word = sub(r"\blr$", "learning_rate", name.lower())
+        if why := next((fixed[part] for part in word.split(".") if part in fixed), ""):
             raise ValueError(f"{name} cannot be set in the {recipe.name} recipe: {why}")
-        near = get_close_matches(name, values, cutoff=0.5)
+        near = get_close_matches(word, [*values, *fixed], cutoff=0.55)
+        near = [f"{other} (cannot be set: {fixed[other]})" if other in fixed else other for other in near]
         advice = f"the nearest: {', '.join(near)}" if near else "it has, for example, unet.epochs, seed, subvolume_size"
         raise ValueError(f"the {recipe.name} recipe has no setting {name!r}; {advice}")
     try:
@@ -178,7 +182,8 @@ def _read(text: str, hint: Any, bounds: Any) -> Any:
     if hint is str:
         return text if (text in bounds if isinstance(bounds, list) else fullmatch(bounds, text)) else _refuse()
     if hint == tuple[str, ...]:
-        return () if word == "none" else tuple(_read(part, str, bounds) for part in text.split(","))
+        names = () if word == "none" else tuple(_read(part, str, bounds) for part in text.split(","))
+        return _refuse() if len({*names}) < len(names) or "none" in names else names
     if hint == tuple[float, float, float]:
         shares = tuple(_read(part, float, bounds) for part in text.split(","))
         return shares if len(shares) == 3 else _refuse()
@@ -190,22 +195,32 @@ def _refuse() -> Any:
     raise ValueError
 
 
-def _check(recipe: Any) -> None:
-    """Raise ValueError for settings that do not fit together."""
-    groups = {name.partition(".")[0] for name in list_values(recipe)}
-    for name in sorted(groups & _DIVISORS.keys(), reverse=True):  # the V-Net, which needs the largest multiple, first
+def _find_misfits(recipe: Any, given: Collection[str]) -> Iterator[str]:
+    """What of a recipe's settings does not fit together; `given` are the names of those that were set."""
+    if recipe.tomogram in recipe.other_tomograms:
+        yield f"other_tomograms has {recipe.tomogram}, but that is what the recipe takes anyway; leave it out"
+    for name in ("vnet", "unet"):  # the V-Net, which needs the largest multiple, first
         network = getattr(recipe, name)
         divisor = _DIVISORS[name] * (1 + network.stem)
         for edge, value in (("subvolume_size", recipe.subvolume_size), (f"{name}.window", network.window or divisor)):
             if value % divisor:
                 more = -(-value // divisor) * divisor
-                raise ValueError(f"{edge} is {value}, but the {name} needs a multiple of {divisor}, such as {more}")
+                yield f"{edge} is {value}, but the {name} needs a multiple of {divisor}, such as {more}"
         if network.window is not None and network.window <= 2 * network.halo:
-            raise ValueError(f"{name}.window is {network.window}, but must be more than twice its halo, {network.halo}")
-        if network.validate_every > network.epochs:
-            raise ValueError(
-                f"{name}.validate_every is {network.validate_every}, but there are only {network.epochs} epochs; "
-                f"set {name}.validate_every too"
+            yield (
+                f"{name}.window is {network.window}, but must be more than twice its halo, {network.halo}; set "
+                f"{name}.window or {name}.halo"
             )
-        if network.stem and name == "baseline":
-            raise ValueError("baseline.stem is true, but the baseline has none; leave it out")
+        if network.window is None and network.halo and f"{name}.halo" in given:
+            yield f"{name}.halo is {network.halo}, but nothing is cut off without a window; set {name}.window too"
+        if network.validate_every > network.epochs:
+            yield (
+                f"{name}.validate_every is {network.validate_every}, but there are only {network.epochs} epochs; set "
+                f"{name}.epochs or {name}.validate_every"
+            )
+        validations = -(-network.epochs // network.validate_every)
+        if network.best > validations and f"{name}.best" in given:
+            yield (
+                f"{name}.best is {network.best}, but only {validations} weights are validated; set {name}.epochs, "
+                f"{name}.validate_every or {name}.best"
+            )

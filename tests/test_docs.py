@@ -58,7 +58,7 @@ def test_a_number_that_changes_makes_a_page_stale(make, monkeypatch):
 def test_every_option_and_every_setting_is_described(make):
     """Counted anew, not by the script that describes them."""
     commands = read(ROOT / "docs" / "cli.md")
-    for command in ("phantom", "notebooks", "predict", "score", "validate", "publish"):
+    for command in ("phantom", "notebooks", "import", "predict", "score", "validate", "publish"):
         assert f"\n## {command}\n" in commands
     source = read(ROOT / "kaggle_utils" / "cli" / "command_line.py")
     for option in re.findall(r'add_argument\(\s*"(--[\w-]+)"', source):

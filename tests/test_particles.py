@@ -232,6 +232,8 @@ def test_scales_differ_in_what_the_table_says_and_in_nothing_else():
     expected = {}
     for field in dataclasses.fields(Recipe):
         here, there = getattr(full, field.name), getattr(demo, field.name)
+        if field.name == "baseline":  # which no notebook trains
+            continue
         if isinstance(here, ModelRecipe):
             for inner in dataclasses.fields(ModelRecipe):
                 pair = {"full": getattr(here, inner.name), "demo": getattr(there, inner.name)}
@@ -242,7 +244,7 @@ def test_scales_differ_in_what_the_table_says_and_in_nothing_else():
     assert table == expected
     assert table["unet.learning_rate"]["full"] == 1e-4 and table["unet.epochs"]["full"] == 400
     assert not {"unet.loss", "unet.optimiser", "vnet.loss", "tomogram", "radius_fraction", "split"} & set(table)
-    assert "baseline.epochs" in table and not [name for name in compare_scales("competition") if "baseline" in name]
+    assert not [name for name in compare_scales("competition") if "baseline" in name]
 
 
 @pytest.mark.parametrize("scale", SCALES)

@@ -34,7 +34,7 @@ def test_choices_and_divisors_are_those_of_the_code():
     """The tables stand above the rooms that know these, and cannot import them."""
     assert sorted(sum(_LOSSES.values(), [])) == sorted(LOSSES) and TABLE["optimiser"][1] == list(OPTIMISERS)
     for architecture, divisor in _DIVISORS.items():
-        for stem in (False, True)[: 2 - (architecture == "baseline")]:
+        for stem in (False, True):
             network = build_model(architecture, 2, stem=stem)
             assert network.divisor == divisor * (1 + stem)
 
@@ -92,9 +92,20 @@ def test_a_value_is_read_as_its_type(text, value):
         ("other_tomograms=a,,b", "for example other_tomograms=wbp"),
         ("subvolume_size=50", "the vnet needs a multiple of 16, such as 64"),
         ("vnet.halo=60", "vnet.window is 96, but must be more than twice its halo, 60"),
-        ("unet.validate_every=9", "there are only 5 epochs"),
+        ("unet.validate_every=9", "there are only 5 epochs; set unet.epochs or unet.validate_every (at demo scale)"),
+        ("unet.halo=100", "nothing is cut off without a window; set unet.window too"),
+        ("unet.best=100", "only 5 weights are validated"),
+        ("other_tomograms=wbp,wbp", "different names"),
+        ("other_tomograms=none,wbp", "different names"),
+        ("other_tomograms=wbp,denoised", "other_tomograms has denoised, but that is what the recipe takes anyway"),
+        ("UNET.EPOCHS=20", "no setting 'UNET.EPOCHS'; the nearest: unet.epochs"),
+        ("lr=1", "the nearest: vnet.learning_rate, unet.learning_rate"),
+        ("unet.lr=1", "the nearest: unet.learning_rate"),
+        ("baselin=3", "the nearest: baseline (cannot be set: no notebook trains it)"),
+        ("min_size_fracton=1", "the nearest: min_size_fraction (cannot be set: only the report recipe uses it)"),
+        ("treshold=0.4", "the nearest: threshold (cannot be set: calibration"),
         ("unet.architecture=vnet", "unet.architecture cannot be set"),
-        ("baseline.epochs=9", "only the report recipe uses it"),
+        ("baseline.epochs=9", "no notebook trains it"),
         ("threshold=0.4", "calibration"),
         ("scale=full", "choose a scale instead"),
     ],
@@ -106,9 +117,9 @@ def test_what_cannot_be_is_refused_with_what_would_be_right(text, said):
 
 
 def test_the_report_recipe_has_settings_of_its_own():
-    recipe = get_recipe("report", "demo", ["baseline.epochs=9", "ratios=0.6,0.2,0.2", "split=runs", "unet.loss=bce"])
-    assert (recipe.baseline.epochs, recipe.ratios, recipe.split) == (9, (0.6, 0.2, 0.2), "runs")
-    for text in ("ratios=0.6,0.4", "folds=2", "unet.loss=tversky", "baseline.stem=true"):
+    recipe = get_recipe("report", "demo", ["ratios=0.6,0.2,0.2", "split=runs", "unet.loss=bce"])
+    assert (recipe.unet.loss, recipe.ratios, recipe.split) == ("bce", (0.6, 0.2, 0.2), "runs")
+    for text in ("ratios=0.6,0.4", "folds=2", "unet.loss=tversky", "baseline.epochs=9"):
         with pytest.raises(ValueError):
             get_recipe("report", "demo", [text])
 

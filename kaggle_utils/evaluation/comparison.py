@@ -14,7 +14,7 @@ from kaggle_utils.evaluation.folds import Calibration, calibrate, check_threshol
 from kaggle_utils.inference.ensemble import ENSEMBLES, combine, make_ensemble
 from kaggle_utils.inference.predictor import Predictor
 from kaggle_utils.models.config import read_catalogue, read_config
-from kaggle_utils.models.folder import load_model, name_model
+from kaggle_utils.models.folder import drop_surplus_folds, load_model, name_model
 from kaggle_utils.particles import PARTICLES
 from kaggle_utils.preprocessing.labels import make_annotated_mask
 from kaggle_utils.preprocessing.subvolumes import Run, place_subvolumes, split_corners
@@ -65,14 +65,15 @@ def read_scores(folder: str | Path, architecture: str, split: str) -> dict[str, 
     are a specialist's on one share of the data, or those of all folds together, each on the run that it left out.
 
     `split` is a specialist's "train", "validation" or "test". Raises FileNotFoundError when there are no models."""
-    folds = sorted(Path(folder).glob(f"{name_model(architecture, 'fold')}_*/config.json"))
+    configs = Path(folder).glob(f"{name_model(architecture, 'fold')}_*/config.json")
+    folds = drop_surplus_folds(config.parent for config in configs)
     if not folds:
         configs = sorted(Path(folder).glob(f"{name_model(architecture, '*')}/config.json"))
         catalogue = read_catalogue(read_config(configs[0].parent)) if configs else PARTICLES
         scored = [particle.name for particle in catalogue.scored]
         names = PUBLISHED[architecture] if catalogue == PARTICLES else scored
         return {name: read_config(Path(folder) / name_model(architecture, name))["scores"][split] for name in names}
-    scores = [read_config(path.parent)["scores"]["validation"] for path in folds]
+    scores = [read_config(path)["scores"]["validation"] for path in folds]
     totals = {name: np.sum([fold[name]["confusion"] for fold in scores], axis=0) for name in scores[0]}
     return {name: {**voxel_scores(total), "confusion": total.tolist()} for name, total in totals.items()}
 
@@ -123,8 +124,9 @@ def predict_example(
     _, run, box, truth = best
     output = Predictor(model, device).predict(run.volume[box], run.name)
     probability = output[model.particles.index(particle)] if folds else output
-    known = model.config["scores"]["validation"][particle] if folds else {"threshold": model.threshold}
-    predicted = probability >= known["threshold"]
+    # Folds of before have no threshold with their scores: they were judged at 0.5.
+    threshold = model.config["scores"]["validation"][particle].get("threshold", 0.5) if folds else model.threshold
+    predicted = probability >= threshold
     title = f"{model.name}, {particle} in a sub-volume of {run.name} that it has not seen"
     return Example(title, run.volume[box], truth, predicted, run.voxel_spacing)
 

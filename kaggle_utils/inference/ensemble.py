@@ -18,7 +18,7 @@ import torch
 
 from kaggle_utils.inference.predictor import Predictor, load_volume
 from kaggle_utils.models.config import read_catalogue, read_config
-from kaggle_utils.models.folder import TrainedModel, check_particles, load_model, name_model
+from kaggle_utils.models.folder import TrainedModel, check_particles, drop_surplus_folds, load_model, name_model
 from kaggle_utils.particles import PARTICLES, Catalogue
 from kaggle_utils.system.files import read_json, write_text
 
@@ -95,11 +95,12 @@ def load_specialists(name: str, folder: str | Path, device: str = "cpu") -> Ense
 
 def find_models(folders: Iterable[str | Path]) -> list[Path]:
     """Return model folders, each once. An entry of `folders` is a model folder or a folder of model folders. In the
-    latter, baselines are ignored, because they are only for comparison, and models whose training has not ended or that
-    cannot be read are left out with a warning. Raises FileNotFoundError for an entry that is neither."""
+    latter, baselines are ignored, because they are only for comparison, and surplus folds (`drop_surplus_folds`);
+    models whose training has not ended or that cannot be read are left out with a warning. Raises FileNotFoundError for
+    an entry that is neither."""
     found: dict[Path, Path] = {}
     for folder in map(Path, folders):
-        inside = [config.parent for config in sorted(folder.glob("*/config.json"))]
+        inside = drop_surplus_folds(config.parent for config in folder.glob("*/config.json"))
         inside = [model for model in inside if read_config(model).get("architecture") != "baseline"]
         models = [folder] if (folder / "config.json").is_file() else inside
         if not models:

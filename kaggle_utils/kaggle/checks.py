@@ -2,11 +2,12 @@
 
 import warnings
 from collections.abc import Sequence
+from math import inf
 from pathlib import Path
 
 from kaggle_utils.kaggle.notebooks import find_notebooks
 from kaggle_utils.particles import read_particles
-from kaggle_utils.recipes import Recipe, get_recipe, list_changes
+from kaggle_utils.recipes import CompetitionRecipe, Recipe, get_recipe, list_changes
 from kaggle_utils.system.environment import Environment, choose_models
 
 # data, inference and submission are imported where they are used: torch and zarr are slow to import.
@@ -40,16 +41,14 @@ def check_inputs(env: Environment, only: Sequence[str] = ()) -> None:
 
 def _find_data_faults(data: Path, numbers: set[str], recipe: Recipe) -> list[str]:
     from kaggle_utils.data.picks import read_run
-    from kaggle_utils.data.tomograms import find_runs, read_shape
+    from kaggle_utils.data.tomograms import find_runs, find_tomograms, read_shape
 
-    # 02 shows the report's sub-volumes, and 03 trains its baseline, by any recipe.
-    report = recipe if recipe.name == "report" else get_recipe("report", recipe.scale)
-    recipes = {"01": (), "02": (report,), "03": (report, recipe), "04": (recipe,), "05": (recipe,)}
-    edge = max((needed.subvolume_size for number in numbers for needed in recipes.get(number, ())), default=0)
-    faults, found = [], set()
+    cut = {"03", "04", "05"} | ({"02"} if recipe.name == "report" else set())  # crops may reach beyond a volume
+    edge = recipe.subvolume_size if numbers & cut else 0
+    faults, found, kinds = [], set(), set()
     try:
         catalogue = read_particles(data)
-        runs = find_runs(data) if numbers & recipes.keys() else []
+        runs = find_runs(data) if numbers & {"01", "02", "03", "04", "05"} else []
         if "06" in numbers:
             find_runs(data, "test")
     except (FileNotFoundError, ValueError) as error:
@@ -58,6 +57,7 @@ def _find_data_faults(data: Path, numbers: set[str], recipe: Recipe) -> list[str
         try:
             with warnings.catch_warnings(action="ignore"):  # the notebooks show them
                 found |= set(read_run(run, data)["particle_type"])
+            kinds |= set(find_tomograms(run, data))
             shape = read_shape(run, data, kind=recipe.tomogram)
             if min(shape) < edge:
                 faults.append(
@@ -66,6 +66,16 @@ def _find_data_faults(data: Path, numbers: set[str], recipe: Recipe) -> list[str
                 )
         except (OSError, ValueError) as error:
             faults.append(str(error))
+    if kinds and (unknown := [kind for kind in recipe.other_tomograms if kind not in kinds]):
+        known = ", ".join(sorted(kinds - {recipe.tomogram})) or "none"
+        faults.append(
+            f"other_tomograms has {', '.join(unknown)}, but no run in {data / 'train'} has such a tomogram; there are, "
+            f"beside {recipe.tomogram}: {known}"
+        )
+    if runs and inf > _count_folds(recipe) > max(len(runs), 2):
+        warnings.warn(
+            f"folds is {_count_folds(recipe)}, but there are only {len(runs)} runs: each is left out once", stacklevel=3
+        )
     lacking = [particle.name for particle in catalogue.scored if particle.name not in found]
     if runs and not found and not faults:
         faults.append(f"no run in {data / 'train'} has a pick of a known particle: the networks would learn nothing")
@@ -102,17 +112,25 @@ def _find_other_settings(env: Environment, numbers: set[str], recipe: Recipe) ->
     """Finished models that were made with other settings: those that 03 and 04 would refuse to train again, and those
     that 05 and 06 would take from an earlier call."""
     from kaggle_utils.models.config import read_config
+    from kaggle_utils.models.folder import drop_surplus_folds
 
-    faults = []
-    for path in sorted(choose_models(env).glob("[!.]*/config.json")):
-        config = read_config(path.parent)
+    folders, faults = [path.parent for path in choose_models(env).glob("[!.]*/config.json")], []
+    to_train, finished = drop_surplus_folds(folders, _count_folds(recipe)), drop_surplus_folds(folders)
+    for folder in sorted(folders):
+        config = read_config(folder)
         kind, found = config["architecture"], config.get("settings", [])
         trained, wanted = {"unet": "03", "vnet": "04"}.get(kind) in numbers, list_changes(recipe, kind)
+        if folder not in (to_train if trained else finished):
+            continue
         differ = {text.partition("=")[0] for text in {*found} ^ {*wanted}}
         if (differ - _FREE) if trained else (differ and kind != "baseline" and numbers & {"05", "06"}):
             advice = "choose another work folder" if trained else "run the training notebooks (03 and 04) too"
-            faults.append(f"{path.parent} was made with {_name(found)}, not {_name(wanted)}: set the same, or {advice}")
+            faults.append(f"{folder} was made with {_name(found)}, not {_name(wanted)}: set the same, or {advice}")
     return faults
+
+
+def _count_folds(recipe: Recipe) -> float:
+    return (isinstance(recipe, CompetitionRecipe) and recipe.folds) or inf
 
 
 def _name(settings: Sequence[str]) -> str:

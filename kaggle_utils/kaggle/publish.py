@@ -8,13 +8,14 @@ Python."""
 import json
 import re
 import shutil
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from kaggle_utils.kaggle.notebooks import find_notebooks
 from kaggle_utils.kaggle.wheels import PYTHON, collect_wheels, find_imports, find_wheel_faults
-from kaggle_utils.recipes import RECIPE_NAMES, SCALES, Recipe, get_recipe, list_changes
+from kaggle_utils.recipes import RECIPE_NAMES, Recipe, get_recipe, list_changes
 from kaggle_utils.system.environment import COMPETITION, NAME_PART
 from kaggle_utils.system.files import write_text
 
@@ -68,19 +69,24 @@ def build_folder(
     ChildProcessError
         When pip fails.
     ValueError
-        For a name that no Kaggle user can have, for settings that `get_recipe` refuses, for models that cannot be
-        published, and with a line for every fault that the check finds.
+        For a name that no Kaggle user can have, for settings that `get_recipe` refuses at full scale (for the demo
+        scale it is a warning), for models that cannot be published, and with a line for every fault that the check
+        finds.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", user):
         raise ValueError(f"{user!r} is not a Kaggle user name; give NAME of your profile's address, kaggle.com/NAME")
     if not (_REPOSITORY / "pyproject.toml").is_file():
         raise FileNotFoundError(f"no pyproject.toml beside {_REPOSITORY / 'kaggle_utils'}: publish from a clone")
-    recipes = {scale: get_recipe(recipe, scale, settings) for scale in SCALES}  # demo: of notebooks without a GPU
+    full = get_recipe(recipe, "full", settings)
+    try:
+        get_recipe(recipe, "demo", settings)
+    except ValueError as error:
+        warnings.warn(f"notebooks that get no GPU take the demo scale, and would stop: {error}", stacklevel=2)
     notebooks = find_notebooks()
     with _replacing(Path(out).resolve()) as folder:
         dataset = folder / "dataset"
         dataset.mkdir(parents=True)
-        copy_models(models, dataset, recipes["full"])
+        copy_models(models, dataset, full)
         collect_wheels(dataset, python)
         shutil.copyfile(_REPOSITORY / "LICENSE", dataset / "LICENSE")
         _write_json(dataset / "dataset-metadata.json", _describe_dataset(user))

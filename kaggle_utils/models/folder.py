@@ -6,9 +6,10 @@ checkpoints `last.safetensors` and `previous.safetensors`, from which an interru
 Every network takes (n, 1, z, y, x) and returns logits."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import inf
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -71,6 +72,21 @@ def name_model(architecture: str, target: str) -> str:
     """Return a model's name as the report writes it, e.g. "3d_unet_model_apo_ferritin"; `target` is a particle or a
     fold."""
     return f"{_PREFIXES[architecture]}_{target.replace('-', '_')}"
+
+
+def drop_surplus_folds(folders: Iterable[Path], count: float | None = None) -> list[Path]:
+    """Return model folders, sorted, without the folds that an earlier training with more folds left. Each architecture
+    has `count` folds or, by default, as many as the config of its first one says; raises as `read_config` does."""
+    kept, counts = [], dict[str, float]()
+    for folder in sorted(folders):
+        kind, _, number = folder.name.rpartition("_fold_")
+        if kind and number.isdecimal():
+            if kind not in counts:
+                counts[kind] = read_config(folder).get("folds", inf) if count is None else count
+            if int(number) >= counts[kind]:
+                continue
+        kept.append(folder)
+    return kept
 
 
 def build_model(architecture: str, width: int, particles: int | None = None, stem: bool = False) -> nn.Module:

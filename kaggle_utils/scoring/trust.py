@@ -112,13 +112,16 @@ def choose_thresholds(trust: Mapping[str, Trust], aim: str | float) -> dict[str,
 def keep_surest(picks: pd.DataFrame, catalogue: Catalogue = PARTICLES) -> pd.DataFrame:
     """Return the picks with one particle a place: of picks of different types in one run that are closer than half the
     smaller radius only the one with the highest confidence stays (of equal ones the first). Picks of one type are not
-    compared. Order and index stay. Give chances as confidences (`find_chances`)."""
+    compared, nor are picks without finite coordinates. Order and index stay. Give chances as confidences
+    (`find_chances`)."""
     kept, names = np.ones(len(picks), dtype=bool), picks["particle_type"].to_numpy()
     reach = MATCH_FRACTION * np.array([catalogue.get(name).radius for name in names])
     xyz, confidence = picks[["x", "y", "z"]].to_numpy(dtype=np.float64), picks["confidence"].to_numpy()
     for rows in picks.groupby("experiment").indices.values():
+        rows = rows[np.isfinite(xyz[rows]).all(axis=1)]
         rows = rows[np.argsort(-confidence[rows], kind="stable")]
-        pairs = cKDTree(xyz[rows]).query_pairs(reach[rows].max(), output_type="ndarray")  # the surer one first
+        # In each pair the surer one is first.
+        pairs = cKDTree(xyz[rows]).query_pairs(reach[rows].max(initial=0.0), output_type="ndarray")
         surer, other = rows[pairs[np.argsort(pairs[:, 0], kind="stable")]].T
         near = np.linalg.norm(xyz[surer] - xyz[other], axis=1) < np.minimum(reach[surer], reach[other])
         rivals = near & (names[surer] != names[other])

@@ -22,7 +22,15 @@ from kaggle_utils.inference.ensemble import Ensemble, load_specialists, make_ens
 from kaggle_utils.inference.merging import COMMITTEES, Committee, count_networks, find_particles, make_committee
 from kaggle_utils.inference.predictor import Predictor
 from kaggle_utils.models.config import read_config
-from kaggle_utils.models.folder import TrainedModel, agree, check_particles, find_spacing, load_model, name_model
+from kaggle_utils.models.folder import (
+    TrainedModel,
+    agree,
+    check_particles,
+    drop_surplus_folds,
+    find_spacing,
+    load_model,
+    name_model,
+)
 from kaggle_utils.particles import PARTICLES_FILE, read_particles
 from kaggle_utils.submission.budget import Level
 from kaggle_utils.submission.csv_file import is_run_name, set_aside, write_submission
@@ -52,7 +60,7 @@ def load_ensemble(name: str, folder: str | Path, device: str = "cpu") -> Ensembl
 
     Raises ValueError for an unknown name, FileNotFoundError when folds are missing, and as `load_model`,
     `make_ensemble` and `make_committee` do."""
-    folds = [path for path in sorted(Path(folder).glob("*_fold_*")) if (path / "config.json").is_file()]
+    folds = drop_surplus_folds(config.parent for config in Path(folder).glob("*_fold_*/config.json"))
     if not folds:
         if not any(Path(folder).glob("*/config.json")):
             raise FileNotFoundError(f"{folder} holds no finished model; run the training notebooks (03 and 04)")

@@ -18,7 +18,7 @@ from torch import nn
 
 from kaggle_utils.models.folder import refuse_old
 from kaggle_utils.models.weights import explain, load_tensors, save_tensors
-from kaggle_utils.recipes import ModelRecipe
+from kaggle_utils.recipes import ModelRecipe, Recipe
 from kaggle_utils.system.files import remove_leftovers
 from kaggle_utils.training.learner import Learner, describe, prefix, select
 
@@ -174,6 +174,7 @@ class OtherSettings(ValueError):
 def find_changes(wanted: dict, found: dict) -> str:
     """Return in words which settings of `found` differ from `wanted`; empty when none does."""
     wanted = json.loads(json.dumps(wanted))
+    found = {"threshold": Recipe.threshold, **found}  # configs of before do not have it; it could not be set
     return "; ".join(
         f"{key} was {found.get(key)!r}, is {wanted[key]!r}" for key in wanted if found.get(key) != wanted[key]
     )

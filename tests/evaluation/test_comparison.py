@@ -1,5 +1,6 @@
 """What is trained, beside the report's results, and one ensemble beside another."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -188,6 +189,20 @@ def test_an_example_is_from_the_run_that_the_network_has_not_seen(trained_folds,
     assert example.truth.any() and example.predicted.dtype == bool
     cubes = np.lib.stride_tricks.sliding_window_view(runs[0].volume, (16, 16, 16))
     assert (cubes[..., 0, 0, 0] == example.volume[0, 0, 0]).any()
+
+
+def test_folds_of_before_are_shown_at_the_threshold_at_which_they_were_judged(trained_folds, phantom_data, tmp_path):
+    folder = shutil.copytree(trained_folds, tmp_path / "models")
+    shown = {}
+    for threshold in 0.5, None:
+        path = folder / "vnet_model_fold_0/config.json"
+        config = json.loads(path.read_text())
+        config["scores"]["validation"]["ribosome"].pop("threshold", None)
+        config["scores"]["validation"]["ribosome"] |= {"threshold": threshold} if threshold else {}
+        path.write_text(json.dumps(config))
+        runs = load_runs(phantom_data, find_runs(phantom_data), SMOKE)
+        shown[threshold] = evaluation.predict_example(runs, SMOKE, folder, "vnet", "ribosome").predicted
+    np.testing.assert_array_equal(shown[None], shown[0.5])
 
 
 def test_a_comparison_scores_every_variant_and_checks_the_thresholds(trained_folds, phantom_data, tmp_path):

@@ -7,9 +7,11 @@ from dataclasses import replace
 import pytest
 
 from kaggle_utils import cli
-from kaggle_utils.inference.ensemble import save_choice
+from kaggle_utils.evaluation.comparison import read_scores
+from kaggle_utils.inference.ensemble import find_models, save_choice
 from kaggle_utils.kaggle import notebooks
 from kaggle_utils.kaggle.checks import check_inputs
+from kaggle_utils.submission.pipeline import load_ensemble
 from kaggle_utils.system.environment import Environment
 
 
@@ -73,6 +75,33 @@ def test_models_of_an_earlier_call_with_other_settings_are_told(env, trained_fol
     assert "vnet_model_fold_0" in refusal(replace(env, settings=("views=2",)), "03", "05", "06")
 
 
+def test_folds_that_more_folds_have_left_are_nobodys_matter(env, trained_folds):
+    """Training with fewer folds never touches them, and no ensemble takes them."""
+    models = shutil.copytree(trained_folds, env.work / "models/competition-smoke")
+    for architecture in "3d_unet", "vnet":
+        surplus = shutil.copytree(models / f"{architecture}_model_fold_1", models / f"{architecture}_model_fold_2")
+        config = json.loads((surplus / "config.json").read_text())
+        (surplus / "config.json").write_text(json.dumps({**config, "folds": 3, "settings": ["folds=3"]}))
+    save_choice(env.work, "average", "competition-smoke")
+    env = replace(env, recipe="competition")
+    check_inputs(env, ["06"])
+    assert [path.name for path in find_models([models])] == sorted(path.name for path in trained_folds.iterdir())
+    assert len(load_ensemble("average", models).models) == 4
+    assert read_scores(models, "unet", "test") == read_scores(trained_folds, "unet", "test")
+    (surplus / "config.json").write_text(json.dumps({**config, "folds": 3, "settings": ["folds=3", "vnet.width=3"]}))
+    check_inputs(env)
+    assert "fold_2 was made with folds=3 vnet.width=3" in refusal(replace(env, settings=("folds=3",)))  # needs it
+
+
+def test_types_of_tomograms_that_no_run_has_and_folds_beyond_the_runs_are_told(env):
+    env = replace(env, recipe="competition")
+    check_inputs(replace(env, settings=("other_tomograms=wbp",)), ["04"])
+    message = refusal(replace(env, settings=("other_tomograms=wbp,wpb",)), "04")
+    assert "other_tomograms has wpb, but no run in" in message and message.endswith("isonetcorrected, wbp")
+    with pytest.warns(UserWarning, match="folds is 99, but there are only 3 runs: each is left out once"):
+        check_inputs(replace(env, settings=("folds=99",)), ["04"])
+
+
 def test_variables_are_checked_before_the_first_notebook(env, monkeypatch, capsys):
     """argparse sees only the options."""
     monkeypatch.setenv("CZII_RECIPE", "best")
@@ -115,6 +144,7 @@ def test_a_tomogram_smaller_than_a_training_cube_is_told_with_both_sizes(env):
     message = refusal(replace(demo, recipe="competition"), "03")
     assert "run TS_1_1: its tomogram has 40 x 64 x 64 voxels" in message and "have 48 along each axis" in message
     check_inputs(replace(demo, recipe="competition"), ["02"])
+    check_inputs(replace(demo, recipe="competition", settings=("subvolume_size=32",)))  # the report's do not matter
 
 
 def test_many_faults_are_told_in_few_lines(env, tmp_path):

@@ -226,12 +226,17 @@ def test_the_report_recipe_is_one_word_away_on_kaggle_too(pip, tmp_path):
         assert "".join(first["source"]).split("\n")[1:3] == [head, 'os.environ["CZII_SET"] = "seed=3 unet.epochs=9"']
     with pytest.raises(ValueError, match="the nearest: unet.epochs"):
         publish.build_folder("jane", out=tmp_path / "set", settings=["unet.epoch=9"])
-    # Without a GPU a notebook takes the demo's scale, where the V-Net trains for six epochs.
-    with pytest.raises(ValueError, match="vnet.validate_every is 10, but there are only 6 epochs"):
-        publish.build_folder("jane", out=tmp_path / "set", recipe="report", settings=["vnet.validate_every=10"])
     plain = publish.build_folder("jane", out=tmp_path / "out") / "kernels"
     for path in plain.glob("*/*.ipynb"):
         assert path.read_bytes() == (NOTEBOOKS / path.name).read_bytes()
+
+
+def test_settings_that_fit_one_scale_only_are_refused_at_full_and_told_at_demo_scale(pip, tmp_path):
+    """Notebooks with a GPU take the full scale; without one they take the demo's, with five epochs."""
+    with pytest.warns(UserWarning, match=r"get no GPU .* but there are only 5 epochs; .* \(at demo scale\)"):
+        publish.build_folder("jane", out=tmp_path / "out", settings=["unet.validate_every=10"])
+    with pytest.raises(ValueError, match=r"vnet.window is 192, but must .* its halo, 100; .* \(at full scale\)"):
+        publish.build_folder("jane", out=tmp_path / "other", settings=["vnet.halo=100"])
 
 
 def test_a_failure_leaves_what_was_there(folder, pip, monkeypatch):

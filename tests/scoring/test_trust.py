@@ -99,3 +99,5 @@ def test_a_place_is_half_the_smaller_radius_wide():
     assert keep_surest(picks).index.tolist() == [1, 2]
     assert keep_surest(picks.drop(index=1)).index.tolist() == [0, 2]
     assert len(keep_surest(picks[:0])) == 0
+    assert keep_surest(picks.assign(y=[np.nan, 0.0, 0.0])).index.tolist() == [0, 1, 2]  # left to who knows the run
+    assert len(keep_surest(picks.assign(y=np.nan))) == 3
