@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -127,7 +128,10 @@ def draw_all(data: Path, shown: str, recipe: Recipe, folder: Path, runs: list, d
 
 def list_differences(recipe: Recipe) -> dict[str, dict[str, str]]:
     """Return the settings that are not those of the full scale: {setting: {"full scale": value, "here": value}}."""
-    theirs, ours = (list_values(each) for each in (recipes.get_recipe("report", "full"), recipe))
+    theirs, ours = (
+        {f"baseline.{name}": value for name, value in asdict(each.baseline).items()} | list_values(each)
+        for each in (recipes.get_recipe("report", "full"), recipe)
+    )
     return {
         name: {"full scale": write_value(value), "here": write_value(ours[name])}
         for name, value in theirs.items()
