@@ -5,7 +5,7 @@ The `report` recipe at `full` scale follows the project report to the letter. Th
 `_COMPETITION_SCALES` have all differences between the scales."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from kaggle_utils.settings import TABLE, change, explain, list_values, write_value
@@ -275,19 +275,12 @@ def list_changes(recipe: Recipe, architecture: str = "") -> list[str]:
     ]
 
 
-def compare_scales(name: str) -> dict[str, dict[str, object]]:
-    """Return every setting that differs between the full and the demo scale: {setting: {scale: value}}. Those of the
-    baseline, which no notebook trains, are left out."""
-    tables = {scale: _flatten(asdict(get_recipe(name, scale))) for scale in ("full", "demo")}
+def compare_scales(recipe: Recipe) -> dict[str, dict[str, str]]:
+    """Return the settings of a recipe that are not those of its full scale: {setting: {"full scale": value, "here":
+    value}}, as they are written to be set."""
+    full, here = list_values(get_recipe(recipe.name, "full")), list_values(recipe)
     return {
-        setting: {scale: table[setting] for scale, table in tables.items()}
-        for setting in tables["full"]
-        if tables["full"][setting] != tables["demo"][setting] and not setting.startswith("baseline.")
+        name: {"full scale": write_value(value), "here": write_value(here[name])}
+        for name, value in full.items()
+        if value != here[name]
     }
-
-
-def _flatten(settings: dict) -> dict[str, object]:
-    flat = {}
-    for key, value in settings.items():
-        flat.update({f"{key}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {key: value})
-    return flat
