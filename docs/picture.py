@@ -82,10 +82,10 @@ def draw(tomogram: Tomogram, z: int, truth: pd.DataFrame, picks: pd.DataFrame) -
     hits, misses, false = (near & found).sum(), (near & ~found).sum(), (drawn & (hit < 0)).sum()
     title = f"{hits} particles found, {misses} missed, {false} false picks"
     slices._show_slice(panels[1], image, tomogram.voxel_spacing, title)
-    centres, radii = slices._place(truth[near], tomogram.voxel_spacing)
+    centres, radii = slices._place(truth[near], tomogram.voxel_spacing, PARTICLES)
     for name, (_, y, x), radius in zip(truth[near]["particle_type"], centres, radii, strict=True):
-        slices._draw_circle(panels[1], x, y, radius, name)
-    centres, _ = slices._place(picks[drawn], tomogram.voxel_spacing)
+        slices._draw_circle(panels[1], x, y, radius, PARTICLES.get(name).colour)
+    centres, _ = slices._place(picks[drawn], tomogram.voxel_spacing, PARTICLES)
     for name, (_, y, x), right in zip(picks[drawn]["particle_type"], centres, hit[drawn] >= 0, strict=True):
         colour = PARTICLES.get(name).colour
         panels[1].plot(x, y, "x" if right else "P", color=colour, ms=8, mew=1.8 if right else 0.5, path_effects=HALO)

@@ -10,10 +10,12 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from kaggle_utils.cli import command_line
+from kaggle_utils.data.tomograms import Tomogram
 from kaggle_utils.recipes import get_recipe
 from kaggle_utils.settings import change
 
@@ -279,3 +281,6 @@ def test_the_picture_counts_hits_misses_and_false_picks(monkeypatch):
     found, hit = picture.judge(truth, picks)
     assert found.tolist() == [False, True] and hit.tolist() == [-1, 1, -1]
     assert picture.keep_scored(truth.assign(particle_type="beta-amylase")).empty
+    tomogram = Tomogram("TS_1", np.eye(60, dtype=np.float32)[None].repeat(8, axis=0), 10.0)
+    figure = picture.draw(tomogram, 0, truth, picks)
+    assert "1 particles found, 1 missed, 2 false picks" in {axes.get_title() for axes in figure.axes}
