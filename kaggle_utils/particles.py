@@ -3,8 +3,7 @@
 It comes with the data, in particles.json beside train/; without one it is the competition's."""
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from reprlib import repr as shorten
@@ -41,6 +40,13 @@ class Catalogue(tuple[Particle, ...]):
         """The particles with a weight in the score. The report recipe trains a network for each, and its annotated mask
         numbers them from 1 (report, section 2: five of the competition's, all but beta-amylase)."""
         return tuple(particle for particle in self if particle.weight)
+
+    @property
+    def is_competition(self) -> bool:
+        """Whether the names, radii and weights are the competition's, so that its rules for the score hold. Labels and
+        colours may be others."""
+        ours, theirs = ({(p.name, p.radius, p.weight) for p in table} for table in (PARTICLES, self))
+        return ours == theirs
 
     def get(self, name: str) -> Particle:
         """Return the particle called `name`; raises ValueError, naming the known ones, for any other name."""
@@ -115,9 +121,10 @@ def parse_particles(content: Any, source: str) -> Catalogue:
     entries = [entry for entry in objects if entry.get("is_particle", True) is not False]
     if not 0 < len(entries) <= _MOST:
         raise ValueError(f"{source}: has {len(entries)} particles, but must have 1 to {_MOST}")
-    given = {str(entry.get("colour", "")).upper() for entry in entries}
+    particles = [_parse(entry, number, source) for number, entry in enumerate(entries, start=1)]
+    given = {particle.colour for particle in particles}
     free = iter([colour for colour in COLOURS if colour not in given] + list(COLOURS) * len(entries))
-    particles = [_parse(entry, number, free, source) for number, entry in enumerate(entries, start=1)]
+    particles = [particle if particle.colour else replace(particle, colour=next(free)) for particle in particles]
     for key, values in (
         ("name", [particle.name.lower() for particle in particles]),
         ("label", [str(particle.label) for particle in particles]),
@@ -152,12 +159,14 @@ def _describe(catalogue: Catalogue) -> dict[str, float]:
     return {particle.name: particle.radius for particle in catalogue}
 
 
-def _parse(entry: dict, number: int, free: Iterator[str], source: str) -> Particle:
-    """Return the particle that an entry describes."""
+def _parse(entry: dict, number: int, source: str) -> Particle:
+    """Return the particle that an entry describes; its colour is empty where the entry has none."""
     name = entry.get("name")
     where = f"{source}: particle {number}"
     if not isinstance(name, str) or len(name) > 100 or not re.fullmatch(_NAME, name):
-        raise ValueError(f"{where}: its name is {shorten(name)}, but must be letters, digits and hyphens")
+        near = re.sub("[^A-Za-z0-9.+]+", "-", name).strip("-.+") if isinstance(name, str) else ""
+        hint = f"; {near!r} would do" if len(near) <= 100 and re.fullmatch(_NAME, near) else ""
+        raise ValueError(f"{where}: its name is {shorten(name)}, but must be letters, digits and hyphens{hint}")
     where += f" ({name})"
     if taken := _TAKEN.intersection(name.lower().split("-")):
         raise ValueError(f"{where}: a name cannot have the word {min(taken)!r}, which means something else here")
@@ -178,7 +187,7 @@ def _parse(entry: dict, number: int, free: Iterator[str], source: str) -> Partic
     if not is_number(weight, 0, 1000):
         raise ValueError(f"{where}: its weight is {shorten(weight)}, but must be a number from 0 to 1000")
     colour = entry.get("colour", entry.get("color"))
-    return Particle(name, label, float(radius), weight, next(free) if colour is None else _parse_colour(colour, where))
+    return Particle(name, label, float(radius), weight, "" if colour is None else _parse_colour(colour, where))
 
 
 def _parse_colour(colour: object, where: str) -> str:

@@ -64,6 +64,7 @@ def test_three_other_particles_are_trained_found_and_scored_with_weights_of_one(
     capsys.readouterr()
     truth = data / "test_truth/overlay/ExperimentRuns"
     assert main(["score", str(out), "--truth", str(truth), "--json"]) == 0
+    assert read_particles(tmp_path / "picks.particles.json") == read_particles(data)
     score = json.loads(capsys.readouterr().out)
     assert list(score["particles"]) == ["tube", "ring", "big-cone"]
     assert score["score"] == pytest.approx(np.mean([own["f_beta"] for own in score["particles"].values()]))
@@ -82,6 +83,20 @@ def test_perfect_picks_score_one_and_a_particle_without_truth_does_not_count(tmp
         said = capsys.readouterr().out
         assert said.endswith("weighted mean: 1.0000\n")
         assert ("the truth has no ring: it does not count in the score" in said) == bool(lacking)
+
+
+def test_picks_that_need_another_table_say_how_to_give_it(tmp_path, capsys):
+    """The data that were searched need not have the table: the models have it, and predict writes it."""
+    data, picks, truth = write_data(tmp_path / "data", THREE, runs=1), tmp_path / "picks.csv", tmp_path / "truth.csv"
+    table = (data / "particles.json").rename(tmp_path / "picks.particles.json")
+    true = read_truth(data / "test_truth/overlay/ExperimentRuns", read_particles(table))
+    true.to_csv(truth, index=False)
+    true.rename_axis("id").to_csv(picks)
+    for call in ["validate", str(picks), "--data", str(data)], ["score", str(picks), "--truth", str(truth)]:
+        assert main(call) != 0
+        assert "--particles gives another table" in "".join(capsys.readouterr())
+        assert main([*call, "--particles", str(table)]) == 0
+        capsys.readouterr()
 
 
 def test_twenty_particles_are_trained_and_found(tmp_path, smoke, capsys):

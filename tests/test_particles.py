@@ -108,6 +108,23 @@ def test_the_competitions_copick_configuration_gives_its_table_with_weights(tmp_
     assert read(tmp_path, [{**entry, "weight": 1} for entry in objects]).scored == tuple(read_particles(tmp_path))
 
 
+def test_other_labels_and_colours_leave_the_table_the_competitions_but_nothing_else_does(tmp_path):
+    """On it depends whether a particle without truth counts in the score."""
+    table = [dataclasses.asdict(particle) for particle in PARTICLES]
+    assert PARTICLES.is_competition and read(tmp_path, table).is_competition
+    for change, is_the_same in (
+        *(({"colour": "#123456"}, True), ({"label": 9}, True)),
+        *(({"radius": 61}, False), ({"weight": 2}, False), ({"name": "ferritin"}, False)),
+    ):
+        assert read(tmp_path, [{**table[0], **change}, *table[1:]]).is_competition == is_the_same
+    assert not read(tmp_path, table[1:]).is_competition
+
+
+def test_chosen_colours_are_none_that_is_given_in_whatever_way(tmp_path):
+    tube, ring = {"name": "tube", "radius": 120, "color": [230, 159, 0, 255]}, {"name": "ring", "radius": 80}
+    assert [p.colour for p in read(tmp_path, [tube, ring])] == ["#E69F00", "#000000"]
+
+
 def test_twenty_particles_have_twenty_colours(tmp_path):
     table = read(tmp_path, [{"name": f"kind-{number}", "radius": 100} for number in range(20)])
     assert len({p.colour for p in table}) == 20
@@ -129,7 +146,12 @@ FINE = {"name": "tube", "radius": 120}
         ([{**FINE, "name": f"tube-{i}"} for i in range(101)], "has 101 particles"),
         ([{"radius": 120}], "particle 1: its name is None, but must be letters, digits and hyphens"),
         ([{**FINE, "name": 5}], "its name is 5"),
-        ([{**FINE, "name": "my_tube"}], "its name is 'my_tube', but must be letters, digits and hyphens"),
+        (
+            [{**FINE, "name": "my_tube"}],
+            "its name is 'my_tube', but must be letters, digits and hyphens; 'my-tube' would do",
+        ),
+        ([{**FINE, "name": " my  tube_"}], "; 'my-tube' would do"),
+        ([{**FINE, "name": "__"}], "letters, digits and hyphens$"),
         ([{**FINE, "name": "../tube"}], "its name is '../tube'"),
         ([{**FINE, "name": "fold-0"}], r"particle 1 \(fold-0\): a name cannot have the word 'fold'"),
         ([{**FINE, "name": "background"}], "cannot have the word 'background'"),

@@ -183,6 +183,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("submission", type=Path, help="the CSV")
     command.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with train/ and test/")
     command.add_argument("--split", choices=("train", "test"), default="test", help="part of the data (test)")
+    command.add_argument(
+        "--particles", type=Path, metavar="PATH", help="particles.json, or the data folder that has it (of the data)"
+    )
 
     command = commands.add_parser("publish", help="make a dataset and the notebooks ready for Kaggle", **settings)
     command.set_defaults(command=publish)

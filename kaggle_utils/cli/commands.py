@@ -6,6 +6,7 @@
 import json
 import os
 import sys
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,7 @@ def predict(
     from kaggle_utils.submission.parts import count_states, gather_picks, show_name
     from kaggle_utils.submission.pipeline import assemble, submit
     from kaggle_utils.system.environment import check_hours
+    from kaggle_utils.system.files import write_text
     from kaggle_utils.system.machine import check_devices, find_devices
 
     # All that is cheap to check, before models are loaded.
@@ -204,6 +206,10 @@ def predict(
             print(f"{show_name(outcome.run)}, {outcome.state}: {problem}")
     picks = sum(len(outcome.picks) for outcome in outcomes)
     print(f"{count_states(outcomes)}\nsubmission: {out} ({_count(picks, 'pick')})")
+    if not ensemble.catalogue.is_competition:
+        table = out.with_name(f"{out.stem}.particles.json")
+        write_text(table, json.dumps([asdict(particle) for particle in ensemble.catalogue], indent=1) + "\n")
+        print(f"particles: {table} (for --particles of score and validate)")
     beside = out.with_name(f"{out.stem}.picks")
     for path in export_picks(gather_picks(outcomes), beside, formats, data, split, kind, ensemble.catalogue):
         print(f"picks: {path}")
@@ -243,11 +249,13 @@ def score(submission: Path, truth: Path, particles: Path | None = None, as_json:
     return 0
 
 
-def validate(submission: Path, data: Path, split: str) -> int:
-    """Print a line for each broken rule of the format."""
+def validate(submission: Path, data: Path, split: str, particles: Path | None = None) -> int:
+    """Print a line for each broken rule of the format. `particles` is a data folder or a file; else they are those of
+    `data`."""
+    from kaggle_utils.particles import read_particles
     from kaggle_utils.submission.csv_file import read_submission, validate_submission
 
-    violations = validate_submission(submission, data, split)
+    violations = validate_submission(submission, data, split, read_particles(particles or data))
     if violations:
         print("\n".join(violations))
         return 1

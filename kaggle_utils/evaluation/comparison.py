@@ -71,7 +71,7 @@ def read_scores(folder: str | Path, architecture: str, split: str) -> dict[str, 
         configs = sorted(Path(folder).glob(f"{name_model(architecture, '*')}/config.json"))
         catalogue = read_catalogue(read_config(configs[0].parent)) if configs else PARTICLES
         scored = [particle.name for particle in catalogue.scored]
-        names = PUBLISHED[architecture] if catalogue == PARTICLES else scored
+        names = PUBLISHED[architecture] if catalogue.is_competition else scored
         return {name: read_config(Path(folder) / name_model(architecture, name))["scores"][split] for name in names}
     scores = [read_config(path)["scores"]["validation"] for path in folds]
     totals = {name: np.sum([fold[name]["confusion"] for fold in scores], axis=0) for name in scores[0]}

@@ -51,7 +51,7 @@ def draw_slice_with_picks(
         _draw_circle(axes, x, y, radius, catalogue.get(name).colour)
     figure.legend(handles=make_handles(names, True, catalogue), loc="outside right center")
     place = f"{_name_runs(points)}, {_name_slice(z, voxel_spacing)}"
-    set_title(figure, f"{place}: the slice cuts {len(names)} annotated spheres; particles are dark")
+    set_title(figure, f"{place}: the slice cuts {len(names)} annotated spheres")
     return figure
 
 

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from kaggle_utils.data.picks import read_run
-from kaggle_utils.data.spacing import resample
+from kaggle_utils.data.spacing import is_same_spacing, resample
 from kaggle_utils.data.tomograms import find_group, find_tomograms, load_tomogram, normalise, read_voxel_spacing
 from kaggle_utils.particles import PARTICLES, Catalogue, read_particles
 from kaggle_utils.preprocessing.labels import make_mask
@@ -60,11 +60,18 @@ def load_runs(data: str | Path, runs: Iterable[str], recipe: Recipe) -> list[Run
 
 
 def choose_spacing(data: str | Path, runs: Sequence[str], recipe: Recipe) -> float:
-    """Return the voxel spacing, in Angstrom, at which networks see the runs: the recipe's, else the runs' median.
-    Raises as `find_group` and `read_voxel_spacing` do."""
+    """Return the voxel spacing, in Angstrom, at which networks see the runs: the recipe's, else that of most runs.
+
+    Those within 1 % count together. Of two as common it is the coarser, as resampling cannot add detail. Raises as
+    `find_group` and `read_voxel_spacing` do."""
     if recipe.voxel_spacing is not None:
         return recipe.voxel_spacing
-    return float(np.median([read_voxel_spacing(find_group(run, data, "train", recipe.tomogram)) for run in runs]))
+    found = [read_voxel_spacing(find_group(run, data, "train", recipe.tomogram)) for run in runs]
+
+    def rank(wanted: float) -> tuple[int, int, float]:
+        return sum(is_same_spacing(spacing, wanted) for spacing in found), found.count(wanted), wanted
+
+    return max(found, key=rank)
 
 
 def place_subvolumes(shape: tuple[int, ...], size: int) -> np.ndarray:

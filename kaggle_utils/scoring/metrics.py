@@ -123,7 +123,7 @@ def score_submission(
     for number, particle in enumerate(catalogue):
         true, found = true_type == number, found_type == number
         tp = fp = fn = 0
-        weight = particle.weight if true.any() or catalogue == PARTICLES else 0
+        weight = particle.weight if true.any() or catalogue.is_competition else 0
         if true.any():
             radius = particle.radius * MATCH_FRACTION
             tp = _count_found(true_xyz[true], true_run[true], found_xyz[found], found_run[found], radius)
@@ -175,7 +175,7 @@ def _particle_numbers(table: pd.DataFrame, name: str, catalogue: Catalogue) -> n
             value = table["particle_type"].iloc[int(np.argmin(numbers))]
             catalogue.get(value if isinstance(value, str) else repr(value))
         except ValueError as error:
-            raise ValueError(f"the {name} has an {error}") from None
+            raise ValueError(f"the {name} has an {error} (--particles gives another table)") from None
     return numbers
 
 

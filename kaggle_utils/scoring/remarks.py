@@ -53,9 +53,9 @@ def explain_score(
     if len(truth) and not present.all():
         lacking = scored.index[~present]
         each, rest = "it" if len(lacking) == 1 else "each", scored[present]
-        counts = "counts as 0 in the score" if catalogue == PARTICLES else "does not count in the score"
+        counts = "counts as 0 in the score" if catalogue.is_competition else "does not count in the score"
         remark = f"the truth has no {', '.join(lacking)}: {each} {counts}"
-        if len(rest) and catalogue == PARTICLES:
+        if len(rest) and catalogue.is_competition:
             remark += f"; the weighted mean over the others is {np.average(rest['f_beta'], weights=rest['weight']):.4f}"
         remarks.append(remark)
     return remarks

@@ -93,12 +93,14 @@ def read_submission(path: str | Path) -> pd.DataFrame:
     return table[list(COLUMNS)].astype({"id": "int64"})
 
 
-def validate_submission(path: str | Path, data: str | Path, split: str = "test") -> list[str]:
+def validate_submission(
+    path: str | Path, data: str | Path, split: str = "test", catalogue: Catalogue | None = None
+) -> list[str]:
     """Check a submission against every rule of the format. Return a line for each broken rule, with the lines of the
     file that break it.
 
     The rules: a file in UTF-8 without byte order mark, of 256 MB at most; the six columns in their order; unique
-    integers as ids; runs of DATA/<split>; particles of the data's table (also beta-amylase); finite coordinates inside
+    integers as ids; runs of DATA/<split>; particles of the table (also beta-amylase); finite coordinates inside
     the run's tomogram, whose shape and voxel spacing come from its metadata; no pick twice; no more picks in a run than
     its volume has room for. Runs without picks are legal.
 
@@ -110,6 +112,7 @@ def validate_submission(path: str | Path, data: str | Path, split: str = "test")
     path : the CSV.
     data : folder that holds `train/` and `test/` in the competition's layout.
     split : "train" or "test".
+    catalogue : the table of particles (None: that of the data).
 
     Returns
     -------
@@ -121,7 +124,8 @@ def validate_submission(path: str | Path, data: str | Path, split: str = "test")
     OSError
         When `path` cannot be read, or `data` has no runs in `split`: then nothing can be said of the submission.
     """
-    runs, known = [run for run in find_runs(data, split) if is_run_name(run)], read_particles(data)
+    runs = [run for run in find_runs(data, split) if is_run_name(run)]
+    known = read_particles(data) if catalogue is None else catalogue
     table, violations = _read(Path(path))
     if "id" in table:
         again = table[table["id"].notna() & table["id"].duplicated()]
@@ -132,7 +136,7 @@ def validate_submission(path: str | Path, data: str | Path, split: str = "test")
         violations += _check_places(table[table["experiment"].isin(runs)], Path(data), split, known)
     if "particle_type" in table:
         unknown = table[~table["particle_type"].isin(known.names)]
-        why = f"is none of {', '.join(known.names)}"
+        why = f"is none of {', '.join(known.names)} (--particles gives another table)"
         violations += _unknown("particle", unknown["particle_type"], unknown["line"], why)
     if set(PICK_COLUMNS) <= set(table):
         again = table[table[["x", "y", "z"]].notna().all(axis=1) & table.duplicated(list(PICK_COLUMNS))]

@@ -33,7 +33,7 @@ from kaggle_utils.models.folder import (
 )
 from kaggle_utils.particles import PARTICLES_FILE, read_particles
 from kaggle_utils.submission.budget import Level
-from kaggle_utils.submission.csv_file import is_run_name, set_aside, write_submission
+from kaggle_utils.submission.csv_file import is_run_name, read_submission, set_aside, write_submission
 from kaggle_utils.submission.parts import Outcome, Parts, gather_picks, sign_files
 from kaggle_utils.submission.workers import predict_runs
 from kaggle_utils.system import environment
@@ -123,7 +123,7 @@ def submit(
     """Find the particles of many runs and write them as a submission; return what became of each run, in their order.
 
     `out` is a valid submission before the first run is computed: without picks, or with those of the runs that were
-    finished before; then with each run that is finished. One that was there and cannot be continued is kept beside it.
+    finished before; then with each run that is finished. One that was there with picks of other runs is kept beside it.
     Each run also gets a part file in the folder `parts`; after a crash the same call goes on where it was, as long as
     models, settings, the kit's code and the run's files are the same. `hours` is the time from the start of this
     process (`environment.STARTED`) in which all must be done, see `Planner`; without it, a run that was computed with
@@ -157,8 +157,7 @@ def submit(
     _tell_spacings(list(sources), data, split, kind, find_spacing(ensemble.models))
     # Closed whatever happens: a notebook would keep the processes, and the GPUs' memory, with the error that it shows.
     with closing(predict_runs(waiting, data, ensemble, split, devices, views, compiled, deadline)) as results:
-        if not before:
-            _keep_other(out)
+        _keep_other(out, before)
         write_submission(gather_picks(_list_known(outcomes)), out, store.catalogue)
         _keep_each(results, outcomes, store, sources, out, strict, keep)
     if cut := [outcome for outcome in _list_known(outcomes) if outcome.level and outcome.level != full]:
@@ -230,11 +229,17 @@ def _find_sources(folder: Traversable) -> Iterator[Traversable]:
             yield entry
 
 
-def _keep_other(out: str | Path) -> None:
-    """Keep a submission that nothing fits of, for a crash might leave less in its place."""
+def _keep_other(out: str | Path, finished: Sequence[str]) -> None:
+    """Keep a submission with picks of other runs than those that were finished before: the new one is without them, or
+    a crash might leave it so."""
+    try:
+        if set(read_submission(out)["experiment"]) <= {*finished}:
+            return
+    except (OSError, ValueError):  # there is none, or it is something else
+        pass
     try:
         if kept := set_aside(out):
-            print(f"the submission that was there cannot be continued; it is kept as {kept.name}")
+            print(f"the submission that was there has picks that are not continued; it is kept as {kept.name}")
     except OSError as error:
         warnings.warn(f"the submission that was there is not kept: {error}", stacklevel=3)
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from kaggle_utils.data.picks import voxel_to_angstrom
 from kaggle_utils.data.tomograms import load_tomogram, normalise
+from kaggle_utils.preprocessing import subvolumes
 from kaggle_utils.preprocessing.labels import make_mask
 from kaggle_utils.preprocessing.subvolumes import (
     SPLITS,
@@ -341,6 +342,25 @@ def test_runs_are_loaded_normalised_with_their_picks(phantom_data):
     assert all(dataset.tensors[1].any() for dataset in datasets.values())
     with pytest.raises(FileNotFoundError, match="TS_9"):
         load_runs(phantom_data, ["TS_9"], recipe)
+
+
+@pytest.mark.parametrize(
+    ("spacings", "wanted"),
+    [
+        ((10.0, 13.48, 13.48), 13.48),
+        ((10.0, 10.0, 13.48, 13.48), 13.48),
+        ((13.48, 10.0, 10.0, 10.0), 10.0),
+        ((10.0, 10.012, 10.012, 13.48, 13.48), 10.012),
+        ((7.84, 10.0, 13.48), 13.48),
+    ],
+)
+def test_networks_see_runs_at_the_spacing_of_most_and_of_two_at_the_coarser(monkeypatch, spacings, wanted):
+    """A mean of two would be a spacing that no run has: all would be resampled."""
+    monkeypatch.setattr(subvolumes, "find_group", lambda run, *_: run)
+    monkeypatch.setattr(subvolumes, "read_voxel_spacing", float)
+    runs = [str(spacing) for spacing in spacings]
+    assert subvolumes.choose_spacing("data", runs, get_recipe("report", "smoke")) == wanted
+    assert subvolumes.choose_spacing("data", runs, replace(get_recipe("report", "smoke"), voxel_spacing=12.0)) == 12.0
 
 
 def test_other_types_of_tomogram_come_along_where_a_run_has_them(phantom_data, tmp_path):

@@ -1,9 +1,12 @@
 """What a score does not say by itself must not stay unsaid: 0 in all has a cause that a person can put right."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from kaggle_utils.particles import PARTICLES, Catalogue
 from kaggle_utils.scoring.metrics import score_submission
 from kaggle_utils.scoring.remarks import explain_score
 
@@ -96,3 +99,7 @@ def test_what_the_truth_lacks_is_told_with_the_score_over_the_rest():
     assert "the truth has no apo-ferritin: it counts as 0 in the score; the weighted" in explain(one, one)[-1]
     without_amylase = make_truth([name for name in TYPES if name != "beta-amylase"])
     assert len(explain(without_amylase, without_amylase)) == 1  # it is never scored
+    recoloured = Catalogue(replace(particle, colour="#123456", label=particle.label + 1) for particle in PARTICLES)
+    same = score_submission(truth, truth, catalogue=recoloured)
+    assert same.score == score.score
+    assert explain_score(truth, truth, same, recoloured) == explain_score(truth, truth, score)

@@ -267,7 +267,7 @@ def test_all_rules_together(tmp_path, data):
         "id used before: line 3 (0)",
         f"run 'TS_9' is not in {data / 'test'}: line 3",
         f"run 'TS_8' is not in {data / 'test'}: line 9",
-        f"particle 'ribosom' is none of {', '.join(PARTICLES)}: line 4",
+        f"particle 'ribosom' is none of {', '.join(PARTICLES)} (--particles gives another table): line 4",
         "z is outside the run's tomogram: line 5 (999 of 200.25)",
         "the same pick is in an earlier line: line 6",
     ]:

@@ -260,6 +260,17 @@ def test_a_submission_of_other_models_is_set_aside(call, untrained, capsys):
     assert sorted(copies) == ["submission.csv.before-1", "submission.csv.before-2"] and kept.read_bytes() == old
 
 
+def test_a_submission_with_more_runs_than_are_wanted_now_is_set_aside(call, capsys):
+    call()
+    old = call.out.read_bytes()
+    assert call(runs=["TS_2"])[2] == []  # it is finished, so nothing else would tell
+    assert set(read_submission(call.out)["experiment"]) == {"TS_2"}
+    assert call.out.with_name("submission.csv.before-1").read_bytes() == old
+    assert "picks that are not continued; it is kept as submission.csv.before-1" in capsys.readouterr().out
+    call()
+    assert call.out.read_bytes() == old and not call.out.with_name("submission.csv.before-2").exists()
+
+
 def test_a_submission_that_cannot_be_set_aside_is_told_and_ends_nothing(call, untrained, monkeypatch):
     call()
     old = call.out.read_bytes()
