@@ -140,6 +140,39 @@ def test_a_wrong_unit_or_axis_is_told_with_what_would_fit(numbers, arguments, ad
     assert advice in out + err and status == (2 if "none" in out or "failed" in out else 0)
 
 
+def test_a_unit_is_advised_only_where_it_counts(work, capsys):
+    """A table of the competition's columns says its unit, so that no other can be given."""
+    write_csv(work / "apo.csv", CORNERS, experiment="TS_1", particle_type="apo-ferritin")
+    main(["import", "--tomograms", "TS_1.mrc", "--picks", "apo.csv", "--out", "data"])
+    text = "".join(capsys.readouterr())
+    assert "look at the picture" in text and "--unit" not in text
+
+
+def test_a_run_that_is_not_called_as_the_picks_say_is_told_once(work):
+    write_csv(work / "a.csv", run="TS_1_bin4.mrc", particle="ribosome")
+    arguments = ["--picks", "a.csv", "--unit", "voxel", "--out", "data"]
+    with pytest.warns(UserWarning, match="TS_1_bin4.mrc is taken for TS_1$") as told:
+        assert main(["import", "--tomograms", "TS_1.mrc", "TS_2.mrc", *arguments]) == 0
+    assert len(told) == 1
+
+
+def test_a_stack_of_images_is_told(work, capsys):
+    with mrcfile.open("TS_1.mrc", mode="r+") as file:
+        file.set_image_stack()
+        file.header.mz = 1
+    main(["import", "--tomograms", "TS_1.mrc", "--spacing", "10", "--out", "data"])
+    assert "TS_1.mrc says that it is a stack of images" in "".join(capsys.readouterr())
+
+
+def test_a_run_whose_picture_cannot_be_drawn_is_not_there(work, monkeypatch):
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("no picture")
+
+    monkeypatch.setattr("kaggle_utils.figures.slices.draw_picks", fail)
+    assert main(GOOD) == 2
+    assert not list(Path("data").rglob("TS_*"))
+
+
 def test_a_second_call_keeps_what_is_done_and_redoes_what_has_changed(work, capsys):
     assert main(GOOD) == 0
     before = {path: path.stat().st_mtime_ns for path in Path("data").rglob("*") if path.is_file()}
@@ -470,6 +503,13 @@ WRONG: dict[str, tuple[Callable[[Path], list[str]], str]] = {
         picks("ribosome.csv", "x,y,z\n1,2,3\n"),
         r"ribosome.csv: does not say what .*; add --unit",
     ),
+    **{
+        f"a spacing of {text}": (
+            lambda work, text=text: ["--spacing", text],
+            rf"--spacing is {re.escape(f'{float(text):g}')}, but must be 0.1 to 1000 Angstrom",
+        )
+        for text in ("0", "-5", "1e9", "nan", "inf")
+    },
     "a unit that is none": (lambda work: ["--unit", "parsec"], r"--unit is 'parsec', but must be voxel, angstrom, or"),
     "picks of an unknown particle": (
         picks("a.csv", "x,y,z,particle\n1,2,3,ribosom\n", "a.csv", "--unit", "voxel"),
@@ -493,7 +533,11 @@ WRONG: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     ),
     "picks of one of two tomograms": (
         lambda work: (write_csv(work / "a.csv"), ["--picks", "ribosome=a.csv", "--unit", "voxel"])[1],
-        r"a.csv: does not say in which of 2 tomograms .*; add a column run",
+        r"a.csv: does not say in which of the given tomograms .*; add a column run",
+    ),
+    "picks whose name has another tomogram's number": (
+        picks("TS_1_2.csv", "x,y,z\n1,2,3\n", "ribosome=TS_1_2.csv", "--unit", "voxel"),
+        r"TS_1_2.csv: does not say in which of the given tomograms .*; add a column run",
     ),
     "table without z": (
         picks("ribosome.csv", "x,y\n1,2\n"),

@@ -100,3 +100,8 @@ def test_a_wrong_mask_or_margin_is_refused_before_anything_is_computed(data, tmp
         make_filter(
             [write_mask(tmp_path / n, m) for n, m in masks.items()], margin, ["TS_1", "TS_2"], data, "test", "denoised"
         )
+
+
+def test_a_mask_of_another_tomogram_belongs_to_no_run(data, tmp_path):
+    with pytest.raises(ValueError, match=r"TS_1_2_mask.mrc: is the mask of no run"):
+        keep(data, [write_mask(tmp_path / "TS_1_2_mask.mrc", np.zeros(SHAPE))], [], [(0, 0, 0)])

@@ -85,6 +85,11 @@ def csv_voxels(path: Path, xyz: np.ndarray, run: str) -> None:
     pd.DataFrame(xyz / SPACING, columns=NEAR).assign(tomo_name=run).to_csv(path, index=False)
 
 
+def csv_angstrom(path: Path, xyz: np.ndarray, run: str) -> None:
+    table = pd.DataFrame(xyz, columns=NEAR).assign(experiment=run, particle_type="ribosome")
+    table.to_csv(path, index=False)
+
+
 def napari(path: Path, xyz: np.ndarray, run: str) -> None:
     pd.DataFrame(xyz[:, ::-1] / SPACING, columns=["axis-0", "axis-1", "axis-2"]).to_csv(path)
 
@@ -216,6 +221,10 @@ RUNS = ["TS_1", "TS_10", "TS_1_1", "Position 3"]
         ("TS_100", None),
         ("Position", "Position 3"),
         ("", None),
+        ("TS_10_2.mrc", None),
+        ("TS_10_2_bin4.mrc", None),
+        ("TS_10_4bin.mrc", "TS_10"),
+        ("TS", None),
     ],
 )
 def test_names_of_tomograms_mean_the_run_that_is_whole_in_them(name, run):
@@ -223,8 +232,75 @@ def test_names_of_tomograms_mean_the_run_that_is_whole_in_them(name, run):
 
 
 def test_a_name_that_fits_several_runs_is_refused():
-    with pytest.raises(ValueError, match="a.star.*may mean TS_1 or TS_10"):
-        match_names(["TS"], RUNS, Path("a.star"))
+    with pytest.raises(ValueError, match="a.star.*may mean TS_1_a or TS_1_b"):
+        match_names(["TS_1"], ["TS_1_a", "TS_1_b"], Path("a.star"))
+
+
+def test_of_several_names_only_the_runs_own_one_means_it():
+    names = ["TS_1_even.mrc", "rec/TS_1.mrc", "TS_1.tomostar"]
+    assert match_names(names, ["TS_1"], Path("a.star")) == dict(zip(names, [None, "TS_1", "TS_1"], strict=True))
+    with pytest.raises(ValueError, match="a.star: 'TS_1_even.mrc' and 'TS_1_odd.mrc' may mean TS_1 as well; name"):
+        match_names(["TS_1_even.mrc", "TS_1_odd.mrc"], ["TS_1"], Path("a.star"))
+
+
+@pytest.mark.parametrize(
+    ("write", "name", "unit"),
+    [
+        (star5, "ribosome.star", "voxel"),
+        (star3_1, "ribosome.star", "5"),
+        (imod, "ribosome.mod", "10"),
+        (csv_angstrom, "ribosome.csv", "voxel"),
+    ],
+)
+def test_a_unit_is_for_files_that_say_none(write, name, unit, tmp_path):
+    """A file keeps its own; a unit that no file needs is refused, one that some need is told to be for them."""
+    unit = parse_unit(unit)
+    write(tmp_path / name, SIZES[None] / 3, "TS_1")
+    bare(tmp_path / "ribosome.txt", SIZES[None] / 3, "TS_1")
+    with pytest.raises(ValueError, match=f"{name}: says its own unit; leave --unit {unit} out"):
+        find_positions([str(tmp_path / name)], unit)
+    with pytest.warns(UserWarning, match=f"{name}: says its own unit; --unit {unit} is for the other files"):
+        own, other = find_positions([str(tmp_path / name), str(tmp_path / "ribosome.txt")], unit)
+    np.testing.assert_allclose(place(own, own.table, SHAPE, SPACING), SIZES[None] / 3, atol=CLOSE)
+    assert other.unit == unit
+
+
+def test_the_unit_that_a_file_says_itself_may_be_given(tmp_path):
+    csv_angstrom(tmp_path / "a.csv", SIZES[None] / 3, "TS_1")
+    assert find_positions([str(tmp_path / "a.csv")], "angstrom")[0].unit == "angstrom"
+
+
+def test_a_particle_before_a_file_that_is_none_is_told_with_the_file_and_where_to_list_it(tmp_path):
+    (tmp_path / "a.txt").write_text("1 2 3\n")
+    words = r"--picks ring=.*a.txt: unknown particle 'ring'.*particles.json .* \[{\"name\": \"ring\", \"radius\": 75}\]"
+    with pytest.raises(ValueError, match=words):
+        find_positions([f"ring={tmp_path / 'a.txt'}"], "voxel")
+
+
+def test_copick_files_without_points_or_of_other_objects_are_left_out(tmp_path):
+    point = {"location": {"x": 1, "y": 2, "z": 3}}
+    for name, points in ("ribosome", [point]), ("thyroglobulin", []), ("membrane", [point]):
+        record = {"pickable_object_name": name, "run_name": "TS_1", "points": points}
+        (tmp_path / f"{name}.json").write_text(json.dumps(record))
+    with pytest.warns(UserWarning) as told:
+        found = find_positions([str(tmp_path / "*.json")])
+    assert [positions.path.name for positions in found] == ["ribosome.json"]
+    assert sorted(str(warning.message).count("membrane.json") for warning in told) == [0, 1]
+    (tmp_path / "ribosome.json").unlink()
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match=r"membrane.json, .*: no picks are left; write"):
+        find_positions([str(tmp_path / "*.json")])
+
+
+@pytest.mark.parametrize(("header", "delimiter"), [("z y x", " "), ("Z,Y,X", ","), ("made by hand\nz y x", "\t")])
+def test_a_comment_of_columns_names_is_a_header(header, delimiter, tmp_path):
+    """As numpy writes it; without it the columns are x, y, z."""
+    path = tmp_path / "ribosome.txt"
+    np.savetxt(path, [[1, 2, 3]], header=header, delimiter=delimiter)
+    assert read_positions(path, unit="voxel").table[NEAR].to_numpy().tolist() == [[3, 2, 1]]
+    path.write_text(f"# run x y z\nTS_1{delimiter}1{delimiter}2{delimiter}3\n")
+    assert read_positions(path, unit="voxel").table["run"].tolist() == ["TS_1"]
+    np.savetxt(path, [[1, 2, 3]], header="picks of today", delimiter=delimiter)
+    assert read_positions(path, unit="voxel").table[NEAR].to_numpy().tolist() == [[1, 2, 3]]
 
 
 def test_a_copick_file_names_its_run_by_its_place_or_by_itself(tmp_path):

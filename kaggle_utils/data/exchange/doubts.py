@@ -49,10 +49,15 @@ def measure_contrast(
 
 
 def find_doubts(
-    volume: np.ndarray, voxel_spacing: float, picks: pd.DataFrame, catalogue: Catalogue = PARTICLES
+    volume: np.ndarray,
+    voxel_spacing: float,
+    picks: pd.DataFrame,
+    catalogue: Catalogue = PARTICLES,
+    pixel: float | None = None,
 ) -> list[str]:
     """Return in words what is wrong with picks (Angstrom) in a volume (z, y, x): outside of it, or with intensities
-    that are like those around them; and which other reading of the numbers would fit better, if one would."""
+    that are like those around them; and which other reading of the numbers would fit better, if one would. `pixel` is
+    how many Angstrom the numbers were taken to count, where a person can say another unit."""
     xyz = picks[["x", "y", "z"]].to_numpy(dtype=float)
     inside = is_inside(xyz, volume.shape, voxel_spacing)
     doubts = []
@@ -71,26 +76,27 @@ def find_doubts(
         if abs(own) < _CERTAIN:
             doubts.append("the tomogram is no darker or brighter at the picks than around them: look at the picture")
     if doubts:
-        best, advice = max(_try_others(volume, voxel_spacing, picks, catalogue), default=(0.0, ""))
+        best, advice = max(_try_others(volume, voxel_spacing, picks, catalogue, pixel), default=(0.0, ""))
         if best > max(_CERTAIN, 1.5 * abs(own)):
             doubts.append(f"they would fit if {advice}")
     return doubts
 
 
 def _try_others(
-    volume: np.ndarray, voxel_spacing: float, picks: pd.DataFrame, catalogue: Catalogue
+    volume: np.ndarray, voxel_spacing: float, picks: pd.DataFrame, catalogue: Catalogue, pixel: float | None
 ) -> Iterator[tuple[float, str]]:
     """Yield other readings of the picks that are all inside: how certain their contrast is, and what is to be done."""
     xyz = picks[["x", "y", "z"]].to_numpy(dtype=float)
     ends = (np.array(volume.shape[::-1]) - 1) * voxel_spacing
     others = {
-        "they are in voxels: try --unit voxel": xyz * voxel_spacing,
-        "they are in nanometres: try --unit 10": xyz * 10,
         "the file's columns were z, y, x: name or order them so": xyz[:, ::-1],
         **{f"{axis} were counted backwards: try --flip {axis}": _flip(xyz, ends, i) for i, axis in enumerate("xyz")},
     }
-    if not is_inside(xyz, volume.shape, voxel_spacing).all():  # inside, fewer would fit in a corner as well
-        others["they are in Angstrom: try --unit angstrom"] = xyz / voxel_spacing
+    outside = not is_inside(xyz, volume.shape, voxel_spacing).all()
+    units = ("voxels", "voxel", voxel_spacing), ("nanometres", "10", 10.0), ("Angstrom", "angstrom", 1.0)
+    for name, unit, size in units:
+        if pixel and (size > pixel or (size < pixel and outside)):  # inside, fewer would fit in a corner as well
+            others[f"they are in {name}: try --unit {unit}"] = xyz * size / pixel
     for advice, other in others.items():
         if is_inside(other, volume.shape, voxel_spacing).all():
             moved = picks.assign(**dict(zip("xyz", other.T, strict=True)))

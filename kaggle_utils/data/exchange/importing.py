@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 
 from kaggle_utils.data.exchange.doubts import find_doubts, is_inside, measure_contrast
-from kaggle_utils.data.exchange.positions import Positions, match_names, place
-from kaggle_utils.data.exchange.volumes import Source, name_run, read_volume
+from kaggle_utils.data.exchange.positions import Positions, is_part, match_names, place, strip_name
+from kaggle_utils.data.exchange.volumes import Source, check_spacing, name_run, read_volume
 from kaggle_utils.data.picks import make_picks, write_picks
 from kaggle_utils.data.tomograms import TOMOGRAM_TYPES, write_ome_zarr
 from kaggle_utils.particles import PARTICLES, Catalogue
@@ -53,7 +53,9 @@ def import_runs(
     way is kept as it is; one of the same tomogram but other picks or settings is made again.
 
     Raises ValueError, before anything is read of a tomogram, for two of the same name, for positions that belong to
-    none of them, and as `name_run` does."""
+    none of them, and as `check_spacing` and `name_run` do."""
+    if voxel_spacing is not None:
+        check_spacing(voxel_spacing)
     runs: dict[str, Path] = {}
     for path in tomograms:
         if (other := runs.setdefault(name_run(path), path)) is not path:
@@ -64,20 +66,24 @@ def import_runs(
 
 
 def _share_out(positions: Sequence[Positions], runs: Sequence[str]) -> list[pd.Series]:
-    """Return the run of each row of each file, and warn of names that mean none of the runs."""
-    owners = []
+    """Return the run of each row of each file, and warn of names that mean none of the runs, or one that is not called
+    so."""
+    owners, loose = [], dict[str, str | None]()
     for source in positions:
         names, path = source.table["run"], source.path
         if not names.any():
-            run = runs[0] if len(runs) == 1 else match_names([path.stem], runs, path)[path.stem]
+            run = match_names([path.stem], runs, path)[path.stem]
+            if run is None and len(runs) == 1 and not is_part(runs[0], path.stem):
+                run = runs[0]
             if run is None:
                 raise ValueError(
-                    f"{path}: does not say in which of {len(runs)} tomograms its picks are; add a column run, or put "
+                    f"{path}: does not say in which of the given tomograms its picks are; add a column run, or put "
                     f"the tomogram's name into the file's ({_list(runs)})"
                 )
             owners.append(names.mask(names == "", run))
             continue
         meant = match_names(names.unique(), runs, path)
+        loose |= {name: run for name, run in meant.items() if run not in (None, strip_name(name, runs))}
         if not any(meant.values()):
             raise ValueError(
                 f"{path}: its picks are in {_list(list(meant))}, but the tomograms are {_list(runs)}; rename the one "
@@ -89,6 +95,9 @@ def _share_out(positions: Sequence[Positions], runs: Sequence[str]) -> list[pd.S
                 f"{path}: {count} picks are left out, their tomograms are not given: {_list(strange)}", stacklevel=3
             )
         owners.append(names.map(meant))
+    if loose:
+        told = "; ".join(f"{name} is taken for {run}" for name, run in loose.items())
+        warnings.warn(f"names of tomograms in the picks: {told}", stacklevel=3)
     return owners
 
 
@@ -141,6 +150,10 @@ def _import_run(
         raise ValueError(f"{path}: all voxels are the same; write the tomogram again")
     picks, doubts = _place_picks(run, path, own, tomogram, settings[1], catalogue)
     names = sorted({f"{name}.json" for name in picks["particle_type"]})
+    picture = record_path.with_suffix(".png")
+    figure = draw(tomogram.volume, tomogram.voxel_spacing, picks)  # before the run is there: this may fail
+    with replacing(picture) as temporary:
+        figure.savefig(temporary, format="png")
     with replacing_folder(home) as partial:
         folder = partial / f"VoxelSpacing{tomogram.voxel_spacing:.3f}" / f"{TOMOGRAM_TYPES[0]}.zarr"
         write_ome_zarr(folder, tomogram.volume, tomogram.voxel_spacing)
@@ -148,10 +161,6 @@ def _import_run(
         write_picks(picks, overlay, prefix=False, catalogue=catalogue)
         for name in set(files) - set(names):
             (overlay / run / "Picks" / name).unlink(missing_ok=True)
-    picture = record_path.with_suffix(".png")
-    figure = draw(tomogram.volume, tomogram.voxel_spacing, picks)
-    with replacing(picture) as temporary:
-        figure.savefig(temporary, format="png")
     _write_record(record_path, {"tomogram": source, "signature": signature, "files": names})
 
     shape = " x ".join(map(str, tomogram.volume.shape))
@@ -185,11 +194,15 @@ def _place_picks(
         picks = make_picks(run, source.table["particle_type"].tolist(), xyz)
         tables.append(picks.assign(confidence=source.table["confidence"].to_numpy(dtype=float)))
     picks = pd.concat(tables, ignore_index=True)
-    doubts = find_doubts(tomogram.volume, spacing, picks, catalogue) if len(picks) else []
+    is_free = not any(source.says_unit for source in own)  # --unit counts
+    pixel = None
+    if own and is_free:  # and is the same for all files
+        pixel = {"voxel": spacing, "angstrom": 1.0}.get(str(own[0].unit)) or float(own[0].unit)
+    doubts = find_doubts(tomogram.volume, spacing, picks, catalogue, pixel) if len(picks) else []
     inside = is_inside(picks[["x", "y", "z"]].to_numpy(), shape, spacing)
     if len(picks) and not inside.any():
         files = ", ".join(str(source.path) for source in own)
-        advice = "" if len(doubts) > 1 else "; check --unit, --spacing and which tomogram they belong to"
+        advice = "" if len(doubts) > 1 else f"; check {'--unit, ' * is_free}--spacing and which tomogram they belong to"
         raise ValueError(f"{files} in {path}: {'; '.join(doubts)}{advice}")
     return picks[inside].reset_index(drop=True), doubts
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kaggle_utils.data.exchange.positions import match_names
+from kaggle_utils.data.exchange.positions import is_part, match_names
 from kaggle_utils.data.exchange.volumes import read_volume
 from kaggle_utils.data.picks import angstrom_to_voxel
 from kaggle_utils.data.tomograms import find_group, read_level, read_voxel_spacing
@@ -69,7 +69,7 @@ def _share_out(masks: Sequence[Path], runs: Sequence[str]) -> dict[str, Path]:
     owners: dict[str, Path] = {}
     for path in masks:
         run = match_names([path.name], runs, path)[path.name]
-        if run is None and len(masks) == 1:
+        if run is None and len(masks) == 1 and not any(is_part(other, path.name) for other in runs):
             return dict.fromkeys(runs, path)
         if run is None:
             raise ValueError(f"{path}: is the mask of no run; name it after one of {', '.join(runs[:5])}")

@@ -49,6 +49,8 @@ def read_mrc(path: Path) -> Raw:
     for axis, edge in zip("zyx", edges, strict=True):
         if edge < 0:
             notes.append(f"the header counts {axis} backwards; if picks were made so, add --flip {axis}")
+    if space_group == 0 and int(header.mz) == 1:
+        notes.append(f"{path} says that it is a stack of images, as tilt series are; give the tomogram if it is one")
     told = (str(warning.message) for warning in caught)
     return Raw(volume, tuple(map(abs, edges)), (*axes, *notes, *dict.fromkeys(told)))  # type: ignore[arg-type]
 

@@ -26,8 +26,8 @@ def read_table(path: Path) -> tuple[pd.DataFrame, str]:
     """Return the positions' `x`, `y`, `z` and, where there are such columns, `run`, `particle_type` and `confidence`;
     and their unit: "angstrom" for a table with the columns of the competition's, which are so, else "".
 
-    A table without a header must have exactly the columns x, y, z. Raises ValueError, naming file and line, for
-    anything else."""
+    A table without a header must have exactly the columns x, y, z; a comment of known names, as numpy writes, is a
+    header. Raises ValueError, naming file and line, for anything else."""
     content = read_bytes(path, _MOST_BYTES)
     fault = find_csv_fault(content)
     if fault and "tabs" not in fault:
@@ -36,13 +36,18 @@ def read_table(path: Path) -> tuple[pd.DataFrame, str]:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: is not a text in UTF-8 ({error}); save it as UTF-8, or as another format") from error
-    lines = [line.strip() for line in text.splitlines()]
-    lines = [line for line in lines if line and not line.startswith("#")]
+    stripped = [line.strip() for line in text.splitlines()]
+    lines = [line for line in stripped if line and not line.startswith("#")]
     if not lines:
         raise ValueError(f"{path}: is empty; give a table with the columns x, y, z")
     separator = "," if "," in lines[0] else r"\s+"
     first = re.split(separator, lines[0])
     has_header = not all(map(_is_number, first))
+    comments = [re.split(r"[,\s]+", line.strip("# \t")) for line in stripped if line.startswith("#")]
+    named = [words for words in comments if all(word.lower() in _NAMES for word in words)]
+    if any(map(_is_number, first)) and named and len(named[0]) == len(first):
+        lines.insert(0, ("," if separator == "," else " ").join(named[0]))
+        has_header = True
     if not has_header and len(first) != 3:
         raise ValueError(f"{path}: has {len(first)} columns without names; add a first line such as x,y,z")
     try:

@@ -59,6 +59,12 @@ def name_run(path: Path) -> str:
     return name
 
 
+def check_spacing(voxel_spacing: float) -> None:
+    """Raise ValueError for a voxel spacing, as a person gives it, that is not a possible number of Angstrom."""
+    if not SPACINGS[0] <= voxel_spacing <= SPACINGS[1]:
+        raise ValueError(f"--spacing is {voxel_spacing:g}, but must be {SPACINGS[0]:g} to {SPACINGS[1]:g} Angstrom")
+
+
 def read_volume(path: Path, voxel_spacing: float | None = None) -> Source:
     """Read a tomogram. A `voxel_spacing`, in Angstrom, replaces what the file says.
 
@@ -90,6 +96,7 @@ def _choose_spacing(path: Path, raw: Raw, given: float | None) -> tuple[float, l
     """Return the voxel spacing, and what to say of it."""
     own = raw.spacing if raw.spacing and all(math.isfinite(edge) and edge > 0 for edge in raw.spacing) else None
     if given is not None:
+        check_spacing(given)
         if own is None or max(abs(edge / given - 1) for edge in own) <= _SAME:
             return given, []
         edges = " x ".join(f"{edge:g}" for edge in own)
