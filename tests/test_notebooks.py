@@ -97,7 +97,7 @@ def test_all_six_go_from_tomograms_to_a_valid_submission(recipe, phantom_data, t
         check_that_the_last_survives_broken_data(env, phantom_data, tmp_path / "broken", given)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_two_types_of_particle_are_enough(phantom_data, tmp_path, monkeypatch):
     """Data of one's own rarely have all six."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -99,6 +99,7 @@ def test_picks_that_need_another_table_say_how_to_give_it(tmp_path, capsys):
         capsys.readouterr()
 
 
+@pytest.mark.thorough
 def test_twenty_particles_are_trained_and_found(tmp_path, smoke, capsys):
     data, models, out = write_data(tmp_path / "data", TWENTY, count=1), tmp_path / "models", tmp_path / "picks.csv"
     assert main(["train", "--data", str(data), "--models", str(models), "--set", "vnet.epochs=1"]) == 0

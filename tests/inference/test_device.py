@@ -137,7 +137,7 @@ def test_maps_that_a_device_has_no_room_to_decode_are_decoded_on_the_host(monkey
     on_host, there = torch.zeros(6, 4, 4, 4), Mock(device=torch.device("cuda"))
     there.cpu.return_value = on_host
 
-    def decode(maps, *arguments):
+    def decode(maps, *arguments, **_):
         if maps is there:
             raise FULL
         return pd.DataFrame({"decoded": [maps is on_host]})
