@@ -16,6 +16,7 @@ from kaggle_utils.particles import PARTICLES, Catalogue
 from kaggle_utils.scoring.thresholds import Curve
 
 _TICKS = (0.001, 0.01, 0.1, 0.5, 0.9, 0.99)
+_AIMS = {"fbeta": "F-beta", "f1": "F1"}
 
 
 @styled
@@ -91,11 +92,11 @@ def draw_threshold_curves(curves: Mapping[str, Curve], catalogue: Catalogue = PA
             axes.tick_params(labelbottom=True)
     handles = {
         "F-beta with its 90 % band": (Patch(color="#555555", alpha=0.25), Line2D([], [], color="#555555", lw=2)),
-        "highest F-beta": Line2D([], [], color="black", lw=1.4, linestyle=":"),
+        "argmax: highest F-beta": Line2D([], [], color="black", lw=1.4, linestyle=":"),
         "chosen threshold": Line2D([], [], color="black", lw=1.4),
     }
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles))
-    set_title(figure, "F-beta against the confidence threshold: chosen for new runs, not at the peak")
+    set_title(figure, "F-beta against the confidence threshold: chosen for new runs, not for the highest point alone")
     return figure
 
 
@@ -123,7 +124,7 @@ def draw_aims(scores: pd.DataFrame, catalogue: Catalogue = PARTICLES) -> Figure:
             f"{words}: F-beta {whole.loc[kept, 'f_beta']:.2f}, F1 {whole.loc[kept, 'f1']:.2f}"
             for words, kept in (("all picks", False), ("one a place", True))
         ]
-        axes.set_title("\n".join([f"thresholds for {aim}", *parts]))
+        axes.set_title("\n".join([f"thresholds for {_AIMS.get(aim, aim)}", *parts]))
         axes.set(xlabel="recall", xlim=(0, 1.06), ylim=(0, 1.06))
     panels[0, 0].set_ylabel("precision")
     rings = [Line2D([], [], color="black", marker="o", ls="", mfc=fill) for fill in ("white", "black")]

@@ -15,9 +15,10 @@ _WORDS = {
         "any other.{others} {r.crops} make an epoch.",
         "held out": "Whole runs: training sees no voxel of the run that is left out.",
         "training": "{training} Dice is measured on the run that was left out.",
-        "voxel scores": "On {left}. A voxel counts as a particle's when its probability reaches a threshold: the one "
-        "with the best F1 on these very voxels. So the scores say how good the network's maps are, and flatter them a "
-        "little. The thresholds of picks are tuned in notebook 05.",
+        "voxel scores": "On {left}, in cubes; where they overlap, a voxel counts more than once. A voxel is taken as a "
+        "particle's when its probability reaches a threshold: the one with the best F1 on these very voxels. So the "
+        "scores say how good the network's maps are, and flatter them a little. The thresholds of picks are tuned in "
+        "notebook 05.",
         "merging": "The networks' outputs are averaged: one or both architectures, as logits or as probabilities.",
         "picks": "Candidates are the peaks of each particle's map, or its connected components. Those that reach their "
         "particle's threshold are picks.",
@@ -28,11 +29,11 @@ _WORDS = {
         "change with the number of networks.",
         "check": "{check}",
         "what decides": "F-beta against the threshold that makes a candidate a pick, with its 90 % bootstrap band. The "
-        "chosen one is best on average for new runs, whose confidences may lie a little higher or lower. See how far "
-        "it keeps from where the curve falls.",
+        "chosen one is best on average for new runs, whose confidences may lie a little higher or lower. See whether "
+        "it keeps away from where the curve falls.",
         "aims": "A missed particle costs sixteen times what a false pick does. So where it is not clear which particle "
-        "it is, the best submission names several. Who wants to look at the particles takes thresholds for F1 and one "
-        "particle a place (`predict --aim f1`). {aims}",
+        "it is, the best submission may name several. Who wants to look at the particles takes thresholds for F1 and "
+        "one particle a place (`predict --aim f1`). {aims}",
         "offset": "From {left}. A shift is taken off the picks only along an axis where it is more than "
         "three times its error, and only with thirty pairs or more.",
     },
@@ -127,7 +128,7 @@ def _say_of_folds(recipe: CompetitionRecipe) -> dict[str, str]:
     changes = {
         "mirrored": strength.flips,
         "turned": strength.quarter_turns or strength.turned and strength.turn,
-        "tilted": strength.turned and strength.tilt,
+        f"tilted by up to {strength.tilt:g}°": strength.turned and strength.tilt,
         f"changed in {_join([name for name, value in disturbed.items() if value])}": any(disturbed.values()),
     }
     changed = _join([name for name, value in changes.items() if value])
@@ -150,9 +151,10 @@ def _say_of_folds(recipe: CompetitionRecipe) -> dict[str, str]:
         "judged on it.",
         "left": "the runs that were left out",
         "check": "Thresholds tuned on all left-out runs but one, applied to that one: *chosen* as the kit does, "
-        "*argmax* at the best point of the curve, and 0.5 untuned.",
-        "aims": "Here this is tried on the left-out runs, each with thresholds from the others. See, from the left "
-        "panel to the right one and along the arrows, how precision rises and what recall it costs.",
+        "*argmax* at the highest point of the curve, and 0.5 untuned. The way itself and the levels were chosen on all "
+        "of them, so this tells what the thresholds flatter, not what the choice does.",
+        "aims": "Here this is tried on the left-out runs, each with thresholds from the others. See whether "
+        "precision rises from the left panel to the right one and along the arrows, and whether it costs recall.",
     }
 
 

@@ -264,7 +264,7 @@ def test_aims_lead_from_all_picks_to_one_a_place():
     assert [line.get_xydata()[0].tolist() for line in first.lines] == [[0.9, 0.3], [0.9, 0.3]]
     assert [line.get_xydata()[0].tolist() for line in second.lines] == [[0.9, 0.3], [0.8, 0.5]]
     assert [line.get_markerfacecolor() for line in second.lines] == ["white", PARTICLES.get("ribosome").colour]
-    assert "all picks: F-beta 0.70, F1 0.20" in second.get_title() and "thresholds for f1" in second.get_title()
+    assert "all picks: F-beta 0.70, F1 0.20" in second.get_title() and "thresholds for F1" in second.get_title()
 
 
 def test_confusion_gives_counts_and_shares_of_rows():
