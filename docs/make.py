@@ -108,10 +108,12 @@ PARTS: dict[str, Callable[[], str]] = {
     "demo": result_tables.show_demo,
     "demos": result_tables.show_demos,
     "gpu": result_tables.show_gpu,
+    "networks": result_tables.show_networks,
     "scores": result_tables.show_scores,
     "settings": describe_settings,
     "steps": result_tables.show_steps,
     "thresholds": result_tables.show_thresholds,
+    "ways": result_tables.show_ways,
 }
 
 if __name__ == "__main__":

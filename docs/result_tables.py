@@ -248,6 +248,25 @@ def show_gpu() -> str:
     return f"{tabulate([result['device'], 'U-Net', 'V-Net'], rows)}\n\n{total}"
 
 
+def show_ways() -> str:
+    """Return what one network over a volume takes in four ways, beside the whole volume in one pass."""
+    rows = []
+    for row in read("inference.json")["ways"]:
+        numbers = [f"{row[key]:.2f}" for key in ("time / whole", "time / ours")]
+        rows.append([row["way"], *numbers, f"{row['difference']:.1g}", f"{row['peak (GB)']:.2g} GB"])
+    return tabulate(["way", "time, to the whole volume's", "time, to ours", "difference", "memory"], rows)
+
+
+def show_networks() -> str:
+    """Return what an ensemble of U-Nets takes, and what that means for the competition's tomograms."""
+    rows = []
+    for row in read("inference.json")["models"]:
+        hours = row[next(key for key in row if key.startswith("hours"))]
+        numbers = [f"{row['seconds']:.0f}", f"{row['peak (GB)']:.1f} GB", f"{row['seconds a tomogram']:.0f}"]
+        rows.append([str(row["models"]), *numbers, f"{hours:.1f}"])
+    return tabulate(["U-Nets", "seconds", "memory", "seconds a tomogram", "hours for 500"], rows)
+
+
 def show_steps() -> str:
     """Return the times of the steps before and after the networks."""
     rows = []
