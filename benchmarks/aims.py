@@ -9,13 +9,13 @@ scored. Writes benchmarks/results/aims.json and prints a table with a row for ea
 place, and each particle: the means over the data sets, and each set's F-beta and F1. "Expected" is the mean chance of
 the picks, which is the precision if the chances are right; both are means over the particles and sets with picks."""
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
 import pandas as pd
 from accuracy import level, read_left_out
+from thresholds import make_parser, read_kept
 
 from kaggle_utils.data.picks import read_truth
 from kaggle_utils.evaluation.aims import pick_by_aim, score_aims
@@ -28,19 +28,10 @@ RESULT = Path(__file__).with_name("results") / "aims.json"
 
 def main(arguments: list[str] | None = None) -> None:
     """Write the result and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="DIR")
-    parser.add_argument("--work", type=Path, required=True, metavar="WORK")
-    parser.add_argument("--contender", default="competition", metavar="NAME")
-    parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--seed", type=int, default=0)
+    parser = make_parser(__doc__)
     parser.add_argument("--out", type=Path, default=RESULT, metavar="JSON")
     options = parser.parse_args(arguments)
-    sets = {}
-    for data in options.data:
-        name = data.resolve().name
-        folder = options.work / f"{options.contender}-{name}-{options.minutes:g}min-seed{options.seed}"
-        sets[name] = measure(data, pd.read_csv(folder / "held_out.csv"), pd.read_csv(folder / "test.csv"))
+    sets = {data.resolve().name: measure(data, *kept) for data, kept in read_kept(options).items()}
     settings = {"contender": options.contender, "minutes allowed": options.minutes, "seed": options.seed}
     rows = pd.concat(sets, names=["data"]).reset_index().to_json(orient="records", double_precision=15)
     write_text(options.out, json.dumps({**settings, "scores": json.loads(rows)}, indent=1))

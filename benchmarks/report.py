@@ -27,7 +27,7 @@ from kaggle_utils.system import environment
 from kaggle_utils.system.files import write_text
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-FIVE = [particle.name for particle in PARTICLES.scored]
+FIVE = PARTICLES.scored.names
 
 _PAGE = Path(__file__).with_name("report_page.md").read_text(encoding="utf-8")
 

@@ -44,24 +44,35 @@ WEIGHTS = [particle.weight for particle in PARTICLES if particle.weight]
 
 def main(arguments: list[str] | None = None) -> None:
     """Print the table, and write it as JSON if asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there, too")
+    options = parser.parse_args(arguments)
+    table = pd.DataFrame({data.resolve().name: compare(data, *kept) for data, kept in read_kept(options).items()})
+    print(table.assign(mean=table.mean(axis=1)).to_string(float_format="{:.3f}".format))
+    if options.json:
+        settings = {"contender": options.contender, "minutes": options.minutes, "seed": options.seed}
+        write_text(options.json, json.dumps({"settings": settings, "rows": table.to_dict()}, indent=1))
+
+
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """Return a parser of the options that say which candidates are read."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="DIR")
     parser.add_argument("--work", type=Path, required=True, metavar="WORK")
     parser.add_argument("--contender", default="competition", metavar="NAME")
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there, too")
-    options = parser.parse_args(arguments)
-    columns = {}
+    return parser
+
+
+def read_kept(options: argparse.Namespace) -> dict[Path, list[pd.DataFrame]]:
+    """Return the candidates that `accuracy.py` has kept, for each data set: in the runs that were left out, and in the
+    test runs."""
+    kept = {}
     for data in options.data:
-        name = data.resolve().name
-        folder = options.work / f"{options.contender}-{name}-{options.minutes:g}min-seed{options.seed}"
-        columns[name] = compare(data, pd.read_csv(folder / "held_out.csv"), pd.read_csv(folder / "test.csv"))
-    table = pd.DataFrame(columns)
-    print(table.assign(mean=table.mean(axis=1)).to_string(float_format="{:.3f}".format))
-    if options.json:
-        settings = {"contender": options.contender, "minutes": options.minutes, "seed": options.seed}
-        write_text(options.json, json.dumps({"settings": settings, "rows": table.to_dict()}, indent=1))
+        name = f"{options.contender}-{data.resolve().name}-{options.minutes:g}min-seed{options.seed}"
+        kept[data] = [pd.read_csv(options.work / name / f"{table}.csv") for table in ("held_out", "test")]
+    return kept
 
 
 def compare(data: Path, held_out: pd.DataFrame, test: pd.DataFrame) -> pd.Series:

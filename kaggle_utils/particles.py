@@ -36,10 +36,10 @@ class Catalogue(tuple[Particle, ...]):
         return tuple(particle.name for particle in self)
 
     @property
-    def scored(self) -> tuple[Particle, ...]:
+    def scored(self) -> "Catalogue":
         """The particles with a weight in the score. The report recipe trains a network for each, and its annotated mask
         numbers them from 1 (report, section 2: five of the competition's, all but beta-amylase)."""
-        return tuple(particle for particle in self if particle.weight)
+        return Catalogue(particle for particle in self if particle.weight)
 
     @property
     def is_competition(self) -> bool:

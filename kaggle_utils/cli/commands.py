@@ -125,7 +125,7 @@ def train(
     given = {"CZII_DATA": str(data), "CZII_RECIPE": recipe, "CZII_SCALE": scale}
     here = detect({**os.environ, **{name: value for name, value in given.items() if value is not None}})
     chosen, devices = get_recipe(here.recipe, here.scale, settings or here.settings), device or here.devices
-    runs, scored = find_runs(data), [particle.name for particle in read_particles(data).scored]
+    runs, scored = find_runs(data), read_particles(data).scored.names
     changed = f" with {' '.join(settings or here.settings)}" if settings or here.settings else ""
     print(
         f"{chosen.name} recipe at {chosen.scale} scale{changed} on {', '.join(devices)}: {_count(len(runs), 'run')}, "

@@ -70,8 +70,7 @@ def read_scores(folder: str | Path, architecture: str, split: str) -> dict[str, 
     if not folds:
         configs = sorted(Path(folder).glob(f"{name_model(architecture, '*')}/config.json"))
         catalogue = read_catalogue(read_config(configs[0].parent)) if configs else PARTICLES
-        scored = [particle.name for particle in catalogue.scored]
-        names = PUBLISHED[architecture] if catalogue.is_competition else scored
+        names = PUBLISHED[architecture] if catalogue.is_competition else catalogue.scored.names
         return {name: read_config(Path(folder) / name_model(architecture, name))["scores"][split] for name in names}
     scores = [read_config(path)["scores"]["validation"] for path in folds]
     totals = {name: np.sum([fold[name]["confusion"] for fold in scores], axis=0) for name in scores[0]}
@@ -162,7 +161,7 @@ def compare_ensembles(
     Returns voxel recall, precision and F1 (report, section 3) with a row for each particle and columns (metric,
     ensemble). A sub-volume goes through each model once, however many ensembles there are."""
     catalogue = runs[0].catalogue
-    names = [particle.name for particle in catalogue.scored]
+    names = catalogue.scored.names
     models = {
         name_model(a, p): load_model(Path(folder) / name_model(a, p), device) for a in ("unet", "vnet") for p in names
     }

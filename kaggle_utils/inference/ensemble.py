@@ -126,7 +126,7 @@ def make_ensemble(name: str, models: Sequence[TrainedModel]) -> Ensemble:
     Raises ValueError for no models, for models of different tables of particles, and for a model of a particle that has
     no weight."""
     check_particles(models)
-    names = [particle.name for particle in models[0].catalogue.scored] if models else []
+    names = models[0].catalogue.scored.names if models else ()
     for model in models:
         if model.particle not in names:
             raise ValueError(f"model {model.name} finds {model.particle!r}, which is not one of {', '.join(names)}")

@@ -76,7 +76,7 @@ def make_committee(name: str, models: Sequence[TrainedModel], merge: str = "", d
             raise ValueError(f"unknown {what} {choice!r}; choose from {', '.join(choices)}")
     particles = agree(models, "particles")
     check_particles(models)
-    scored = [particle.name for particle in models[0].catalogue.scored]
+    scored = models[0].catalogue.scored.names
     picks = np.array([np.mean([model.config["picks"][p] for model in models]) for p in scored])
     scores = [model.config["scores"]["validation"] for model in models]
     return Committee(

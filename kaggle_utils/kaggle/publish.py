@@ -9,15 +9,14 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from kaggle_utils.kaggle.notebooks import find_notebooks
 from kaggle_utils.kaggle.wheels import PYTHON, collect_wheels, find_imports, find_wheel_faults
 from kaggle_utils.recipes import RECIPE_NAMES, Recipe, get_recipe, list_changes
 from kaggle_utils.system.environment import COMPETITION, NAME_PART
-from kaggle_utils.system.files import write_text
+from kaggle_utils.system.files import replacing_folder, write_text
 
 # The package's name in the letters of a Kaggle slug (6 to 50 of a-z, 0-9 and -): the dataset's title and slug. In
 # pyproject.toml the distribution and the command have it too.
@@ -83,9 +82,11 @@ def build_folder(
     except ValueError as error:
         warnings.warn(f"notebooks that get no GPU take the demo scale, and would stop: {error}", stacklevel=2)
     notebooks = find_notebooks()
-    with _replacing(Path(out).resolve()) as folder:
+    out = Path(out).resolve()
+    _check_out(out)
+    with replacing_folder(out) as folder:
         dataset = folder / "dataset"
-        dataset.mkdir(parents=True)
+        dataset.mkdir()
         copy_models(models, dataset, full)
         collect_wheels(dataset, python)
         shutil.copyfile(_REPOSITORY / "LICENSE", dataset / "LICENSE")
@@ -99,30 +100,18 @@ def build_folder(
         faults = find_faults(folder, python)
         if faults:
             raise ValueError("\n".join(["nothing was written, because it would fail on Kaggle:", *faults]))
-    return Path(out).resolve()
+    return out
 
 
-@contextmanager
-def _replacing(out: Path) -> Iterator[Path]:
-    """Yield a new folder beside `out`; when the block ends well, it takes `out`'s place. Raises ValueError when a
-    process works in `out`, FileExistsError when `out` holds files that `build_folder` did not write."""
+def _check_out(out: Path) -> None:
+    """Raise ValueError when a process works in `out`, FileExistsError when it holds files that `build_folder` did not
+    write."""
     if Path.cwd().is_relative_to(out):
         raise ValueError(f"you are in {out}, which publish would replace: cd out of it, or give another folder")
     ours = (out / "dataset" / "dataset-metadata.json").is_file()
     ours = ours and {path.name for path in out.iterdir()} <= {"dataset", "kernels"}
     if out.exists() and not ours and (out.is_file() or any(out.iterdir())):
         raise FileExistsError(f"{out} exists, but was not written by publish; give another folder, or remove it")
-    partial, old = (out.with_name(f".{out.name}.{state}") for state in ("partial", "old"))
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        yield partial
-        shutil.rmtree(old, ignore_errors=True)
-        if out.exists():
-            out.rename(old)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _describe_dataset(user: str) -> dict:

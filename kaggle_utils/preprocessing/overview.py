@@ -22,9 +22,7 @@ _DRAWN = 64  # crops, which are enough to tell a share of their voxels
 
 def list_targets(recipe: Recipe, catalogue: Catalogue = PARTICLES) -> tuple[str, ...]:
     """Return the particles of a table that a recipe trains networks for."""
-    if isinstance(recipe, CompetitionRecipe):
-        return catalogue.names
-    return tuple(particle.name for particle in catalogue.scored)
+    return catalogue.names if isinstance(recipe, CompetitionRecipe) else catalogue.scored.names
 
 
 def sample_training_data(runs: list[Run], recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:

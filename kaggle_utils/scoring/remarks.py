@@ -48,7 +48,7 @@ def explain_score(
     remarks += [
         f"the coordinates look as if they {mistake}" for mistake in _find_mistakes(known, truth, score, catalogue)
     ]
-    scored = score.particles.loc[[particle.name for particle in catalogue.scored]]
+    scored = score.particles.loc[list(catalogue.scored.names)]
     present = scored.index.isin(truth["particle_type"])
     if len(truth) and not present.all():
         lacking = scored.index[~present]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from kaggle_utils.system.files import replacing, replacing_folder
 from kaggle_utils.system.machine import find_devices
 
 # How Kaggle mounts inputs: the old convention, then the new ones (competitions, datasets and notebooks by owner).
@@ -163,20 +164,14 @@ def collect_outputs(here: Environment, root: Path = Path("/")) -> list[str]:
         for target, files in {**_find_folders(place), **_find_flat(place)}.items():
             if (here.work / target).exists() or not all(_is_copied(file, name, place) for name, file in files.items()):
                 continue
-            # A model folder must be complete or absent, so it is copied under another name and then renamed.
-            partial = (here.work / target).with_name(f".{target.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            for name, file in files.items():
-                shutil.copyfile(file, partial / name)
-            partial.rename(here.work / target)
+            with replacing_folder(here.work / target) as partial:  # a model folder must be complete or absent
+                for name, file in files.items():
+                    shutil.copyfile(file, partial / name)
             copied.append(target.name)
         choice, target = place / "ensemble.json", here.work / "ensemble.json"
         if choice.is_file() and not target.exists() and _is_copied(choice, choice.name, place):
-            partial = target.with_name(f".{target.name}.partial")
-            partial.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(choice, partial)
-            partial.rename(target)
+            with replacing(target) as partial:
+                shutil.copyfile(choice, partial)
             copied.append(target.name)
     return copied
 

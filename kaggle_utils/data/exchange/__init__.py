@@ -5,14 +5,13 @@
 `masks` leaves picks out.
 The packages that read foreign formats are the extra `formats`; nothing here is needed inside a Kaggle notebook."""
 
-from kaggle_utils.data.exchange.export import FORMATS, export_picks
+from kaggle_utils.data.exchange.export import export_picks
 from kaggle_utils.data.exchange.importing import Imported, import_runs
 from kaggle_utils.data.exchange.masks import make_filter
 from kaggle_utils.data.exchange.positions import Positions, find_positions, parse_unit, read_positions
 from kaggle_utils.data.exchange.volumes import Source, find_files, read_volume
 
 __all__ = [
-    "FORMATS",
     "Imported",
     "Positions",
     "Source",

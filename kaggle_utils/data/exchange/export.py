@@ -13,8 +13,6 @@ from kaggle_utils.data.tomograms import find_group, read_level, read_voxel_spaci
 from kaggle_utils.particles import PARTICLES, Catalogue
 from kaggle_utils.system.files import replacing_folder
 
-FORMATS = ("star", "copick", "csv")
-
 
 def export_picks(
     picks: pd.DataFrame,
