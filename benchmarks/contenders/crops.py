@@ -106,13 +106,13 @@ def paint_labels(
 def paint_points(spheres: Sequence[np.ndarray], shape: tuple[int, int, int], device: str) -> torch.Tensor:
     """Return the share of each class, background first, in the cells of half the resolution, (n, classes, z, y, x): a
     particle's cell is the one with its central voxel."""
-    cells = torch.zeros(len(spheres), len(PARTICLES.names) + 1, *(size // 2 for size in shape))
+    cells = torch.zeros(len(spheres), len(PARTICLES.names) + 1, *(size // 2 for size in shape), device=device)
     for target, own in zip(cells, spheres, strict=True):
         voxels = np.rint(own[:, :3]).astype(int)
         inside = ((voxels >= 0) & (voxels < shape)).all(axis=1)
         target[(own[inside, 4].astype(int), *(voxels[inside] // 2).T)] = 1
     cells[:, 0] = 1 - cells[:, 1:].sum(1).clamp(max=1)
-    return (cells / cells.sum(1, keepdim=True)).to(device)
+    return cells / cells.sum(1, keepdim=True)
 
 
 def paint_gaussians(
