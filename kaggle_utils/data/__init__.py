@@ -2,9 +2,10 @@
 
 Comes in: a folder with train/ and test/. Goes out: volumes (z, y, x) in voxels, tables of picks x, y, z in Angstrom.
 Only `picks` converts coordinates between the two; `tomograms` has the one normalisation; `salvage` reads broken ones;
-`exchange` reads and writes what other programs do.
+`excerpts` cuts out what is at picks; `exchange` reads and writes what other programs do.
 Next: preprocessing makes training data of them, inference finds particles in them."""
 
+from kaggle_utils.data.excerpts import average_crops, cut_crops, gather_crops, measure_likeness, measure_offsets
 from kaggle_utils.data.phantom import is_phantom, write_phantom
 from kaggle_utils.data.picks import (
     PICK_COLUMNS,
@@ -44,14 +45,19 @@ __all__ = [
     "Tomogram",
     "VOXEL_OFFSET",
     "angstrom_to_voxel",
+    "average_crops",
     "choose_particle",
+    "cut_crops",
     "find_runs",
     "find_tomograms",
+    "gather_crops",
     "has_copick",
     "is_phantom",
     "list_tomograms",
     "load_tomogram",
     "make_picks",
+    "measure_likeness",
+    "measure_offsets",
     "normalise",
     "open_copick_project",
     "read_overlay",

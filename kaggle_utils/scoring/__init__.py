@@ -3,10 +3,11 @@
 Comes in: masks, or tables of picks and of the truth. Goes out: numbers, their errors, and remarks on them.
 `metrics` has the scores; `levels` makes confidences alike in all runs; `thresholds` finds the best
 thresholds and applies them to candidates; `bootstrap` tells the errors;
-`trust` has the chance that a candidate is right, and keeps one particle a place.
+`trust` has the chance that a candidate is right, and keeps one particle a place; `confusion` says where picks go wrong.
 This room uses no network and no file. Next: training, evaluation and the command line use these scores."""
 
 from kaggle_utils.scoring.bootstrap import bootstrap_score
+from kaggle_utils.scoring.confusion import count_confusions, judge_picks, judge_truth, list_errors
 from kaggle_utils.scoring.levels import Reference, level_confidences, measure_levels, measure_volume
 from kaggle_utils.scoring.metrics import (
     MATCH_FRACTION,
@@ -41,12 +42,16 @@ __all__ = [
     "choose_thresholds",
     "compute_f_beta",
     "confusion_matrix",
+    "count_confusions",
     "estimate_offset",
     "explain_score",
     "find_chances",
     "find_matches",
+    "judge_picks",
+    "judge_truth",
     "keep_surest",
     "level_confidences",
+    "list_errors",
     "measure_levels",
     "measure_trust",
     "measure_volume",
