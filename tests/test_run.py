@@ -251,8 +251,9 @@ def test_wheel_is_pure_and_holds_the_package_and_nothing_else(tmp_path):
     version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
     assert wheel.name == f"kaggle_utils-{version}-py3-none-any.whl"
     names = zipfile.ZipFile(wheel).namelist()
-    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "kaggle_utils").rglob("*.py")}
-    assert {name for name in names if ".dist-info/" not in name} == modules
+    ours = {path for path in (ROOT / "kaggle_utils").rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert {name for name in names if ".dist-info/" not in name} == {path.relative_to(ROOT).as_posix() for path in ours}
+    assert "kaggle_utils/figures/viewer.html" in names  # templates lie beside the code
     assert any(name.endswith("LICENSE") for name in names)
     # Straight from sys.path, as an offline Kaggle notebook may use it.
     code = "import kaggle_utils.particles as p; print(p.__file__, len(p.PARTICLES))"

@@ -1,8 +1,8 @@
 """All figures of the notebooks, and the words beside them. They draw; numbers for tables are computed elsewhere.
 
-Comes in: volumes, masks, picks, tables, recipes. Goes out: a matplotlib figure, or Markdown.
+Comes in: volumes, masks, picks, tables, recipes. Goes out: a matplotlib figure, Markdown, or HTML.
 `slices` shows tomograms, `charts` tables, `curves` losses and thresholds, `diagrams` what a recipe builds, and `words`
-says what it does.
+says what it does. `viewer` is a run to look through, and `pages` fills HTML templates.
 Next: the reader."""
 
 from kaggle_utils.figures.charts import (
@@ -26,6 +26,7 @@ from kaggle_utils.figures.slices import (
     draw_tomogram_types,
     draw_truth_and_prediction,
 )
+from kaggle_utils.figures.viewer import view_run
 from kaggle_utils.figures.words import conclude, describe, tell
 
 __all__ = [
@@ -54,4 +55,5 @@ __all__ = [
     "draw_unet",
     "draw_vnet",
     "tell",
+    "view_run",
 ]

@@ -40,6 +40,8 @@ IMAGE = {
     "pandas": ("2.2.2", "pandas"),
     "scipy": ("1.16.0", "scipy"),
     "matplotlib": ("3.10.0", "matplotlib"),
+    "pillow": ("11.3.0", "PIL"),
+    "jinja2": ("3.1.6", "jinja2"),
     "tqdm": ("4.67.1", "tqdm"),
     "safetensors": ("0.5.3", "safetensors"),
     "packaging": ("25.0", "packaging"),
