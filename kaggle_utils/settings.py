@@ -32,8 +32,8 @@ TABLE: dict[str, tuple[str, Any]] = {
     "average": ("decay of the weights' moving average; 0: none is kept", (0.0, 0.9999999)),
     "best": ("how many of the best validated weights are averaged at the end", (1, 100)),
     # of the whole
-    "tomogram": ("type of tomogram that the networks see", r"\w[\w.+-]{0,99}"),
-    "other_tomograms": ("further types that crops are read from, where a run has them", r"\w[\w.+-]{0,99}"),
+    "tomogram": ("type of tomogram that the networks see, or type@spacing", r"\w[\w.+@-]{0,99}"),
+    "other_tomograms": ("further types that crops are read from, where a run has them", r"\w[\w.+@-]{0,99}"),
     "voxel_spacing": ("edge in Angstrom of the voxels that the networks see; none: the tomograms' own", (1.0, 100.0)),
     "subvolume_size": ("edge in voxels of sub-volumes and crops", (8, 512)),
     "background_ratio": ("background sub-volumes kept for each one with a particle", (0.0, 1000.0)),

@@ -56,7 +56,10 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("notebooks", help="run the notebooks in order and keep their figures", **settings)
     command.set_defaults(command=notebooks)
     command.add_argument(
-        "--data", type=Path, metavar="DIR", help="folder with train/ and test/ (what is found, or a phantom)"
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="folder with train/ and test/, or a copick project's JSON file (what is found, or a phantom)",
     )
     command.add_argument(
         "--work", type=Path, metavar="DIR", help="for models, pages and submission.csv (work/ and submissions/)"
@@ -103,7 +106,9 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("train", help="train and calibrate models on all runs of train/", **settings)
     command.set_defaults(command=train)
-    command.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with train/")
+    command.add_argument(
+        "--data", type=Path, required=True, metavar="DIR", help="folder with train/, or a copick project's JSON file"
+    )
     command.add_argument("--models", type=Path, required=True, metavar="DIR", help="folder for the model folders")
     _add_recipe(command)
     _add_settings(command)
@@ -113,7 +118,13 @@ def _parser() -> argparse.ArgumentParser:
         "predict", help="run models over tomograms and write a submission", epilog=_STATUS, **settings
     )
     command.set_defaults(command=predict)
-    command.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with train/ and test/")
+    command.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder with train/ and test/, or a copick project's JSON file",
+    )
     command.add_argument(
         "--models",
         type=Path,
@@ -171,7 +182,11 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(command=score)
     command.add_argument("submission", type=Path, help="the CSV")
     command.add_argument(
-        "--truth", type=Path, required=True, metavar="PATH", help="an overlay's ExperimentRuns, or a CSV of picks"
+        "--truth",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="an overlay's ExperimentRuns, a copick project's JSON file, or a CSV of picks",
     )
     command.add_argument(
         "--particles", type=Path, metavar="PATH", help="particles.json, or the data folder that has it (of the truth)"
@@ -181,7 +196,13 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("validate", help="check a submission against every rule of the format", **settings)
     command.set_defaults(command=validate)
     command.add_argument("submission", type=Path, help="the CSV")
-    command.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with train/ and test/")
+    command.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder with train/ and test/, or a copick project's JSON file",
+    )
     command.add_argument("--split", choices=("train", "test"), default="test", help="part of the data (test)")
     command.add_argument(
         "--particles", type=Path, metavar="PATH", help="particles.json, or the data folder that has it (of the data)"

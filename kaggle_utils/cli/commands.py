@@ -230,10 +230,11 @@ def score(submission: Path, truth: Path, particles: Path | None = None, as_json:
     from kaggle_utils.scoring.metrics import score_submission
     from kaggle_utils.scoring.remarks import explain_score
     from kaggle_utils.submission.csv_file import read_submission
+    from kaggle_utils.system.environment import is_project
 
-    if particles is None:  # truth is DATA/test_truth/overlay/ExperimentRuns, or a CSV
+    if particles is None:  # truth is DATA/test_truth/overlay/ExperimentRuns, a copick project, or a CSV
         above = (folder for folder in truth.absolute().parents[:3] if (folder / PARTICLES_FILE).is_file())
-        particles = next(above, truth)
+        particles = truth if is_project(truth) else next(above, truth)
     catalogue = read_particles(particles)
     picks, true = read_submission(submission), read_truth(truth, catalogue)
     result = score_submission(picks, true, catalogue=catalogue)

@@ -1,6 +1,7 @@
 """Runs on disk in the competition's layout, with tomograms and picks, and a simulated phantom.
 
-Comes in: a folder with train/ and test/. Goes out: volumes (z, y, x) in voxels, tables of picks x, y, z in Angstrom.
+Comes in: a folder with train/ and test/, or a copick project (`projects`, `remote`, `portal`).
+Goes out: volumes (z, y, x) in voxels, tables of picks x, y, z in Angstrom.
 Only `picks` converts coordinates between the two; `tomograms` has the one normalisation; `salvage` reads broken ones;
 `excerpts` cuts out what is at picks; `exchange` reads and writes what other programs do.
 Next: preprocessing makes training data of them, inference finds particles in them."""
@@ -9,7 +10,6 @@ from kaggle_utils.data.excerpts import average_crops, cut_crops, gather_crops, m
 from kaggle_utils.data.phantom import is_phantom, write_phantom
 from kaggle_utils.data.picks import (
     PICK_COLUMNS,
-    PREDICTION_USER,
     VOXEL_OFFSET,
     angstrom_to_voxel,
     choose_particle,
@@ -18,10 +18,12 @@ from kaggle_utils.data.picks import (
     open_copick_project,
     read_overlay,
     read_run,
+    read_runs,
     read_truth,
     voxel_to_angstrom,
     write_picks,
 )
+from kaggle_utils.data.projects import PREDICTION_USER
 from kaggle_utils.data.salvage import Salvage, salvage_tomogram
 from kaggle_utils.data.tomograms import (
     TOMOGRAM_TYPES,
@@ -62,6 +64,7 @@ __all__ = [
     "open_copick_project",
     "read_overlay",
     "read_run",
+    "read_runs",
     "read_shape",
     "read_truth",
     "read_voxel_spacing",

@@ -17,8 +17,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kaggle_utils.data.tomograms import default_data, is_plain_name
+from kaggle_utils.data.portal import read_portal_picks
+from kaggle_utils.data.projects import PREDICTION_USER as PREDICTION_USER
+from kaggle_utils.data.projects import describe_project, find_pick_files, find_pick_roots, is_portal
+from kaggle_utils.data.tomograms import default_data, find_runs, is_plain_name
 from kaggle_utils.particles import PARTICLES, PARTICLES_FILE, Catalogue, read_particles
+from kaggle_utils.system.environment import is_project
 from kaggle_utils.system.files import is_number, read_bytes, read_json, write_text
 
 PICK_COLUMNS = ("experiment", "particle_type", "x", "y", "z")
@@ -31,9 +35,6 @@ VOXEL_OFFSET = 0.0
 FARTHEST = 1e7  # Angstrom; no tomogram is a millimetre long, and sums of squares of larger numbers lose digits
 _LONGEST_NAME = 200  # characters; a broken file may hold a name of megabytes
 _MOST_BYTES = 2**28  # of a CSV of true picks; one of all the competition's runs has less than a megabyte
-
-# The author of predictions in copick files. Not kaggle_utils: copick splits file names at underscores.
-PREDICTION_USER = "kaggle-utils"
 
 
 def angstrom_to_voxel(xyz: np.ndarray, voxel_spacing: float) -> np.ndarray:
@@ -59,16 +60,26 @@ def read_run(run: str, data: str | Path | None = None, split: str = "train") -> 
 
     Every JSON file in DATA/<split>/overlay/ExperimentRuns/<run>/Picks is read, with or without copick's
     `<user>_<session>_` before the particle. A file without points gives a warning, and so does one of a particle that
-    is not in the data's table (`read_particles`), once for all runs; both give no points.
+    is not in the data's table (`read_particles`), once for all runs; both give no points. Of a copick project, both
+    roots are read, see `find_pick_files`; of one of the CryoET Data Portal, its ground truth.
 
-    Raises FileNotFoundError when the run has no overlay. Raises ValueError, naming run and file, for a file that is
+    Raises FileNotFoundError when the run has no picks. Raises ValueError, naming run and file, for a file that is
     larger than 64 MB or malformed, and for coordinates that are not numbers or beyond a millimetre.
     """
     data = default_data() if data is None else Path(data)
-    folder = data / split / "overlay" / "ExperimentRuns"
+    catalogue = read_particles(data)
+    if is_portal(data):
+        found = [(name, xyz) for name, xyz in read_portal_picks(run, data) if name in catalogue.names]
+        return _join([make_picks(run, [name] * len(xyz), xyz) for name, xyz in found], f"run {run}: {data}")
+    where = " or ".join(f"{root / run}/Picks" for root in find_pick_roots(data, split))
     if not is_plain_name(run):
-        raise FileNotFoundError(f"run {run!r} is not in {folder}")
-    return _read_picks_folder(folder / run, read_particles(data))
+        raise FileNotFoundError(f"run {run!r} is not in {where}")
+    return _read_files(find_pick_files(run, data, split), run, where, catalogue)
+
+
+def read_runs(runs: Sequence[str], data: str | Path, split: str = "train") -> pd.DataFrame:
+    """Return the points of several runs in one table. Raises as `read_run` does."""
+    return pd.concat([read_run(run, data, split) for run in runs], ignore_index=True)
 
 
 def read_picks_file(path: Path, run: str, catalogue: Catalogue = PARTICLES) -> pd.DataFrame | None:
@@ -77,11 +88,11 @@ def read_picks_file(path: Path, run: str, catalogue: Catalogue = PARTICLES) -> p
     try:
         record = read_json(path)
         name = record.get("pickable_object_name") or path.stem.rsplit("_", 1)[-1]
-        points = [[point["location"][axis] for axis in "xyz"] for point in record["points"]]
+        points = [_find_centre(point) for point in record["points"]]
         scores = [point.get("score", 1.0) for point in record["points"]]
         if not isinstance(name, str) or len(name) > _LONGEST_NAME:
             raise TypeError(f"pickable_object_name is {reprlib.repr(name)}")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         cause = error.__cause__ or error  # `read_json` names the file already
         why = f"{type(cause).__name__}: {cause}"  # a `repr` may hold the whole file
         raise ValueError(f"run {run}: {path} is not a copick picks file ({why}); download it again") from error
@@ -113,17 +124,24 @@ def read_overlay(experiment_runs: str | Path, catalogue: Catalogue = PARTICLES) 
         advice = f"give {found}" if found else f"nor are any in {', '.join(below)} there, or in the two folders above"
         raise FileNotFoundError(f"no picks in {folder}, which should hold <run>/Picks/<particle>.json; {advice}")
     runs = sorted(path for path in folder.glob("[!.]*") if path.is_dir())
-    return pd.concat([_read_picks_folder(run, catalogue) for run in runs], ignore_index=True)
+    tables = []
+    for run in runs:
+        files = sorted(path for path in (run / "Picks").glob("*.json") if not path.name.startswith("."))
+        tables.append(_read_files(files, run.name, str(run / "Picks"), catalogue))
+    return pd.concat(tables, ignore_index=True)
 
 
 def read_truth(path: str | Path, catalogue: Catalogue = PARTICLES) -> pd.DataFrame:
-    """Return true picks from an overlay's ExperimentRuns folder, or from a CSV with the columns of a picks table.
+    """Return true picks from an overlay's ExperimentRuns folder, from a copick project's JSON file, or from a CSV with
+    the columns of a picks table.
 
     Raises FileNotFoundError for a missing path, ValueError for a CSV that is larger than 256 MB or lacks a column, and
     as `read_overlay` does."""
     path = Path(path)
     if path.is_dir():
         return read_overlay(path, catalogue)
+    if is_project(path):
+        return read_runs(find_runs(path), path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; give an overlay's ExperimentRuns folder, or a CSV of picks")
     content = read_bytes(path, _MOST_BYTES)
@@ -232,34 +250,23 @@ def has_copick() -> bool:
 
 
 def open_copick_project(data: str | Path, overlay: str | Path, split: str = "train") -> Any:
-    """Open the competition's tree as a copick project and return its root.
+    """Open data as a copick project and return its root.
 
-    Tomograms come from DATA/<split>/static, read-only; `overlay` is a folder of copick picks, such as `write_picks`
-    made (the folder that holds ExperimentRuns). The competition's own overlay does not work: its files lack the prefix
-    that copick needs. Raises ImportError when copick is not installed."""
+    Tomograms are those of the data, read-only; `overlay` is a folder of copick picks, such as `write_picks` made (the
+    folder that holds ExperimentRuns). The competition's own overlay does not work: its files lack the prefix that
+    copick needs. Raises ImportError when copick is not installed."""
     try:
         import copick
     except ImportError as error:
         raise ImportError("copick is not installed: pip install 'copick>=1.20,<2' (it needs zarr below 3)") from error
-    static = (Path(data) / split / "static").absolute()
-    return copick.from_string(
-        json.dumps(
-            {
-                "name": "czii",
-                "description": "CZII - CryoET Object Identification",
-                "version": "1.0.0",
-                "pickable_objects": [
-                    {"name": p.name, "is_particle": True, "label": p.label, "radius": p.radius}
-                    for p in read_particles(data)
-                ],
-                "overlay_root": f"local://{Path(overlay).absolute()}",
-                "overlay_fs_args": {"auto_mkdir": True},
-                "static_root": f"local://{static}",
-                "static_fs_args": {},
-                "config_type": "filesystem",
-            }
-        )
-    )
+    return copick.from_string(json.dumps(describe_project(data, overlay, split, read_particles(data))))
+
+
+def _find_centre(point: dict) -> list[Any]:
+    """Return a copick point's x, y, z: its location, moved by its transformation's shift, as copick does."""
+    location = [point["location"][axis] for axis in "xyz"]
+    shift = [row[3] for row in (point.get("transformation_") or ())[:3]]
+    return [place + move for place, move in zip(location, shift, strict=True)] if any(shift) else location
 
 
 def _to_copick_json(record: dict) -> str:
@@ -281,18 +288,17 @@ def _holds_picks(folder: Path) -> bool:
     return next(folder.glob("[!.]*/Picks/*.json"), None) is not None
 
 
-def _read_picks_folder(run_folder: Path, catalogue: Catalogue) -> pd.DataFrame:
-    folder = run_folder / "Picks"
-    files = sorted(path for path in folder.glob("*.json") if not path.name.startswith("."))
+def _read_files(files: Sequence[Path], run: str, where: str, catalogue: Catalogue) -> pd.DataFrame:
     if not files:
-        raise FileNotFoundError(f"run {run_folder.name}: no picks in {folder}; expected <particle>.json files")
-    tables = [read_picks_file(path, run_folder.name, catalogue) for path in files]
-    tables = [table[list(PICK_COLUMNS)] for table in tables if table is not None]
+        raise FileNotFoundError(f"run {run}: no picks in {where}; expected <particle>.json files")
+    tables = [read_picks_file(path, run, catalogue) for path in files]
+    return _join([table[list(PICK_COLUMNS)] for table in tables if table is not None], f"run {run}: {where}")
+
+
+def _join(tables: Sequence[pd.DataFrame], where: str) -> pd.DataFrame:
+    """Return the points of several files in one table, each once."""
     points = pd.concat([make_picks(), *tables], ignore_index=True)
     repeated = points.duplicated()
     if repeated.any():
-        warnings.warn(
-            f"run {run_folder.name}: {repeated.sum()} points are in two files of {folder}; they are read once",
-            stacklevel=3,
-        )
+        warnings.warn(f"{where}: {repeated.sum()} points are in two files; they are read once", stacklevel=3)
     return points[~repeated].reset_index(drop=True)

@@ -15,7 +15,10 @@ import zarr
 from numcodecs import Blosc
 
 from kaggle_utils.data.levels import Level, UnfitError, iterate_chunks, read_chunk, read_level
-from kaggle_utils.system.environment import explain_folder, find_data, find_platform
+from kaggle_utils.data.portal import has_portal_picks, list_portal_runs, list_portal_tomograms
+from kaggle_utils.data.projects import find_pick_roots, find_tomogram_roots, is_portal
+from kaggle_utils.data.remote import as_store
+from kaggle_utils.system.environment import explain_folder, find_data, find_platform, is_project
 from kaggle_utils.system.files import is_number, read_json
 
 # The competition's four, from the smoothest to the noisiest; its test runs have only the first.
@@ -56,18 +59,31 @@ def is_plain_name(name: str) -> bool:
 
 
 def find_runs(data: str | Path, split: str = "train") -> list[str]:
-    """Return the names of the runs of a split, sorted; raises FileNotFoundError when it has none."""
-    folder = _experiments(data, split)
-    runs = sorted(path.name for path in folder.glob("[!.]*") if path.is_dir())
+    """Return the names of the runs of a split, sorted; raises FileNotFoundError when it has none. Of a copick project,
+    the training runs are those with picks, and the test runs are all."""
+    if is_portal(data):
+        runs = [run for run in list_portal_runs(data) if split != "train" or has_portal_picks(run, data)]
+        roots = [Path(data)]
+    else:
+        roots = find_tomogram_roots(data, split)
+        runs = sorted({path.name for root in roots for path in root.glob("[!.]*") if path.is_dir()})
+        if is_project(data) and split == "train":
+            files = [path for root in find_pick_roots(data, split) for path in root.glob("[!.]*/Picks/*.json")]
+            picked = {path.parent.parent.name for path in files}
+            runs = [run for run in runs if run in picked]
     if not runs:
-        fault = explain_folder(Path(data))
-        raise FileNotFoundError(fault or f"no runs in {folder}; expected folders <run>/VoxelSpacing*/<type>.zarr")
+        fault, kind = explain_folder(Path(data)), " with picks" * is_project(data) * (split == "train")
+        where = " or ".join(map(str, roots))
+        raise FileNotFoundError(fault or f"no runs{kind} in {where}; expected folders <run>/VoxelSpacing*/<type>.zarr")
     return runs
 
 
 def find_tomograms(run: str, data: str | Path | None = None, split: str = "train") -> list[str]:
-    """Return the types of tomogram that a run has, known ones first; raises FileNotFoundError for a missing run."""
-    present = {path.stem for path in find_run_folder(run, data, split).glob("VoxelSpacing*/*.zarr")}
+    """Return the types of tomogram that a run has, known ones first; one that is there at several voxel spacings, as
+    type@spacing. Raises FileNotFoundError for a missing run."""
+    groups = _list_groups(run, data, split)
+    names = [kind for kind, _, _ in groups]
+    present = {kind if names.count(kind) == 1 else f"{kind}@{spacing}" for kind, spacing, _ in groups}
     return [kind for kind in TOMOGRAM_TYPES if kind in present] + sorted(present - set(TOMOGRAM_TYPES))
 
 
@@ -79,34 +95,30 @@ def list_tomograms(data: str | Path, split: str = "train") -> pd.DataFrame:
         for kind in find_tomograms(run, data, split):
             try:
                 shape = " x ".join(map(str, read_shape(run, data, split, kind)))
-                spacing = read_voxel_spacing(read_zarr(run, data, split, kind))
+                spacing = read_voxel_spacing(find_group(run, data, split, kind))
             except (OSError, ValueError) as error:
                 shape, spacing = str(error), math.nan
             rows.append({"run": run, "type": kind, "shape (z, y, x)": shape, "voxel spacing (A)": spacing})
     return pd.DataFrame(rows)
 
 
-def find_run_folder(run: str, data: str | Path | None = None, split: str = "train") -> Path:
-    """Return the folder of a run. Raises FileNotFoundError for a missing run, and for a name that leads out of the
-    data."""
-    data = default_data() if data is None else Path(data)
-    folder = _experiments(data, split)
-    if not is_plain_name(run) or not (folder / run).is_dir():
-        raise FileNotFoundError(f"run {run!r} is not in {folder}; its runs: {', '.join(find_runs(data, split))}")
-    return folder / run
-
-
 def find_group(run: str, data: str | Path | None = None, split: str = "train", kind: str = "denoised") -> Path:
-    """Return the folder <type>.zarr of a run's tomogram. Raises FileNotFoundError for a missing run or type, and
-    ValueError for a type that is there at two voxel spacings."""
-    folder = find_run_folder(run, data, split)
-    found = sorted(path for path in folder.glob("VoxelSpacing*/*.zarr") if path.name == f"{kind}.zarr")
+    """Return the folder <type>.zarr of a run's tomogram; `kind` is its type, or type@spacing, such as wbp@10.012.
+
+    Raises FileNotFoundError for a missing run or type, and for a run's name that leads out of the data, and ValueError
+    for a type that is there at two voxel spacings."""
+    groups = _list_groups(run, data, split)
+    name, _, wanted = kind.partition("@")
+    found = [(spacing, path) for own, spacing, path in groups if own == name and wanted in ("", spacing)]
     if not found:
         types = ", ".join(find_tomograms(run, data, split)) or "none"
-        raise FileNotFoundError(f"run {run}: no {kind}.zarr in {folder}/VoxelSpacing*; its tomograms: {types}")
+        raise FileNotFoundError(f"run {run}: no {kind}.zarr in VoxelSpacing*; its tomograms: {types}")
     if len(found) > 1:
-        raise ValueError(f"run {run}: {kind} at several voxel spacings; keep one of {', '.join(map(str, found))}")
-    return found[0]
+        places = ", ".join(str(path) for _, path in found)
+        raise ValueError(
+            f"run {run}: {kind} at several voxel spacings; take {kind}@{found[0][0]}, or keep one of {places}"
+        )
+    return found[0][1]
 
 
 def read_zarr(run: str, data: str | Path | None = None, split: str = "train", kind: str = "denoised") -> zarr.Group:
@@ -126,18 +138,24 @@ def read_zarr(run: str, data: str | Path | None = None, split: str = "train", ki
     code.
 
     Raises as `find_group` does, and ValueError for a folder that is not a multiscale group."""
+    path = _check_group(run, data, split, kind)
+    # Where a folder has metadata of both formats, or consolidated ones, zarr 3 would prefer those.
+    return zarr.open_group(as_store(path), mode="r", **_VERSION, **({"use_consolidated": False} if _VERSION else {}))
+
+
+def _check_group(run: str, data: str | Path | None, split: str, kind: str) -> Path:
+    """Return what `find_group` does; raises ValueError for a folder that is not a multiscale group."""
     path = find_group(run, data, split, kind)
     try:
-        read_json(path / ".zgroup")
+        if read_json(path / ".zgroup")["zarr_format"] != 2:
+            raise ValueError("zarr_format in .zgroup is not 2")
         levels = _read_multiscale(path)["datasets"]
-        # Where a folder has metadata of both formats, or consolidated ones, zarr 3 would prefer those.
-        group = zarr.open_group(str(path), mode="r", **_VERSION, **({"use_consolidated": False} if _VERSION else {}))
     except Exception as error:
         fault = f"{path} is not a readable OME-Zarr group ({error!r})"
         raise ValueError(f"run {run}: {fault}; download it again") from error
     if not levels:
         raise ValueError(f"run {run}: {path} lists no levels; download it again")
-    return group
+    return path
 
 
 def read_voxel_spacing(group: zarr.Group | Path, level: int = 0) -> float:
@@ -150,7 +168,7 @@ def read_voxel_spacing(group: zarr.Group | Path, level: int = 0) -> float:
     than 0.1 % between the axes, and when the metadata scale all levels once more. Raises UnfitError for axes in another
     order than z, y, x.
     """
-    where = group if isinstance(group, Path) else _location(group)
+    where = _location(group) if isinstance(group, zarr.Group) else group
     try:
         multiscale = _read_multiscale(where)
         scale = _read_scale(multiscale, level)
@@ -182,7 +200,7 @@ def read_shape(
 ) -> tuple[int, ...]:
     """Return the shape (z, y, x) of a run's finest level without reading voxels. Raises as `read_zarr` and `read_level`
     do."""
-    return read_level(_location(read_zarr(run, data, split, kind)), 0, run).shape
+    return read_level(_check_group(run, data, split, kind), 0, run).shape
 
 
 def load_tomogram(
@@ -192,7 +210,7 @@ def load_tomogram(
 
     Raises as `read_zarr`, `read_level`, `read_voxel_spacing` and `read_chunk` do. Raises ValueError for voxels that are
     not finite, and where there is a level 1 that contradicts level 0."""
-    group = _location(read_zarr(run, data, split, kind))
+    group = _check_group(run, data, split, kind)
     array = read_level(group, level, run)
     spacing = read_voxel_spacing(group, level)
     if level == 0:
@@ -261,8 +279,18 @@ def write_ome_zarr(
     group.attrs["multiscales"] = [{"version": "0.4", "name": "/", "axes": axes, "datasets": datasets}]
 
 
-def _experiments(data: str | Path, split: str) -> Path:
-    return Path(data).absolute() / split / "static" / "ExperimentRuns"
+def _list_groups(run: str, data: str | Path | None, split: str) -> list[tuple[str, str, Path]]:
+    """Return type, voxel spacing as the folder's name has it, and folder of each tomogram of a run."""
+    data = default_data() if data is None else Path(data)
+    if is_portal(data):
+        return list_portal_tomograms(run, data)
+    roots = find_tomogram_roots(data, split)
+    folders = [root / run for root in roots if is_plain_name(run) and (root / run).is_dir()]
+    if not folders:
+        where = " or ".join(map(str, roots))
+        raise FileNotFoundError(f"run {run!r} is not in {where}; its runs: {', '.join(find_runs(data, split))}")
+    paths = [path for folder in folders for path in sorted(folder.glob("VoxelSpacing*/*.zarr"))]
+    return [(path.stem, path.parent.name.removeprefix("VoxelSpacing"), path) for path in paths]
 
 
 def _read_multiscale(group: Path) -> dict:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from kaggle_utils.data.picks import FARTHEST, make_picks
+from kaggle_utils.data.remote import RemotePath
 from kaggle_utils.particles import PARTICLES, Catalogue
 from kaggle_utils.submission.budget import Level
 from kaggle_utils.system.files import is_number, read_json, write_text
@@ -108,9 +109,11 @@ def show_name(run: str) -> str:
     return run if run.isprintable() else ascii(run)
 
 
-def sign_files(folder: str | Path) -> str:
+def sign_files(folder: str | Path | RemotePath) -> str:
     """Return a fingerprint of all files below a folder: of their names, sizes and times, and of the name of the folder
-    above, which may be a voxel spacing. No file is read."""
+    above, which may be a voxel spacing; of a remote one, what `RemotePath.sign` returns. No file is read."""
+    if isinstance(folder, RemotePath):
+        return folder.sign()
     digest = hashlib.sha256(ascii(Path(folder).parent.name).encode())
     for path in sorted(Path(folder).rglob("*")):
         if path.is_file():

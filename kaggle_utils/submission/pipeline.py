@@ -37,6 +37,7 @@ from kaggle_utils.submission.csv_file import is_run_name, read_submission, set_a
 from kaggle_utils.submission.parts import Outcome, Parts, gather_picks, sign_files
 from kaggle_utils.submission.workers import predict_runs
 from kaggle_utils.system import environment
+from kaggle_utils.system.environment import is_project
 from kaggle_utils.system.files import remove_leftovers
 
 _BAD_NAME = "the run's name has characters that a CSV cannot hold; rename its folder"
@@ -138,7 +139,7 @@ def submit(
     kind = agree(ensemble.models, "tomogram")
     views = ensemble.views if views is None else views
     full = Level(views, count_networks(ensemble))
-    if Path(data, PARTICLES_FILE).is_file():  # else the models alone say which particles there are
+    if is_project(data) or Path(data, PARTICLES_FILE).is_file():  # else the models alone say which particles there are
         check_particles(ensemble.models, read_particles(data), str(data))
     store = Parts(parts, fingerprint(ensemble, views), ensemble.catalogue)
     for path in (Path(out).with_name(escape(Path(out).name)), Path(parts, "*.json")):

@@ -37,10 +37,10 @@ _KAGGLE_HOURS = 12.0  # time limit of a notebook
 class Environment:
     """What a notebook needs to know of its surroundings.
 
-    `data` is the folder that holds `train/` and `test/`, or None. `devices` are torch device names, one for each
-    worker. `settings` are changes of the recipe, such as "unet.epochs=20". `hours` is how long this process may run,
-    counted from `STARTED`, or None. `scoring` is whether Kaggle runs the notebook on the hidden tomograms, where nobody
-    sees its figures."""
+    `data` is the folder that holds `train/` and `test/`, or a copick project's JSON file, or None. `devices` are torch
+    device names, one for each worker. `settings` are changes of the recipe, such as "unet.epochs=20". `hours` is how
+    long this process may run, counted from `STARTED`, or None. `scoring` is whether Kaggle runs the notebook on the
+    hidden tomograms, where nobody sees its figures."""
 
     platform: str
     data: Path | None
@@ -85,7 +85,8 @@ def prepare(root: Path = Path("/")) -> str:
     install_missing()
     platform = find_platform()
     data, work = find_data(platform, root=root), _find_work(platform, os.environ, root)
-    package, has_picks = _REPOSITORY, data is None or any(data.glob("train/overlay/ExperimentRuns/*/Picks/*.json"))
+    package = _REPOSITORY
+    has_picks = data is None or is_project(data) or any(data.glob("train/overlay/ExperimentRuns/*/Picks/*.json"))
     if platform == "local":
         package = "repository" if (_REPOSITORY / "notebooks").is_dir() else "installed"
         data, work = data and data.name, work.name
@@ -102,8 +103,8 @@ def detect(environ: Mapping[str, str] = os.environ, root: Path = Path("/")) -> E
 
     The variables CZII_DATA, CZII_WORK, CZII_SUBMISSION, CZII_RECIPE, CZII_SCALE and CZII_HOURS override what is found;
     CZII_SET has changes of the recipe, separated by spaces, which `recipes.get_recipe` checks.
-    `root` is the file system's root (another one in tests). Raises FileNotFoundError when CZII_DATA is not a folder in
-    the competition's layout, and ValueError when CZII_HOURS is not a number of hours."""
+    `root` is the file system's root (another one in tests). Raises FileNotFoundError when CZII_DATA is neither a folder
+    in the competition's layout nor a file, and ValueError when CZII_HOURS is not a number of hours."""
     platform = find_platform(environ)
     work = _find_work(platform, environ, root)
     submission = work / "submission.csv"
@@ -237,19 +238,28 @@ def find_data(platform: str, environ: Mapping[str, str] = os.environ, root: Path
             raise FileNotFoundError(
                 explain_folder(data)
                 or f"{data} has neither train/static/ExperimentRuns nor test/static/ExperimentRuns; "
-                "give the folder that holds train/ and test/ (as --data or CZII_DATA)"
+                "give the folder that holds train/ and test/, or a copick project's JSON file (as --data or CZII_DATA)"
             )
         return data
     return next((place for place in _places(platform, root) if has_layout(place)), None)
 
 
+def is_project(data: str | Path) -> bool:
+    """Whether data are a copick project, whose configuration is a JSON file, and not a folder."""
+    return Path(data).suffix == ".json"
+
+
 def has_layout(data: Path) -> bool:
-    """Whether `data` holds runs in the competition's layout."""
+    """Whether `data` holds runs in the competition's layout, or is a file of a copick project."""
+    if is_project(data):
+        return data.is_file()
     return any((data / split / "static" / "ExperimentRuns").is_dir() for split in ("train", "test"))
 
 
 def explain_folder(data: Path) -> str:
     """Return what is wrong with a data folder that does not exist or lies inside one; empty for any other."""
+    if is_project(data):
+        return "" if data.is_file() else f"the file {data} does not exist"
     if not data.is_dir():
         return f"{data} is not a folder" if data.exists() else f"the folder {data} does not exist"
     above = next((folder for folder in data.absolute().parents if has_layout(folder)), None)

@@ -76,7 +76,7 @@ def write_bytes(path: str | Path, content: bytes | bytearray) -> None:
 def read_bytes(path: str | Path, most: int) -> bytes:
     """Return the content of a file. Raises OSError when it cannot be read, and ValueError, naming it, when it has more
     than `most` bytes."""
-    with open(path, "rb") as file:
+    with (Path(path) if isinstance(path, str) else path).open("rb") as file:
         content = file.read(most + 1)
     if len(content) > most:
         raise ValueError(f"{path} is too large: it has more than {most} bytes")

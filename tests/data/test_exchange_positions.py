@@ -158,7 +158,7 @@ def test_exported_picks_come_back_from_each_format(data, first, second, tmp_path
     picks = pd.concat(tables, ignore_index=True)
     picks["confidence"] = np.linspace(0.1, 0.9, len(picks))
     export_picks(picks, folder, ("star", "copick", "csv"), data, "test", "denoised")
-    for pattern in ("star/*.star", "star/*/*.star", "copick/**/*.json", "picks.csv"):
+    for pattern in ("star/*.star", "star/*/*.star", "copick/ExperimentRuns/**/*.json", "picks.csv"):
         back = []
         for positions in find_positions([str(folder / pattern)]):
             xyz = place(positions, positions.table, SHAPE, SPACING)
@@ -194,7 +194,13 @@ def test_an_export_replaces_the_one_before(data, tmp_path):
     for picks in (both, both[:1]):
         export_picks(picks, tmp_path, ("star", "copick", "csv"), data, "test", "denoised")
     names = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
-    assert names == ["kaggle-utils_0_ribosome.json", "picks.csv", "ribosome.star", "ribosome.star"]
+    assert names == [
+        "copick_config.json",
+        "kaggle-utils_0_ribosome.json",
+        "picks.csv",
+        "ribosome.star",
+        "ribosome.star",
+    ]
 
 
 def test_particles_come_from_the_table_the_command_or_the_files_name(tmp_path):

@@ -402,6 +402,22 @@ def test_copick_reads_the_competitions_files_as_we_do(tmp_path):
     assert read_run("TS_1", tmp_path)[["x", "y", "z"]].to_numpy().tolist() == theirs
 
 
+def test_a_transformations_shift_moves_the_point_as_copick_says(tmp_path):
+    """copick's own arithmetic, where it is installed, comes to the same centres."""
+    models = pytest.importorskip("copick.models")
+    path = write_file(folder(tmp_path) / "ribosome.json", "ribosome", [(1.5, 2.5, 3.5), (4, 5, 6)])
+    record = json.loads(path.read_text())
+    for row, shift in enumerate((10, -20, 0.25)):
+        record["points"][1]["transformation_"][row][3] = shift
+    path.write_text(json.dumps(record))
+    theirs = [
+        np.array([p.location.x, p.location.y, p.location.z]) + p.transformation[:3, 3]
+        for p in models.CopickPicksFile.model_validate(record).points
+    ]
+    ours = read_run("TS_1", tmp_path)[["x", "y", "z"]].to_numpy()
+    assert ours.tolist() == np.array(theirs).tolist() == [[1.5, 2.5, 3.5], [14, -15, 6.25]]
+
+
 @needs_copick
 def test_the_tree_opens_as_a_copick_project(tmp_path):
     """ChimeraX and napari-copick see what we see: volume, spacing, particles and picks."""

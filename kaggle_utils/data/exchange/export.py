@@ -1,5 +1,6 @@
 """Picks for other programs: RELION 5's STAR, copick's JSON, and a CSV with the confidence."""
 
+import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,10 +9,11 @@ import pandas as pd
 
 from kaggle_utils.data.exchange.star import write_star
 from kaggle_utils.data.exchange.tables import write_table
-from kaggle_utils.data.picks import PREDICTION_USER, write_picks
+from kaggle_utils.data.picks import write_picks
+from kaggle_utils.data.projects import PREDICTION_USER, describe_project
 from kaggle_utils.data.tomograms import find_group, read_level, read_voxel_spacing
 from kaggle_utils.particles import PARTICLES, Catalogue
-from kaggle_utils.system.files import replacing_folder
+from kaggle_utils.system.files import replacing_folder, write_text
 
 
 def export_picks(
@@ -24,8 +26,8 @@ def export_picks(
     catalogue: Catalogue = PARTICLES,
 ) -> list[Path]:
     """Write a picks table, in Angstrom, below a folder and return what was written: for "star" a file for each
-    particle, and one for each particle and run; for "copick" an overlay's ExperimentRuns; for "csv" picks.csv. What was
-    there in these places is replaced.
+    particle, and one for each particle and run; for "copick" an overlay's ExperimentRuns, and copick_config.json that
+    opens it beside the tomograms; for "csv" picks.csv. What was there in these places is replaced.
 
     STAR counts from a tomogram's middle, so its size is read from DATA/<split>; picks of a run where that fails are
     left out of STAR with a warning."""
@@ -43,6 +45,8 @@ def export_picks(
     if "copick" in formats:
         with replacing_folder(folder / "copick" / "ExperimentRuns") as partial:
             write_picks(picks, partial, PREDICTION_USER, catalogue=catalogue)
+        config = describe_project(data, folder / "copick", split, catalogue)
+        write_text(folder / "copick" / "copick_config.json", json.dumps(config, indent=1) + "\n")
         written.append(folder / "copick" / "ExperimentRuns")
     if "csv" in formats:
         write_table(picks, folder / "picks.csv")
