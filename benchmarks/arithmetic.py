@@ -8,8 +8,8 @@ write, layout copies included. A kernel waits for its arithmetic or for the memo
 sum of both over a GPU's speeds. The speeds are assumptions: a T4's tensor cores have 65 TFLOP/s in half precision, of
 which 3D convolutions may reach a quarter or less, and its memory 320 GB/s. So these are lower bounds: the host's work,
 the optimiser and the microseconds of each small kernel come on top, and the faster the GPU, the more they count. On an
-H200 with 250 TFLOP/s and 3,750 GB/s, 2.4 and 1.2 ms would be expected for the two networks' steps; 5.7 and 6.2 were
-measured (results/gpu-nvidia-h200.json). Networks share the GPUs, and so do tomograms. Reading is left out, and so
+H100 with 250 TFLOP/s and 2,500 GB/s, 2.1 and 0.9 ms would be expected for the two networks' steps; 5.2 and 6.4 were
+measured (results/gpu-nvidia-h100-80gb-hbm3.json). Networks share the GPUs, and so do tomograms. Reading is left out, and so
 is picking. What a training of the report's recipe costs depends on its sub-volumes, and is not told.
 """
 

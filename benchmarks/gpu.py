@@ -174,8 +174,13 @@ def profile(machine: Machine, function: Callable[[], object]) -> tuple[dict, pd.
 
 @contextmanager
 def own_stream(machine: Machine) -> Iterator[None]:
-    """A stream in which CUDA graphs can be recorded, as `fit` has one."""
-    with torch.cuda.stream(torch.cuda.Stream(machine.device)) if machine.device != "cpu" else nullcontext():
+    """A stream in which CUDA graphs can be recorded, as `fit` has one; it waits for what the device still has to do."""
+    if machine.device == "cpu":
+        yield
+        return
+    stream = torch.cuda.Stream(machine.device)
+    stream.wait_stream(torch.cuda.current_stream(machine.device))
+    with torch.cuda.stream(stream):
         yield
 
 
@@ -213,7 +218,9 @@ def check_environment(machine: Machine) -> list[dict]:
     tests = "left out of a rehearsal"
     if not machine.toy:
         done = subprocess.run(marked, cwd=ROOT, capture_output=True, text=True, env=environment())
-        tests = "; ".join(line for line in done.stdout.splitlines() if re.match(r"FAILED|\d+ (passed|failed)", line))
+        tests = "; ".join(
+            line for line in done.stdout.splitlines() if re.match(r"E  |ERROR|FAILED|\d+ (passed|failed)", line)
+        )
     gpu = {}
     if machine.device != "cpu":
         found = torch.cuda.get_device_properties(machine.device)
@@ -234,7 +241,7 @@ def check_notebooks(machine: Machine) -> list[dict]:
     size = machine.pick(["32", "64", "64"], ["64", "96", "96"])
     options = ["--runs", "3", "--test-runs", "1", "--shape", *size]
     subprocess.run([*command, "phantom", data, *options], check=True, capture_output=True, env=environment())
-    threads = {"OMP_NUM_THREADS": "4"}  # all cores for each would only wait for one another
+    threads = {"OMP_NUM_THREADS": "6"}  # all cores for each would only wait for one another
     places = {"cpu": environment(CUDA_VISIBLE_DEVICES="", **threads)}
     if machine.device != "cpu":
         places["gpu"] = environment(**threads)
@@ -255,7 +262,10 @@ def check_notebooks(machine: Machine) -> list[dict]:
         truth = [work / "submission.csv", "--truth", data / "test_truth" / "overlay" / "ExperimentRuns", "--json"]
         scored = subprocess.run([*command, "score", *truth], check=True, capture_output=True, env=environment())
         score = json.loads(scored.stdout)["score"]
-        rows.append({"on": place, "F-beta": score, "seconds": seconds, "warnings": list_warnings(work / "notebooks")})
+        log.seek(0)
+        each = ", ".join(" ".join(found) for found in re.findall(r"(\d\d)_\w+\.ipynb +(\d+:\d\d)", log.read()))
+        row = {"on": place, "F-beta": score, "seconds": seconds, "each": each}
+        rows.append({**row, "warnings": list_warnings(work / "notebooks")})
     return rows
 
 
@@ -511,7 +521,7 @@ def check_others(machine: Machine) -> list[dict]:
 
 CHECKS: dict[str, tuple[Callable[[Machine], list[dict]], float]] = {  # each with the seconds that it may take
     "environment": (check_environment, 60),
-    "notebooks": (check_notebooks, 150),
+    "notebooks": (check_notebooks, 200),
     "half precision": (check_half_precision, 60),
     "crops": (check_crops, 30),
     "step": (check_step, 30),

@@ -156,7 +156,7 @@ _SCALES: dict[str, Any] = {
 # the resolution, weighted cross-entropy with an overlap loss, flips and quarter turns, averaged weights, and averaged
 # logits of several networks. benchmarks/accuracy.py measures what each is worth, as far as minutes of training can
 # tell. A step has four crops of 80 voxels on every GPU. They need only 0.6 GB. More crops would save at most a fifth of
-# the time: on an H200 a U-Net's step takes 5.8 ms with four and 18.7 ms with sixteen, and on a T4 the crops are an even
+# the time: on an H100 a U-Net's step takes 5.3 ms with four and 17.1 ms with sixteen, and on a T4 the crops are an even
 # larger part of a step's time. The learning rate and the number of steps are those for four.
 _COMPETITION_UNET = ModelRecipe(
     "unet",
