@@ -110,10 +110,10 @@ def draw_all(data: Path, shown: str, recipe: Recipe, folder: Path, runs: list, d
         return figures.draw_losses(training.read_history(folder / model), f"{model}: loss, and Dice of the masks")
 
     confusion = evaluation.read_scores(folder, "unet", "test")[virus]["confusion"]
-    ribosomes = {"particles": ["ribosome"]}
+    ribosomes = own[own["particle_type"] == "ribosome"]
     draw: list[Callable[[], Figure]] = [
         lambda: figures.draw_particles_3d(own),
-        lambda: figures.draw_slice_with_picks(sliced.volume, sliced.voxel_spacing, own, **ribosomes),
+        lambda: figures.draw_picks(sliced.volume, sliced.voxel_spacing, ribosomes, 1),
         lambda: figures.draw_frequencies(points),
         lambda: figures.draw_unet(recipes.get_recipe("report", "full")),
         lambda: figures.draw_pipeline(recipe),

@@ -16,8 +16,8 @@ from matplotlib.lines import Line2D
 
 from kaggle_utils.data.picks import read_truth
 from kaggle_utils.data.tomograms import Tomogram, find_runs, load_tomogram, normalise
-from kaggle_utils.figures import slices
-from kaggle_utils.figures.charts import HALO, make_handles, styled
+from kaggle_utils.figures import panels as parts
+from kaggle_utils.figures.style import HALO, make_handles, styled
 from kaggle_utils.particles import PARTICLES
 from kaggle_utils.submission.csv_file import read_submission
 
@@ -74,18 +74,18 @@ def draw(tomogram: Tomogram, z: int, truth: pd.DataFrame, picks: pd.DataFrame) -
     near = np.abs(truth["z"].to_numpy() - height) <= DEPTH
     drawn = (np.abs(picks["z"].to_numpy() - height) <= DEPTH) & (hit < 0)
     drawn |= (hit >= 0) & near[hit]  # a hit belongs to its particle, on whichever side of the limit it is
-    figure, panels = slices._make_panels(2, tomogram.volume.shape)
+    figure, panels = parts.make_panels(2, tomogram.volume.shape)
     image = normalise(tomogram.volume)[z]
-    slices._show_slice(
+    parts.show_slice(
         panels[0], image, tomogram.voxel_spacing, f"a slice of a synthetic test tomogram, z = {height / 10:.0f} nm"
     )
     hits, misses, false = (near & found).sum(), (near & ~found).sum(), (drawn & (hit < 0)).sum()
     title = f"{hits} particles found, {misses} missed, {false} false picks"
-    slices._show_slice(panels[1], image, tomogram.voxel_spacing, title)
-    centres, radii = slices._place(truth[near], tomogram.voxel_spacing, PARTICLES)
+    parts.show_slice(panels[1], image, tomogram.voxel_spacing, title)
+    centres, radii = parts.place(truth[near], tomogram.voxel_spacing, PARTICLES)
     for name, (_, y, x), radius in zip(truth[near]["particle_type"], centres, radii, strict=True):
-        slices._draw_circle(panels[1], x, y, radius, PARTICLES.get(name).colour)
-    centres, _ = slices._place(picks[drawn], tomogram.voxel_spacing, PARTICLES)
+        parts.draw_circle(panels[1], (x, y, radius), PARTICLES.get(name).colour)
+    centres, _ = parts.place(picks[drawn], tomogram.voxel_spacing, PARTICLES)
     for name, (_, y, x), right in zip(picks[drawn]["particle_type"], centres, hit[drawn] >= 0, strict=True):
         colour = PARTICLES.get(name).colour
         panels[1].plot(x, y, "x" if right else "P", color=colour, ms=8, mew=1.8 if right else 0.5, path_effects=HALO)

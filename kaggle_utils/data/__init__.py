@@ -3,10 +3,18 @@
 Comes in: a folder with train/ and test/, or a copick project (`projects`, `remote`, `portal`).
 Goes out: volumes (z, y, x) in voxels, tables of picks x, y, z in Angstrom.
 Only `picks` converts coordinates between the two; `tomograms` has the one normalisation; `salvage` reads broken ones;
-`excerpts` cuts out what is at picks; `exchange` reads and writes what other programs do.
+`excerpts` cuts out what is at picks, `health` measures whether data look sound; `exchange` has other programs' files.
 Next: preprocessing makes training data of them, inference finds particles in them."""
 
-from kaggle_utils.data.excerpts import average_crops, cut_crops, gather_crops, measure_likeness, measure_offsets
+from kaggle_utils.data.excerpts import (
+    Average,
+    average_crops,
+    cut_crops,
+    gather_crops,
+    measure_likeness,
+    measure_offsets,
+)
+from kaggle_utils.data.health import Spectrum, measure_intensities, measure_places, measure_spectrum
 from kaggle_utils.data.phantom import is_phantom, write_phantom
 from kaggle_utils.data.picks import (
     PICK_COLUMNS,
@@ -40,9 +48,11 @@ from kaggle_utils.data.tomograms import (
 )
 
 __all__ = [
+    "Average",
     "PICK_COLUMNS",
     "PREDICTION_USER",
     "Salvage",
+    "Spectrum",
     "TOMOGRAM_TYPES",
     "Tomogram",
     "VOXEL_OFFSET",
@@ -58,8 +68,11 @@ __all__ = [
     "list_tomograms",
     "load_tomogram",
     "make_picks",
+    "measure_intensities",
     "measure_likeness",
     "measure_offsets",
+    "measure_places",
+    "measure_spectrum",
     "normalise",
     "open_copick_project",
     "read_overlay",

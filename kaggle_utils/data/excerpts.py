@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
 from scipy.signal import fftconvolve
 
 from kaggle_utils.data.picks import angstrom_to_voxel
-from kaggle_utils.data.spacing import is_same_spacing
+from kaggle_utils.data.spacing import resample
 from kaggle_utils.particles import PARTICLES, Catalogue
 
 _PARTS = 8  # of a class's crops: how its offset varies with the part that is left out tells the error
@@ -24,6 +24,13 @@ class Imaged(Protocol):
 
     @property
     def voxel_spacing(self) -> float: ...
+
+
+class Average(NamedTuple):
+    """The `mean` of a number of `crops`, float32 (z, y, x)."""
+
+    mean: np.ndarray
+    crops: int
 
 
 def cut_crops(volume: np.ndarray, voxel_spacing: float, points: pd.DataFrame, edge: float) -> np.ndarray:
@@ -46,36 +53,29 @@ def cut_crops(volume: np.ndarray, voxel_spacing: float, points: pd.DataFrame, ed
 def gather_crops(points: pd.DataFrame, load: Callable[[str], Imaged], edge: float) -> tuple[np.ndarray, float]:
     """Return crops as `cut_crops` does, in the order of points of several runs, and their voxel spacing.
 
-    `load` gives each run's tomogram, one after the other, normalised if runs are to be compared. Raises ValueError for
-    runs of different voxel spacings, and without any points."""
+    `load` gives each run's tomogram, one after the other, normalised if runs are to be compared. Those of another voxel
+    spacing than the first are resampled to it. Raises ValueError without any points."""
     if not len(points):
         raise ValueError("there are no points to cut out crops at")
     parts, rows, spacing = [], [], 0.0
     for run, own in points.groupby("experiment", sort=False).indices.items():
         found = load(str(run))
         spacing = spacing or found.voxel_spacing
-        if not is_same_spacing(found.voxel_spacing, spacing):
-            raise ValueError(
-                f"run {run} has voxels of {found.voxel_spacing:g} A, the runs before it of {spacing:g} A; "
-                "cut out crops of these runs one by one"
-            )
-        # Where spacings differ a little, the first run's gives all crops one size.
-        parts.append(
-            cut_crops(found.volume, found.voxel_spacing, points.iloc[own], edge * found.voxel_spacing / spacing)
-        )
+        volume, own_spacing = resample(found.volume, found.voxel_spacing, spacing, str(run))
+        # Where spacings differ a little, volumes stay as they are: the first run's spacing gives all crops one size.
+        parts.append(cut_crops(volume, own_spacing, points.iloc[own], edge * own_spacing / spacing))
         rows.append(own)
     crops = np.concatenate(parts)
     return crops[np.argsort(np.concatenate(rows))], spacing
 
 
-def average_crops(crops: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return the mean of each name's crops, float32 (z, y, x); what is NaN does not count, and a voxel that no crop has
-    is 0."""
+def average_crops(crops: np.ndarray, names: Sequence[str]) -> dict[str, Average]:
+    """Return the average of each name's crops; what is NaN does not count, and a voxel that no crop has is 0."""
     names, means = np.asarray(names), {}
     for name in dict.fromkeys(names.tolist()):
         own = crops[names == name]
         total, count = np.nansum(own, axis=0, dtype=np.float64), np.isfinite(own).sum(axis=0)
-        means[name] = (total / np.maximum(count, 1)).astype(np.float32)
+        means[name] = Average((total / np.maximum(count, 1)).astype(np.float32), len(own))
     return means
 
 

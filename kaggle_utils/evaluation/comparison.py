@@ -143,7 +143,7 @@ def compare(runs: Sequence[Run], recipe: Recipe, folder: str | Path, device: str
         return Comparison("voxel F1", scores, scores.mean().idxmax(), check)
     calibration = calibrate(runs, folder, device, recipe.views)
     table = calibration.candidates[calibration.best]
-    truth = pd.concat([run.points for run in runs if run.name in set(calibration.held_out)])
+    truth = calibration.truth
     scores = calibration.scores.T.set_axis(map(", ".join, calibration.scores.index), axis=1)
     check, aims = pd.DataFrame(), None
     if len(calibration.held_out) > 1:

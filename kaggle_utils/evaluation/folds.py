@@ -19,11 +19,13 @@ from kaggle_utils.inference.ranks import match_ranks
 from kaggle_utils.models.folder import TrainedModel, check_particles, load_model, save_config
 from kaggle_utils.particles import PARTICLES, Catalogue
 from kaggle_utils.preprocessing.subvolumes import Run
+from kaggle_utils.scoring.bootstrap import bootstrap_score
 from kaggle_utils.scoring.levels import level_confidences, measure_levels, measure_volume
 from kaggle_utils.scoring.metrics import score_submission
 from kaggle_utils.scoring.thresholds import Curve, Offset, apply_thresholds, estimate_offset, tune_thresholds
 from kaggle_utils.scoring.trust import measure_trust
 
+_SAMPLES = 300  # resamples for an interval
 _MEANS = ("logits", "probabilities")
 
 
@@ -44,14 +46,23 @@ class Calibration:
 
     `scores` has a row for each variant: its F-beta with the chosen thresholds, in all (`score`) and for each
     particle. `best` is the variant with the highest score among those that average networks; `curves` and `offset` are
-    those of `best`. `candidates` has each variant's candidates, with levelled confidences, on the runs `held_out`."""
+    those of `best`. `intervals` has a row for each variant, too: its F-beta and the 90 % bootstrap interval (`low`,
+    `high`). `candidates` has each variant's candidates, with levelled confidences, on the runs `held_out`, whose true
+    particles are `truth`."""
 
     scores: pd.DataFrame
+    intervals: pd.DataFrame
     best: Variant
     curves: dict[str, Curve]
     offset: Offset
     candidates: dict[Variant, pd.DataFrame]
     held_out: tuple[str, ...]
+    truth: pd.DataFrame
+
+    @property
+    def picks(self) -> pd.DataFrame:
+        """The candidates of `best` that reach the chosen thresholds."""
+        return apply_thresholds(self.candidates[self.best], {name: curve.chosen for name, curve in self.curves.items()})
 
 
 def calibrate(runs: Sequence[Run], folder: str | Path, device: str = "cpu", views: int = 1) -> Calibration:
@@ -79,11 +90,12 @@ def calibrate(runs: Sequence[Run], folder: str | Path, device: str = "cpu", view
     curves = {
         variant: tune_thresholds(table, truth, particles, catalogue=catalogue) for variant, table in found.items()
     }
-    scores = {}
+    scores, intervals = {}, {}
     for variant, table in found.items():
         picks = apply_thresholds(table, {name: curve.chosen for name, curve in curves[variant].items()})
         score = score_submission(picks, truth, catalogue=catalogue)
         scores[variant] = {"score": score.score, **score.particles["f_beta"]}
+        intervals[str(variant)] = bootstrap_score(picks, truth, _SAMPLES, catalogue=catalogue).loc["score"]
     table = pd.DataFrame.from_dict(scores, orient="index")
     fit = [variant for variant in scores if variant.merge in _MEANS]
     best = max(fit, key=lambda variant: scores[variant]["score"])  # the first of equal ones, which is the simplest
@@ -99,7 +111,7 @@ def calibrate(runs: Sequence[Run], folder: str | Path, device: str = "cpu", view
     }
     for path, model in zip(paths, models, strict=True):
         save_config(path, {**model.config, **settings}, thresholds)
-    return Calibration(table, best, curves[best], offset, found, tuple(names))
+    return Calibration(table, pd.DataFrame(intervals).T, best, curves[best], offset, found, tuple(names), truth)
 
 
 def check_thresholds(

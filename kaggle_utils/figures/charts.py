@@ -1,74 +1,14 @@
-"""Charts of picks, intensities and scores, and the style that all figures share.
-
-Volumes are (z, y, x), and voxel spacings are in Angstrom.
-"""
-
-from collections import Counter
-from collections.abc import Callable, Iterable
-from functools import wraps
-from typing import Any
+"""Charts of picks and of scores."""
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm, to_rgb
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patheffects import withStroke
 
+from kaggle_utils.figures.style import BLUE, GREY, VERMILION, contrast, make_handles, set_title, styled
 from kaggle_utils.particles import PARTICLES, Catalogue
-
-# Okabe and Ito (2008), like the particles' colours: distinguishable by colour-blind readers.
-BLUE, VERMILION, GREEN, SKY, ORANGE, GREY = "#0072B2", "#D55E00", "#009E73", "#56B4E9", "#E69F00", "#999999"
-
-# A white border, with which lines and markers of any colour, also black, stand out from a picture.
-HALO = [withStroke(linewidth=3.2, foreground="white")]
-
-# 80 dots per inch: a notebook with six figures stays below a megabyte.
-_STYLE = {
-    "figure.dpi": 80,
-    "figure.constrained_layout.use": True,
-    "figure.titlesize": 11,
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "legend.fontsize": 8.5,
-    "legend.frameon": False,
-}
-
-
-def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Make a function that returns a figure draw in the kit's style, and leave no figure or setting in pyplot.
-
-    A notebook would show a figure that pyplot still held twice: as the value of the cell, and when the cell ends.
-    """
-
-    @wraps(draw)
-    def wrapper(*args: Any, **kwargs: Any) -> Figure:
-        before = plt.get_fignums()
-        try:
-            with plt.style.context(["default", _STYLE]):
-                return draw(*args, **kwargs)
-        finally:
-            for number in set(plt.get_fignums()).difference(before):
-                plt.close(number)
-
-    return wrapper
-
-
-def set_title(figure: Figure, text: str) -> None:
-    """Title the whole figure, flush left."""
-    figure.suptitle(text, x=0.01, ha="left")
-
-
-def make_handles(names: Iterable[str], counted: bool = False, catalogue: Catalogue = PARTICLES) -> list[Line2D]:
-    """Return legend entries for the particles among `names`, in the table's order, and `counted` with their numbers."""
-    counts = Counter(catalogue.get(name).name for name in names)
-    handles = []
-    for particle in (particle for particle in catalogue if particle.name in counts):
-        label = f"{particle.name} ({counts[particle.name]})" if counted else particle.name
-        handles.append(Line2D([], [], color=particle.colour, marker="o", linestyle="", ms=7, label=label))
-    return handles
 
 
 @styled
@@ -105,7 +45,7 @@ def draw_frequencies(points: pd.DataFrame, catalogue: Catalogue = PARTICLES) -> 
             counts.index, numbers, left=left, color=particle.colour, edgecolor="white", label=particle.name
         )
         texts = [str(number) if number else "" for number in numbers]
-        axes.bar_label(bars, texts, label_type="center", color=_contrast(particle.colour), fontsize=8.5)
+        axes.bar_label(bars, texts, label_type="center", color=contrast(particle.colour), fontsize=8.5)
         left += numbers.to_numpy()
     for row, total in enumerate(left):
         axes.annotate(f"{total:.0f}", (total, row), (5, 0), textcoords="offset points", va="center", weight="bold")
@@ -120,56 +60,6 @@ def draw_frequencies(points: pd.DataFrame, catalogue: Catalogue = PARTICLES) -> 
         f"{most} ({totals[most]}) is {totals[most] / totals[least]:.1f} times as frequent as {least} ({totals[least]})"
     )
     set_title(figure, f"Picks of each particle in each run: {ratio}")
-    return figure
-
-
-@styled
-def draw_intensities(raw: np.ndarray, normalised: np.ndarray) -> Figure:
-    """Draw histograms of a volume's intensities before and after the normalisation, with mean and standard
-    deviation."""
-    figure, panels = plt.subplots(1, 2, figsize=(9, 3.2))
-    for axes, volume, name in zip(panels, (raw, normalised), ("before", "after"), strict=True):
-        values = np.asarray(volume).reshape(-1)
-        values = values[:: max(1, values.size // 1_000_000) | 1].astype(float)  # an odd step meets all columns
-        mean, std = values.mean(), values.std()
-        counts, *_ = axes.hist(values, bins=100, color=SKY, label="voxels")
-        axes.axvline(mean, color="black", label=f"mean {mean:.2g}")
-        axes.axvspan(mean - std, mean + std, color=ORANGE, alpha=0.3, label=f"± standard deviation {std:.2g}")
-        axes.set(title=name, yscale="log", ylabel="voxels", ylim=(0.7, 100 * counts.max()))
-        axes.legend(loc="upper left")
-    panels[0].set_xlabel("raw intensity (arbitrary units)")
-    panels[1].set_xlabel("normalised intensity (standard deviations)")
-    set_title(figure, "Intensities before and after the normalisation: tails clipped, mean 0, standard deviation 1")
-    return figure
-
-
-@styled
-def draw_power_spectrum(volume: np.ndarray, voxel_spacing: float, max_tilt: float = 60.0) -> Figure:
-    """Draw the power in the kz-kx plane, averaged over ky, and the limits of tilting about y by `max_tilt` degrees.
-
-    The middle of the volume is transformed, at most 128 voxels along each axis, under a Hann window: without it the
-    faces of the volume would give a cross.
-    """
-    sizes = [min(size, 128) for size in volume.shape]
-    box = tuple(slice((a - b) // 2, (a + b) // 2) for a, b in zip(volume.shape, sizes, strict=True))
-    z, y, x = np.ix_(*(np.hanning(size + 2)[1:-1] for size in sizes))
-    spectrum = np.fft.fftshift(np.fft.fftn((volume[box] - volume[box].mean()) * z * y * x))
-    power = np.log10(np.mean(np.abs(spectrum) ** 2, axis=1) + np.finfo(float).tiny)
-    low, high = np.percentile(power, (1, 99.5))
-    nyquist = 5 / voxel_spacing  # half a wave per voxel, in 1/nm
-    ends, slope = np.array([-nyquist, nyquist]), np.tan(np.radians(max_tilt))
-    figure, axes = plt.subplots(figsize=(6.2, 4.7))
-    # The wedge of a phantom is almost empty: with only four decades, the measured part keeps most of the colours.
-    limits = {"vmin": max(low, high - 4), "vmax": high}
-    image = axes.imshow(power, cmap=plt.get_cmap("cividis", 32), origin="lower", extent=[*ends, *ends], **limits)
-    for sign, label in ((1, f"tilt of ±{max_tilt:g}°"), (-1, None)):
-        axes.plot(ends / slope, sign * ends, "--", color="black", path_effects=HALO, label=label)
-    for kz in (-0.8, 0.8):
-        axes.text(0, kz * nyquist, "missing wedge", ha="center", va="center", weight="bold", path_effects=HALO)
-    axes.set(xlabel="kx (1/nm)", ylabel="kz (1/nm)", xlim=ends, ylim=ends)
-    axes.legend(loc="lower right", frameon=True)
-    figure.colorbar(image, label="log10 of the power, mean over ky (arbitrary units)", extend="min")
-    set_title(figure, f"Power spectrum, kz against kx: tilts of ±{max_tilt:g}° leave out a wedge about kz")
     return figure
 
 
@@ -221,13 +111,64 @@ def draw_confusion(confusion: np.ndarray, title: str) -> Figure:
     for row, column in np.ndindex(2, 2):
         count = int(confusion[row, column])
         text = f"{names[row][column]}\n{count:,}\n{count / totals[row]:.2%} of row"
-        colour = _contrast(image.to_rgba(max(count, 1)))
+        colour = contrast(image.to_rgba(max(count, 1)))
         axes.text(column, row, text, ha="center", va="center", linespacing=1.5, color=colour)
     classes = ["background", "particle"]
     axes.set_xticks([0, 1], classes)
     axes.set_yticks([0, 1], classes, rotation=90, va="center")
     axes.set(xlabel="predicted", ylabel="true")
     figure.colorbar(image, label="voxels (logarithmic)")
+    set_title(figure, title)
+    return figure
+
+
+@styled
+def draw_confusions(confusions: pd.DataFrame, title: str) -> Figure:
+    """Draw a table of `scoring.count_confusions`: what stands where each particle was picked, and what was missed.
+
+    Colours are shares of a column, all that was picked as that particle; in the last, of all true ones of the row."""
+    counts = confusions.to_numpy(dtype=float)
+    names, classes = list(confusions.columns), len(confusions.columns) - 1
+    shares = counts / np.maximum(counts.sum(axis=0), 1)
+    shares[:classes, -1] = counts[:classes, -1] / np.maximum(counts[:classes, -1] + np.diag(counts)[:classes], 1)
+    figure, axes = plt.subplots(figsize=(2.4 + 0.95 * len(names), 1.5 + 0.5 * len(confusions)))
+    image = axes.imshow(shares, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+    for (row, column), count in np.ndenumerate(counts):
+        if count or row == column or column == classes > row:
+            colour = contrast(image.cmap(shares[row, column]))
+            axes.text(column, row, f"{count:.0f}", ha="center", va="center", color=colour)
+    axes.axvline(classes - 0.5, color="white", lw=3)
+    axes.axhline(classes - 0.5, color="white", lw=3)
+    slope = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(range(len(names)), names, **slope)
+    axes.set_yticks(range(len(confusions)), confusions.index)
+    axes.set(xlabel="picked", ylabel="what is there")
+    figure.colorbar(image, label="share of the column (missed: of the true)")
+    set_title(figure, title)
+    return figure
+
+
+@styled
+def draw_forest(scores: pd.DataFrame, title: str, chosen: str = "") -> Figure:
+    """Draw scores with their intervals (columns `f_beta`, `low` and `high`), a row for each of the index, the best
+    first. Those of networks, ensembles or recipes can be joined with `pd.concat`. The `chosen` one stands out."""
+    scores = scores.sort_values("f_beta", ascending=False, kind="stable")
+    names = [", ".join(name) if isinstance(name, tuple) else str(name) for name in scores.index]
+    figure, axes = plt.subplots(figsize=(8, 1.1 + 0.3 * len(scores)))
+    for row, (name, (f_beta, low, high)) in enumerate(
+        zip(names, scores[["f_beta", "low", "high"]].to_numpy(), strict=True)
+    ):
+        colour = VERMILION if name == chosen else BLUE
+        axes.plot([low, high], [row, row], "-", color=colour, lw=2)
+        axes.plot(f_beta, row, "s", color=colour, ms=7)
+        axes.annotate(f"{f_beta:.3f}", (1.01, row), xycoords=("axes fraction", "data"), va="center")
+    axes.axvline(scores["f_beta"].max(), color=GREY, lw=1, ls=":")
+    axes.set_yticks(range(len(scores)), names)
+    axes.set(xlabel="F-beta, and its 90 % interval", ylabel="way", ylim=(len(scores) - 0.5, -0.5))
+    for label in axes.get_yticklabels():
+        label.set_fontweight("bold" if label.get_text() == chosen else "normal")
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
     set_title(figure, title)
     return figure
 
@@ -251,8 +192,3 @@ def _draw_bars(axes: Axes, table: pd.DataFrame, number: str, catalogue: Catalogu
     axes.set_xticks(centres, names, **slope)
     axes.margins(x=0.01, y=0.12)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _contrast(colour: Any) -> str:
-    """Return black or white, whichever is readable on `colour` (relative luminance, Rec. 709)."""
-    return "black" if np.dot(to_rgb(colour), (0.2126, 0.7152, 0.0722)) > 0.45 else "white"

@@ -1,6 +1,7 @@
-"""Curves of training and of tuning: losses against the epoch, F-beta against the threshold, and what an aim costs."""
+"""Curves: losses against the epoch, scores against the threshold, what an aim costs, and what confidences are worth."""
 
 from collections.abc import Mapping
+from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,11 +12,12 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-from kaggle_utils.figures.charts import BLUE, GREEN, GREY, HALO, VERMILION, make_handles, set_title, styled
+from kaggle_utils.figures.style import BLUE, GREEN, GREY, HALO, VERMILION, make_handles, set_title, styled
 from kaggle_utils.particles import PARTICLES, Catalogue
 from kaggle_utils.scoring.thresholds import Curve
 
 _TICKS = (0.001, 0.01, 0.1, 0.5, 0.9, 0.99)
+_SHARES = (("precision", "--"), ("recall", "-."))
 _AIMS = {"fbeta": "F-beta", "f1": "F1"}
 
 
@@ -35,42 +37,51 @@ def draw_losses(history: pd.DataFrame, title: str) -> Figure:
 
 
 @styled
-def draw_losses_grid(histories: Mapping[str, pd.DataFrame], title: str | None = None) -> Figure:
-    """Draw a column for each {particle: history}: losses above, Dice below; histories as in `draw_losses`."""
-    size = (1.2 + 1.9 * len(histories), 4.4)
-    figure, grid = plt.subplots(2, len(histories), figsize=size, sharex="col", sharey="row", squeeze=False)
-    for (name, history), (loss_axes, dice_axes) in zip(histories.items(), grid.T, strict=True):
-        _draw_history(loss_axes, dice_axes, history)
-        loss_axes.set_title(name)
-        dice_axes.set_xlabel("epoch")
-    for axes in grid.flat:
-        axes.label_outer()
-    handles = [handle for axes in grid[:, 0] for handle in axes.get_legend_handles_labels()[0]]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2 if len(histories) < 3 else 4)
-    set_title(figure, title or "Losses and validation Dice of each particle's model")
+def draw_learning_curves(histories: Mapping[str, pd.DataFrame], title: str) -> Figure:
+    """Draw the validation loss and Dice of several networks, {name: history}, against the epoch: as measured (pale) and
+    smoothed, with a star at the best epoch. Histories are as in `draw_losses`."""
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), sharex=True)
+    colours = plt.get_cmap("cividis")(np.linspace(0, 0.92, len(histories)))
+    for (name, history), colour, style in zip(histories.items(), colours, cycle(["-", "--", "-.", ":"]), strict=False):
+        done = history.dropna(subset=["validation_loss", "validation_dice"])
+        window = max(1, len(done) // 10) | 1
+        for axes, column in zip(panels, ("validation_loss", "validation_dice"), strict=True):
+            axes.plot(done["epoch"], done[column], color=colour, lw=0.8, alpha=0.35)
+            smooth = done[column].rolling(window, center=True, min_periods=1).mean()
+            axes.plot(done["epoch"], smooth, style, color=colour, lw=2, label=name)
+        if len(done):
+            best = done.loc[done["validation_dice"].idxmax()]
+            panels[1].plot(best["epoch"], best["validation_dice"], "*", color=colour, ms=13, path_effects=HALO)
+    for axes, label in zip(panels, ("validation loss", "validation Dice"), strict=True):
+        axes.set(xlabel="epoch", ylabel=label)
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+        axes.grid(alpha=0.3)
+    star = Line2D([], [], color="#555555", marker="*", ls="", ms=11, label="best epoch")
+    handles = [*panels[0].get_legend_handles_labels()[0], star]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    set_title(figure, title)
     return figure
 
 
 @styled
 def draw_threshold_curves(curves: Mapping[str, Curve], catalogue: Catalogue = PARTICLES) -> Figure:
-    """Draw a panel for each {particle: curve} of `tune_thresholds`: F-beta with its 90 % band, and two thresholds.
+    """Draw a panel for each {particle: curve} of `tune_thresholds`: F-beta, precision and recall with their 90 % bands,
+    and two thresholds.
 
     Raises ValueError for an unknown particle and when there are no curves.
     """
     if not curves:
         raise ValueError("there are no curves to draw; tune the threshold of at least one particle")
-    columns = min(len(curves), 3)
-    rows = -(-len(curves) // columns)
     # F-beta may exceed 1: a pick between two particles counts as two hits.
     top = max(1.0, *(curve.high.max() for curve in curves.values()))
-    shared = {"sharex": True, "sharey": True, "squeeze": False}
-    figure, grid = plt.subplots(rows, columns, figsize=(9.5, 1 + 2.1 * rows), **shared)
-    for axes in grid.flat[len(curves) :]:
-        axes.remove()
-    for index, (axes, (name, curve)) in enumerate(zip(grid.flat, curves.items(), strict=False)):
+    figure, grid = _make_grid(len(curves), "confidence threshold", "score")
+    for axes, (name, curve) in zip(grid, curves.items(), strict=True):
         particle = catalogue.get(name)
         axes.fill_between(curve.thresholds, curve.low, curve.high, color=particle.colour, alpha=0.25, lw=0)
-        axes.plot(curve.thresholds, curve.f_beta, color=particle.colour, lw=2)
+        axes.plot(curve.thresholds, curve.f_beta, color=particle.colour, lw=2.2)
+        for (share, low, high), (_, style) in zip((curve.precision, curve.recall), _SHARES, strict=True):
+            axes.fill_between(curve.thresholds, low, high, color=GREY, alpha=0.2, lw=0)
+            axes.plot(curve.thresholds, share, style, color="#444444", lw=1.2)
         axes.axvline(curve.chosen, color="black", lw=1.4)
         if curve.f_beta.any():
             axes.axvline(curve.argmax, color="black", lw=1.4, linestyle=":")
@@ -84,19 +95,30 @@ def draw_threshold_curves(curves: Mapping[str, Curve], catalogue: Catalogue = PA
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_yticks(np.linspace(0, 1, 6))
-        axes.grid(alpha=0.3)
-        if index % columns == 0:
-            axes.set_ylabel("F-beta")
-        if index >= len(curves) - columns:  # also above an empty place
-            axes.set_xlabel("confidence threshold")
-            axes.tick_params(labelbottom=True)
     handles = {
         "F-beta with its 90 % band": (Patch(color="#555555", alpha=0.25), Line2D([], [], color="#555555", lw=2)),
+        **{word: Line2D([], [], color="#444444", lw=1.2, linestyle=style) for word, style in _SHARES},
         "argmax: highest F-beta": Line2D([], [], color="black", lw=1.4, linestyle=":"),
         "chosen threshold": Line2D([], [], color="black", lw=1.4),
     }
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3)
     set_title(figure, "F-beta against the confidence threshold: chosen for new runs, not for the highest point alone")
+    return figure
+
+
+@styled
+def draw_reliability(reliability: pd.DataFrame, catalogue: Catalogue = PARTICLES) -> Figure:
+    """Draw how often candidates of a confidence are right, with 90 % intervals: a panel for each particle of a table as
+    from `scoring.measure_reliability`. On the dotted line, 0.7 is right in 70 of 100; below it, less often."""
+    names = [name for name in catalogue.names if name in reliability.index.unique("particle")]
+    figure, grid = _make_grid(len(names), "confidence", "share that is right")
+    for axes, name in zip(grid, names, strict=True):
+        own, colour = reliability.loc[name], catalogue.get(name).colour
+        axes.plot([0, 1], [0, 1], ":", color="black", lw=1)
+        axes.vlines(own["confidence"], own["low"], own["high"], color=colour, lw=2)
+        axes.plot(own["confidence"], own["right"], "o-", color=colour, ms=5)
+        axes.set(title=f"{name}: {own['count'].sum()} candidates", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+    set_title(figure, "How often a candidate is right, against its confidence")
     return figure
 
 
@@ -136,6 +158,25 @@ def draw_aims(scores: pd.DataFrame, catalogue: Catalogue = PARTICLES) -> Figure:
     )
     set_title(figure, "What thresholds for F1, and one particle a place, cost and bring")
     return figure
+
+
+def _make_grid(count: int, xlabel: str, ylabel: str) -> tuple[Figure, list[Axes]]:
+    """Return a figure with `count` axes, three in a row, of one scale, and these axes. The lowest of each column and
+    the first of each row have labels."""
+    columns = min(count, 3)
+    rows = -(-count // columns)
+    shared = {"sharex": True, "sharey": True, "squeeze": False}
+    figure, grid = plt.subplots(rows, columns, figsize=(9.5, 1.1 + 2.1 * rows), **shared)
+    for index, axes in enumerate(grid.flat):
+        axes.grid(alpha=0.3)
+        if index % columns == 0:
+            axes.set_ylabel(ylabel)
+        if count - columns <= index < count:  # also above an empty place
+            axes.set_xlabel(xlabel)
+            axes.tick_params(labelbottom=True)
+        if index >= count:
+            axes.remove()
+    return figure, list(grid.flat[:count])
 
 
 def _draw_history(loss_axes: Axes, dice_axes: Axes, history: pd.DataFrame) -> None:

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, FancyBboxPatch, Patch, Rectangle
 
-from kaggle_utils.figures.charts import BLUE, GREEN, GREY, VERMILION, set_title, styled
+from kaggle_utils.figures.style import BLUE, GREEN, GREY, VERMILION, set_title, styled
 from kaggle_utils.particles import PARTICLES, Particle
 from kaggle_utils.recipes import CompetitionRecipe, ModelRecipe, Recipe
 
@@ -57,7 +57,7 @@ def draw_pipeline(recipe: Recipe) -> Figure:
     draw = _draw_committee if isinstance(recipe, CompetitionRecipe) else _draw_specialists
     title, names = draw(axes)
     for x, name in names.items():
-        axes.text(x, -1, name, ha="center", va="center", weight="bold")
+        axes.text(x, -1, name, ha="center", va="center", weight="bold", fontsize=10)
     axes.set(xlim=(-0.3, 12.3), ylim=(-1.4, 4.5), aspect="equal")
     axes.axis("off")
     set_title(figure, f"From a tomogram to picks: {title}")
@@ -184,7 +184,7 @@ def _draw_box(
 ) -> None:
     corner, style = (x - width / 2, y - height / 2), "round,pad=0,rounding_size=0.1"
     axes.add_patch(FancyBboxPatch(corner, width, height, style, facecolor=face, edgecolor=edge, lw=1.5))
-    axes.text(x, y, text, ha="center", va="center", linespacing=1.35)
+    axes.text(x, y, text, ha="center", va="center", linespacing=1.3, fontsize=9.5)
 
 
 def _draw_arrow(

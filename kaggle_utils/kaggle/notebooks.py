@@ -2,6 +2,7 @@
 
 Each notebook gets a kernel of its own: this very Python, with the settings in CZII_* environment variables."""
 
+import html
 import logging
 import os
 import re
@@ -26,6 +27,7 @@ NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"  # in the reposito
 MAX_BYTES = 1_000_000  # of a committed notebook; code hosts show larger ones slowly or not at all
 
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_NO_TEXT = re.compile(r'alt="No description has been provided for this image"')
 _UP = "\x1b[A"
 _MOVES = re.compile(r"(\n|\r|\x1b\[A)")
 _HEAD = 5  # lines of a failing cell that an error shows
@@ -273,8 +275,19 @@ def _write_page(notebook: "NotebookNode", copy: Path, folder: Path) -> Path:
     quiet.setLevel(logging.ERROR)  # it warns of each figure without an alternative text
     exporter = HTMLExporter(embed_images=True, log=quiet)
     page, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": copy.stem, "path": str(folder)}})
+    # It fills in the same words for each figure; what a figure says of itself is in its metadata.
+    texts = iter([_describe(output) for cell in _code_cells(notebook) for output in cell.outputs if _is_figure(output)])
+    page = _NO_TEXT.sub(lambda found: f'alt="{html.escape(next(texts, "") or "figure")}"', page)
     write_text(copy.with_suffix(".html"), page)
     return copy.with_suffix(".html")
+
+
+def _is_figure(output: "NotebookNode") -> bool:
+    return "image/png" in output.get("data", {})
+
+
+def _describe(figure: "NotebookNode") -> str:
+    return figure.metadata.get("image/png", {}).get("alt", "")
 
 
 def _code_cells(notebook: "NotebookNode") -> list:

@@ -27,7 +27,14 @@ from kaggle_utils.scoring.thresholds import (
     estimate_offset,
     tune_thresholds,
 )
-from kaggle_utils.scoring.trust import Trust, choose_thresholds, find_chances, keep_surest, measure_trust
+from kaggle_utils.scoring.trust import (
+    Trust,
+    choose_thresholds,
+    find_chances,
+    keep_surest,
+    measure_reliability,
+    measure_trust,
+)
 
 __all__ = [
     "Curve",
@@ -53,6 +60,7 @@ __all__ = [
     "level_confidences",
     "list_errors",
     "measure_levels",
+    "measure_reliability",
     "measure_trust",
     "measure_volume",
     "score_submission",

@@ -78,10 +78,11 @@ def draw_runs(runs: int, samples: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).multinomial(runs, np.full(runs, 1 / runs), samples)
 
 
-def resample_f_beta(
-    items: pd.DataFrame, drawn: np.ndarray, thresholds: np.ndarray, seed: tuple[int, int], beta: float = 4.0
-) -> np.ndarray:
-    """Return F-beta of one particle's items at the thresholds, (1 + samples, t): of the data, then of each resample."""
+def resample_counts(
+    items: pd.DataFrame, drawn: np.ndarray, thresholds: np.ndarray, seed: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return how many hits, candidates and true particles one particle's items have at the thresholds, (1 + samples, t)
+    and for the true ones (1 + samples, 1): those of the data, then of each resample."""
     true, confidence = items["true"].to_numpy(), items["confidence"].to_numpy()
     # An item of a run that was drawn k times is drawn Poisson(k) times: k bootstraps of that run, each Poisson(1).
     times = np.random.default_rng(seed).poisson(drawn[:, items["run"]])
@@ -89,4 +90,11 @@ def resample_f_beta(
     # A resample without any true particle says nothing, and is replaced by the data themselves.
     weights[weights @ true == 0] = 1
     reached = (confidence[:, None] >= thresholds).astype(np.float64)
-    return compute_f_beta((weights * true) @ reached, weights @ reached, (weights @ true)[:, None], beta)
+    return (weights * true) @ reached, weights @ reached, (weights @ true)[:, None]
+
+
+def resample_f_beta(
+    items: pd.DataFrame, drawn: np.ndarray, thresholds: np.ndarray, seed: tuple[int, int], beta: float = 4.0
+) -> np.ndarray:
+    """Return F-beta of one particle's items at the thresholds, (1 + samples, t): of the data, then of each resample."""
+    return compute_f_beta(*resample_counts(items, drawn, thresholds, seed), beta)

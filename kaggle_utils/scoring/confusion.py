@@ -42,18 +42,17 @@ def judge_truth(
 
     `outcome` is "hit", "other type" where only picks of other types are, and else "missed". `nearest` and `distance`
     (Angstrom) tell of the pick there, else of the nearest one in the run; without one they are "" and infinite.
-    `confidence` is that of the surest of the `candidates` (None: the picks) that would hit it, NaN without any. Raises
-    ValueError as `score_submission` does."""
-    candidates = picks if candidates is None else candidates
+    `confidence` is that of the surest of the `candidates` that would hit it, 0 without any, and NaN where no candidates
+    are given. Raises ValueError as `score_submission` does."""
     pairs = find_matches(picks, truth, catalogue)[:, ::-1]
     reaches = _list_reaches(truth, catalogue)
     index, distance, there = _find_nearest(truth, picks, reaches[:, None], pairs)
     outcome = np.where(there, "other type", MISSED).astype(object)
     outcome[pairs[:, 0]] = "hit"
-    confidence = np.full(len(truth), np.nan)
-    if "confidence" in candidates:
+    confidence = np.full(len(truth), np.nan if candidates is None else 0.0)
+    if candidates is not None:
         matches = find_matches(candidates, truth, catalogue)
-        np.fmax.at(confidence, matches[:, 1], candidates["confidence"].to_numpy(float)[matches[:, 0]])
+        np.maximum.at(confidence, matches[:, 1], candidates["confidence"].to_numpy(float)[matches[:, 0]])
     names = np.append(picks["particle_type"].to_numpy(dtype=object), "")
     nearest = names[np.where(np.isfinite(distance), index, -1)]
     return truth.assign(outcome=outcome, confidence=confidence, nearest=nearest, distance=distance)
@@ -67,7 +66,7 @@ def list_errors(
     catalogue: Catalogue = PARTICLES,
 ) -> pd.DataFrame:
     """Return the false picks and the misses, in the order of the table of particles, of each at most `most` (None: all)
-    of a type, the surest first: false picks with the highest confidence, misses with the lowest or none.
+    of a type, the surest first: false picks with the highest confidence, misses with the lowest.
 
     Columns are those of a picks table, `confidence`, `outcome`, `nearest` and `distance` as from `judge_picks` and
     `judge_truth`, and `error`, "false" or "missed"."""
@@ -75,7 +74,7 @@ def list_errors(
     false, lost = (table[table["outcome"] != "hit"] for table in (false, lost))
     if "confidence" in false:
         false = false.sort_values("confidence", ascending=False, kind="stable")
-    lost = lost.sort_values("confidence", kind="stable", na_position="first")
+    lost = lost.sort_values("confidence", kind="stable")
     errors = pd.concat([false.assign(error="false"), lost.assign(error=MISSED)], ignore_index=True)
     order = {name: number for number, name in enumerate(catalogue.names)}
     errors = errors.sort_values("particle_type", key=lambda names: names.map(order), kind="stable", ignore_index=True)

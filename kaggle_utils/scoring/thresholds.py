@@ -10,8 +10,8 @@ import pandas as pd
 from scipy.special import expit
 
 from kaggle_utils.particles import PARTICLES, Catalogue
-from kaggle_utils.scoring.bootstrap import BAND, draw_runs, make_items, resample_f_beta
-from kaggle_utils.scoring.metrics import find_matches
+from kaggle_utils.scoring.bootstrap import BAND, draw_runs, make_items, resample_counts
+from kaggle_utils.scoring.metrics import compute_f_beta, find_matches
 
 _FEWEST_PAIRS = 30  # with fewer, the mean of the pairs is not normal enough for a test
 # From 0.0009 to 0.993. Steps are even in log-odds, because networks that learnt for minutes, and those that seek small
@@ -36,7 +36,8 @@ class Curve:
     `thresholds` (t,) rise from 0.0009 to 0.993. `f_beta` (t,) is the score of the candidates whose confidence is at
     least the threshold, over all runs together, as `score_submission` gives it. `low` and `high` (t,) bound its 90 %
     bootstrap band at each threshold. `argmax` is the lowest threshold with the best `f_beta`, `chosen` the one with the
-    best to be expected in new runs."""
+    best to be expected in new runs. `precision` and `recall` (3, t) are those of the same candidates, then the bounds
+    of their bands; precision is 0 where there is no candidate."""
 
     thresholds: np.ndarray
     f_beta: np.ndarray
@@ -44,6 +45,8 @@ class Curve:
     high: np.ndarray
     argmax: float
     chosen: float
+    precision: np.ndarray
+    recall: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -115,9 +118,9 @@ def tune_thresholds(
     drawn = draw_runs(runs, samples, seed)
     curves = {}
     for particle in chosen:
-        f_beta = resample_f_beta(
-            items[items["particle"] == particle.name], drawn, THRESHOLDS, (seed, particle.label), beta
-        )
+        own = items[items["particle"] == particle.name]
+        hits, found, true = resample_counts(own, drawn, THRESHOLDS, (seed, particle.label))
+        f_beta = compute_f_beta(hits, found, true, beta)
         low, high = np.quantile(f_beta[1:], BAND, axis=0)
         padded = np.pad(f_beta[1:].mean(axis=0), len(SHIFTS) // 2)  # what nobody saw counts as 0
         expected = np.convolve(padded, _LIKELY, mode="valid")
@@ -129,8 +132,16 @@ def tune_thresholds(
             high=high,
             argmax=float(THRESHOLDS[np.argmax(f_beta[0])]),
             chosen=float(chosen) if expected.any() else 0.5,
+            precision=_bound(hits, found),
+            recall=_bound(hits, true),
         )
     return curves
+
+
+def _bound(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Return the shares of the data and the bounds of their band, (3, t), from counts as of `resample_counts`."""
+    share = part / np.maximum(whole, 1)  # without a whole there is no part, either
+    return np.stack([share[0], *np.quantile(share[1:], BAND, axis=0)])
 
 
 def apply_thresholds(candidates: pd.DataFrame, thresholds: Mapping[str, float]) -> pd.DataFrame:

@@ -22,6 +22,7 @@ from kaggle_utils.scoring.levels import find_log_odds
 from kaggle_utils.scoring.metrics import MATCH_FRACTION
 from kaggle_utils.scoring.thresholds import LOG_ODDS, get_confidence, tune_thresholds
 
+_NORMAL = 1.645  # standard errors to either side that hold 90 % of a normal distribution
 _KNOTS = LOG_ODDS[::5]  # from -7 to 5; the expected precision is nearly straight between two of them
 
 
@@ -85,6 +86,25 @@ def find_chances(candidates: pd.DataFrame, trust: Mapping[str, Trust]) -> np.nda
     for name, own in trust.items():
         chances[names == name] = expit(own.slope * log_odds[names == name] + own.intercept)
     return chances
+
+
+def measure_reliability(
+    candidates: pd.DataFrame, truth: pd.DataFrame, particles: Sequence[str], catalogue: Catalogue = PARTICLES
+) -> pd.DataFrame:
+    """Return how often candidates of a confidence are right, in tenths of it: a row for each particle and tenth (0 to
+    9) with candidates. Parameters and errors as those of `tune_thresholds`.
+
+    Columns are their `count`, their mean `confidence`, and the share that is `right`, as in `measure_trust`, with `low`
+    and `high`, its 90 % interval (Wilson's, as if candidates were independent)."""
+    items, _ = make_items(candidates, truth, get_confidence(candidates), catalogue)
+    items = items[items["particle"].isin(particles) & np.isfinite(items["confidence"])]
+    tenth = np.minimum((10 * items["confidence"]).astype(int), 9).rename("tenth")
+    groups = items.assign(right=items["true"] > 0).groupby(["particle", tenth])
+    table = groups.agg(count=("right", "size"), confidence=("confidence", "mean"), right=("right", "mean"))
+    square = _NORMAL**2 / table["count"]
+    middle = (table["right"] + square / 2) / (1 + square)
+    half = np.sqrt(square * table["right"] * (1 - table["right"]) + square**2 / 4) / (1 + square)
+    return table.assign(low=middle - half, high=middle + half)
 
 
 def choose_thresholds(trust: Mapping[str, Trust], aim: str | float) -> dict[str, float]:

@@ -8,6 +8,7 @@ import pytest
 
 from kaggle_utils.data.excerpts import average_crops, cut_crops, gather_crops, measure_likeness, measure_offsets
 from kaggle_utils.data.picks import make_picks, voxel_to_angstrom
+from kaggle_utils.data.spacing import resample
 
 SPACING = 12.5
 RNG = np.random.default_rng(0)
@@ -37,12 +38,10 @@ def test_crops_of_several_runs_keep_the_order_of_the_points_and_each_run_is_load
     for i, crop in enumerate(crops):
         np.testing.assert_array_equal(crop, cut_crops(load("ab"[i % 2]).volume, SPACING, points.iloc[[i]], 30.0)[0])
     other = make_picks("d", ["ribosome"], [[60.0, 70.0, 50.0]])
-    with pytest.raises(ValueError, match="run d has voxels of 15 A"):
-        gather_crops(
-            pd.concat([points, other]),
-            lambda run: SimpleNamespace(volume=VOLUME, voxel_spacing=15 if run == "d" else 12.5),
-            30,
-        )
+    coarse = SimpleNamespace(volume=VOLUME, voxel_spacing=15.0)
+    crops, _ = gather_crops(pd.concat([points, other]), lambda run: coarse if run == "d" else load(run), 30.0)
+    finer, spacing = resample(VOLUME, 15.0, SPACING, "d")
+    np.testing.assert_array_equal(crops[4], cut_crops(finer, spacing, other, 30.0)[0])
     with pytest.raises(ValueError, match="no points"):
         gather_crops(points[:0], load, 30.0)
 
@@ -53,8 +52,9 @@ def test_means_leave_out_what_is_outside_the_volume():
     crops[2] = np.nan
     means = average_crops(crops, ["ribosome", "ribosome", "apo-ferritin"])
     assert list(means) == ["ribosome", "apo-ferritin"]
-    assert np.unique(means["ribosome"][0]) == 3 and np.unique(means["ribosome"][1:]) == 2
-    assert not means["apo-ferritin"].any()
+    assert [average.crops for average in means.values()] == [2, 1]
+    assert np.unique(means["ribosome"].mean[0]) == 3 and np.unique(means["ribosome"].mean[1:]) == 2
+    assert not means["apo-ferritin"].mean.any()
 
 
 def make_shells(offset: np.ndarray, count: int = 40) -> tuple[np.ndarray, pd.DataFrame]:

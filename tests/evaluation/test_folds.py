@@ -109,6 +109,12 @@ def test_a_calibration_is_kept_with_the_models_and_applied(trained_folds, phanto
     folder = copy(trained_folds, tmp_path / "models")
     calibration = calibrate(runs, folder)
     assert set(calibration.scores.index) == set(calibration.candidates)
+    score = score_submission(calibration.picks, calibration.truth).score
+    assert score == calibration.scores.loc[[calibration.best], "score"].item()
+    intervals = calibration.intervals
+    assert intervals["f_beta"].to_dict() == calibration.scores["score"].set_axis(intervals.index).to_dict()
+    assert list(intervals.index) == list(map(", ".join, calibration.scores.index))
+    assert (intervals["low"] <= intervals["high"]).all()
     means = calibration.scores[[variant.merge in ("logits", "probabilities") for variant in calibration.candidates]]
     assert means["score"].max() == means.loc[[calibration.best], "score"].iloc[0]
     for path in folder.iterdir():

@@ -1,6 +1,7 @@
 """The figures: each is drawn, titled, labelled with units and released by pyplot, and shows things where they are."""
 
 import re
+from base64 import b64decode
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,10 +13,16 @@ from matplotlib.patches import Circle
 from torch import nn
 
 from kaggle_utils import figures
+from kaggle_utils.data.excerpts import average_crops, cut_crops
+from kaggle_utils.data.health import PERCENTILES, measure_places, measure_spectrum
 from kaggle_utils.evaluation.aims import score_aims
+from kaggle_utils.figures.gallery import _cut_slabs
+from kaggle_utils.figures.panels import cut_spheres
 from kaggle_utils.particles import PARTICLES
 from kaggle_utils.recipes import RECIPE_NAMES, get_recipe
+from kaggle_utils.scoring.confusion import count_confusions, list_errors
 from kaggle_utils.scoring.thresholds import Curve, tune_thresholds
+from kaggle_utils.scoring.trust import measure_reliability
 from kaggle_utils.training import build
 
 SPACING = 20.0  # Angstrom: an index, a nanometre and an Angstrom are three different numbers
@@ -47,16 +54,31 @@ COUNTS = pd.DataFrame(
 CURVES = tune_thresholds(POINTS.assign(confidence=0.6), POINTS[:2], NAMES, samples=2)  # amylases have no truth
 PICKED = {"fbeta": POINTS, "f1": POINTS[POINTS["particle_type"] != "ribosome"]}  # without picks, precision is NaN
 AIMS = score_aims({(aim, kept): PICKED[aim].assign(confidence=0.6) for aim in PICKED for kept in (False, True)}, POINTS)
+RELIABILITY = measure_reliability(POINTS.assign(confidence=0.6), POINTS[:2], NAMES)
+FOREST = pd.DataFrame({"f_beta": [0.5, 0.6], "low": [0.4, 0.5], "high": [0.6, 0.7]}, index=["unet", "average"])
+CROPS = cut_crops(VOLUME, SPACING, POINTS, 200.0)
+AVERAGES = average_crops(CROPS, POINTS["particle_type"])
+SURE = POINTS.assign(confidence=0.6)
+ERRORS = list_errors(SURE, POINTS[:2].assign(x=0.0), SURE)
+ERROR_CROPS = cut_crops(VOLUME, SPACING, ERRORS, 200.0)
+SIZES = pd.DataFrame({"x": 320.0, "y": 240.0, "z": 200.0}, index=pd.Index(["TS_1"], name="experiment"))
+TOMOGRAMS = pd.MultiIndex.from_product([["TS_1", "TS_2"], ["wbp", "denoised"]], names=["experiment", "tomogram"])
+INTENSITIES = pd.DataFrame([[-2.0, -1, 0, 1, 2]] * 4, TOMOGRAMS, columns=PERCENTILES) * 1e-5
+OFFSETS = pd.DataFrame(
+    [[1.0, -2.0, 12.0, 0.5, 0.5, 2.0, 30]],
+    index=["ribosome"],
+    columns=["x (A)", "y (A)", "z (A)", "x error (A)", "y error (A)", "z error (A)", "count"],
+)
 SCORES = pd.DataFrame({"unet": 0.5, "vnet": np.nan}, index=NAMES)
 
 # Name: (call, what an axis label must hold, what the legends must hold). None: no axes in the ordinary sense.
 CASES = {
     "particles_3d": (lambda: figures.draw_particles_3d(POINTS), r"[xyz] \(nm\)", "ribosome"),
-    "slice": (lambda: figures.draw_slice_with_picks(VOLUME, SPACING, POINTS), r"[xy] \(nm\)", "apo-ferritin"),
+    "run": (lambda: figures.draw_run(VOLUME, SPACING, POINTS), r"[xyz] \(nm\)", "apo-ferritin"),
     "picks in slices": (lambda: figures.draw_picks(VOLUME, SPACING, POINTS), r"[xy] \(nm\)", "beta-amylase"),
     "types": (lambda: figures.draw_tomogram_types({"wbp": VOLUME[0], "denoised": VOLUME[1]}, SPACING), r"\(nm\)", ""),
     "frequencies": (lambda: figures.draw_frequencies(POINTS), "picks|run", "beta-amylase"),
-    "spectrum": (lambda: figures.draw_power_spectrum(VOLUME, SPACING), r"\(1/nm\)|power", "60°"),
+    "spectrum": (lambda: figures.draw_power_spectrum(measure_spectrum(VOLUME, SPACING)), r"1/nm|power", "60°"),
     "intensities": (lambda: figures.draw_intensities(VOLUME, 1e5 * VOLUME), "intensity|voxels", "standard deviation"),
     "steps": (lambda: figures.draw_label_steps(VOLUME, MASK, MASK, SPACING), r"\(nm\)", "labelled voxels"),
     "subvolumes": (lambda: figures.draw_subvolumes(VOLUME[None], MASK[None], SPACING), r"\(nm\)", "mask"),
@@ -65,9 +87,22 @@ CASES = {
     "vnet": (lambda: figures.draw_vnet(get_recipe("report")), None, "added"),
     "pipeline": (lambda: figures.draw_pipeline(get_recipe("report")), None, ""),
     "losses": (lambda: figures.draw_losses(HISTORY, "losses"), "epoch|loss|Dice", "validation loss"),
-    "grid": (lambda: figures.draw_losses_grid({"ribosome": HISTORY}), "epoch|loss|Dice", "validation Dice"),
-    "thresholds": (lambda: figures.draw_threshold_curves(CURVES), "confidence threshold|F-beta", "band"),
+    "learning": (lambda: figures.draw_learning_curves({"unet": HISTORY}, "U-Net"), "epoch|loss|Dice", "best epoch"),
+    "thresholds": (lambda: figures.draw_threshold_curves(CURVES), "confidence threshold|score", "precision"),
     "aims": (lambda: figures.draw_aims(AIMS), "recall|precision", "one particle a place"),
+    "reliability": (lambda: figures.draw_reliability(RELIABILITY), "confidence|right", ""),
+    "confusions": (
+        lambda: figures.draw_confusions(count_confusions(POINTS, POINTS[:2]), "types"),
+        "picked|there|share",
+        "",
+    ),
+    "forest": (lambda: figures.draw_forest(FOREST, "all ways", "average"), "F-beta|way", ""),
+    "averages": (lambda: figures.draw_averages({"hits": AVERAGES}, SPACING), None, ""),
+    "errors": (lambda: figures.draw_errors(ERRORS, ERROR_CROPS, SPACING), None, ""),
+    "unlike": (lambda: figures.draw_unlike(POINTS.assign(likeness=0.1), CROPS, SPACING), None, ""),
+    "runs": (lambda: figures.draw_run_intensities(INTENSITIES), "intensity|run", ""),
+    "places": (lambda: figures.draw_places(measure_places(POINTS, SIZES)), r"\(nm\)", ""),
+    "offsets": (lambda: figures.draw_offsets(OFFSETS, SPACING), "particle|Å", "half a voxel"),
     "confusion": (lambda: figures.draw_confusion([[990, 10], [5, 0]], "confusion"), "true|predicted|voxels", ""),
     "truth": (
         lambda: figures.draw_truth_and_prediction(VOLUME, MASK, PREDICTED, SPACING, "truth"),
@@ -120,7 +155,7 @@ def test_every_function_is_tested():
 
 def test_a_failing_figure_is_released_too():
     with pytest.raises(ValueError, match="unknown particle"):
-        figures.draw_slice_with_picks(VOLUME, SPACING, POINTS.assign(particle_type="ribosom"))
+        figures.draw_run(VOLUME, SPACING, POINTS.assign(particle_type="ribosom"))
     assert plt.get_fignums() == []
 
 
@@ -137,7 +172,7 @@ def test_slices_of_a_run_go_through_its_picks_and_one_alone_through_most():
 def test_figures_of_no_picks():
     """Runs without annotations, and models that find nothing, must not break a notebook."""
     nothing = POINTS[:0]
-    assert "no picks" in figures.draw_slice_with_picks(VOLUME, SPACING, nothing).get_suptitle()
+    assert "no picks" in figures.draw_run(VOLUME, SPACING, nothing).get_suptitle()
     assert "of 0 picks" in figures.draw_picks(VOLUME, SPACING, nothing).get_suptitle()
     figures.draw_particles_3d(nothing)
     figures.draw_picks_and_truth(VOLUME, SPACING, nothing, POINTS)
@@ -154,24 +189,130 @@ def test_no_sub_volumes_are_told_as_such():
 
 def test_pictures_have_x_to_the_right_and_y_upwards_in_nanometres():
     """A picture that is flipped or half a voxel off would make good picks look wrong."""
-    axes = figures.draw_slice_with_picks(VOLUME, SPACING, POINTS, z=4).axes[0]
+    axes = figures.draw_picks(VOLUME, SPACING, POINTS[:1], 1).axes[0]
     image = axes.images[0]
     assert image.origin == "lower"
     np.testing.assert_allclose(image.get_extent(), [-1, 31, -1, 23])  # 16 x 12 voxels of 2 nm, centred on their indices
-    np.testing.assert_array_equal(image.get_array(), VOLUME[4])
+    np.testing.assert_array_equal(image.get_array(), VOLUME[5])
 
 
 def test_circles_are_the_cuts_of_the_spheres():
     """Slice 4, at 80 A, is 20 A from a ribosome (radius 150) and an apo-ferritin (60), 60 A from an amylase (65)."""
-    axes = figures.draw_slice_with_picks(VOLUME, SPACING, POINTS, z=4).axes[0]
-    drawn = sorted((*circle.center, circle.radius, to_hex(circle.get_edgecolor())) for circle in axes.patches)
-    expected = [(4, 6, 5.656854, "#e69f00"), (20, 12, 14.866069, "#d55e00"), (30, 20, 2.5, "#000000")]
-    for circle, wanted in zip(drawn, expected, strict=True):
-        np.testing.assert_allclose(circle[:3], wanted[:3], rtol=1e-6)
-        assert circle[3] == wanted[3]
-    only = figures.draw_slice_with_picks(VOLUME, SPACING, POINTS, particles=["ribosome"])
-    assert len(only.axes[0].patches) == 1
-    assert "z = 10 nm" in only.get_suptitle()
+    names, circles = cut_spheres(POINTS, SPACING, PARTICLES, 4)
+    assert names.tolist() == POINTS["particle_type"].tolist()
+    np.testing.assert_allclose(circles, [(20, 12, 14.866069), (4, 6, 5.656854), (30, 20, 2.5)], rtol=1e-6)
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_circles_of_all_three_slices_are_those_of_painted_spheres(axis):
+    """Against every voxel that is within the radius of a centre, in a volume of small voxels."""
+    rng, spacing, shape = np.random.default_rng(axis), 10.0, (50, 60, 70)
+    points = pd.DataFrame(rng.uniform(150, 350, (2, 3)), columns=list("xyz")).assign(
+        experiment="a", particle_type=["ribosome", "virus-like-particle"]
+    )
+    z, y, x = np.meshgrid(*(np.arange(size) * spacing for size in shape), indexing="ij")
+    for index in range(10, 40, 3):
+        names, circles = cut_spheres(points, spacing, PARTICLES, index, axis)
+        drawn = dict(zip(names, circles, strict=True))
+        for row in points.itertuples():
+            radius = PARTICLES.get(row.particle_type).radius
+            inside = (z - row.z) ** 2 + (y - row.y) ** 2 + (x - row.x) ** 2 < radius**2
+            area = inside.take(index, axis)
+            if axis == 2:
+                area = area.T  # across x, z is to the right
+            assert area.any() <= (row.particle_type in drawn)
+            if row.particle_type in drawn:
+                right, up, size = drawn[row.particle_type]
+                rows, columns = np.indices(area.shape) * spacing / 10
+                np.testing.assert_array_equal(area, (columns - right) ** 2 + (rows - up) ** 2 < size**2)
+
+
+def test_a_run_is_seen_from_three_sides_in_one_range_of_greys():
+    """Slices across z, y and x through the particles, each with the circles that belong to it, and a scale bar."""
+    figure = figures.draw_run(VOLUME, SPACING, POINTS)
+    across_z, across_x, across_y = figure.axes
+    at = [int(re.search(rf"{axis} = (\d+) nm", figure.get_suptitle()).group(1)) // 2 for axis in "zyx"]
+    images = VOLUME[at[0]], VOLUME[:, at[1]], VOLUME[:, :, at[2]].T
+    for axis, (axes, image) in enumerate(zip((across_z, across_y, across_x), images, strict=True)):
+        np.testing.assert_array_equal(axes.images[0].get_array(), image)
+        _, circles = cut_spheres(POINTS, SPACING, PARTICLES, at[axis], axis)
+        np.testing.assert_allclose([(*patch.center, patch.radius) for patch in axes.patches], circles)
+        assert axes.images[0].get_clim() == across_z.images[0].get_clim()
+    (bar,) = (line for line in across_z.lines if line.get_gid() == "scale bar")
+    assert np.ptp(bar.get_xdata()) == 5 and "5 nm" in texts(figure)
+
+
+def test_every_figure_has_a_text_for_those_who_cannot_see_it():
+    """A notebook keeps it with the picture, and pages show it as the alternative text."""
+    figure = figures.draw_forest(FOREST, "ways", "average")
+    data, metadata = figure._repr_mimebundle_()
+    assert b64decode(data["image/png"])[:4] == b"\x89PNG"
+    assert (
+        metadata["image/png"]["alt"] == figures.tell_figure(figure) == "ways; way against F-beta, and its 90 % interval"
+    )
+
+
+def test_means_of_crops_have_a_column_for_each_particle_and_say_how_many_there_are():
+    averages = {"hits": AVERAGES, "missed": {"ribosome": AVERAGES["ribosome"]}}
+    figure = figures.draw_averages(averages, SPACING)
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles[:3] == ["apo-ferritin\n1", "beta-amylase\n1", "ribosome\n1"]
+    assert titles[3:] == ["apo-ferritin\nnone", "beta-amylase\nnone", "ribosome\n1"]
+    shown, mean = figure.axes[2].images[0].get_array(), AVERAGES["ribosome"].mean
+    middle, size = len(mean) // 2, len(mean)
+    np.testing.assert_array_equal(shown[-size:], mean[middle])
+    np.testing.assert_array_equal(shown[:size], mean[:, middle])
+    assert figure.axes[2].images[0].get_clim() == figure.axes[5].images[0].get_clim()
+    assert {patch.radius for patch in figure.axes[2].patches} == {15}
+
+
+def test_errors_tell_what_the_network_said_and_what_is_nearest():
+    titles = [axes.get_title("left") for axes in figures.draw_errors(ERRORS, ERROR_CROPS, SPACING).axes]
+    assert titles[0] == "apo-ferritin: false pick, sure 0.60\nthere: ribosome, 7.2 nm"
+    assert titles[1] == "apo-ferritin: missed, no candidate\nnearest: apo-ferritin, 4.0 nm"
+    assert len(titles) == len(ERRORS) == 5
+    assert "there are none" in figures.draw_errors(ERRORS[:0], ERROR_CROPS[:0], SPACING).get_suptitle()
+
+
+def test_slabs_of_a_crop_leave_out_what_is_outside_the_volume():
+    crop = np.arange(125, dtype=np.float32).reshape(5, 5, 5)
+    crop[:2] = np.nan
+    across_z, across_y, across_x = _cut_slabs(crop, 1)
+    np.testing.assert_array_equal(across_z, crop[2:4].mean(axis=0))
+    assert np.isnan(across_y[:2]).all() and np.isnan(across_x[:2]).all()
+    np.testing.assert_allclose(across_x[2:], crop[2:, :, 1:4].mean(axis=2))
+
+
+def test_confusions_show_counts_and_colours_the_shares_of_a_column():
+    table = count_confusions(POINTS, POINTS[:2])
+    image = figures.draw_confusions(table, "").axes[0].images[0]
+    np.testing.assert_array_equal(image.get_array()[:, :3].sum(axis=0), 1)
+    assert image.get_array()[-1, 1] == 1  # the amylase is on background
+
+
+def test_a_forest_has_the_best_on_top_and_marks_the_chosen_one():
+    axes = figures.draw_forest(FOREST, "ways", "unet").axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["average", "unet"]
+    assert [label.get_fontweight() for label in axes.get_yticklabels()] == ["normal", "bold"]
+    assert axes.lines[0].get_xdata().tolist() == [0.5, 0.7] and axes.lines[1].get_xdata().tolist() == [0.6]
+    joined = pd.concat({"report": FOREST, "competition": FOREST})
+    assert len(figures.draw_forest(joined, "recipes").axes[0].get_yticklabels()) == 4
+
+
+def test_learning_curves_mark_each_networks_best_epoch():
+    loss_axes, dice_axes = figures.draw_learning_curves({"a": HISTORY, "b": HISTORY[:2]}, "").axes
+    stars = [line.get_xydata()[0].tolist() for line in dice_axes.lines if line.get_marker() == "*"]
+    assert stars == [[4, 0.5], [2, 0.3]]
+    assert [line.get_label() for line in loss_axes.lines if not line.get_label().startswith("_")] == ["a", "b"]
+    np.testing.assert_array_equal(loss_axes.lines[0].get_xydata(), [[2, 0.7], [4, 0.6]])
+
+
+def test_places_count_the_picks_that_are_nearer_than_the_lines():
+    points = pd.concat([POINTS, POINTS[:1].assign(x=270.0)])  # a second ribosome 70 A from the first; 75 A match
+    neighbours, faces = figures.draw_places(measure_places(points, SIZES)).axes
+    assert [text.get_text() for text in neighbours.texts] == ["0 of 1", "0 of 1", "2 of 2"]
+    # An apo-ferritin (radius 60) is 40 A from a face, an amylase (65) 20 A, and both ribosomes (150) within 120 A.
+    assert [text.get_text() for text in faces.texts] == ["1 of 1", "1 of 1", "2 of 2"]
 
 
 def test_picks_and_truth_keeps_to_the_depth():
@@ -201,7 +342,7 @@ def test_the_missing_wedge_is_about_kz():
     kz, _, kx = np.meshgrid(*[np.fft.fftfreq(24)] * 3, indexing="ij")
     seen = np.abs(kz) <= np.tan(np.radians(60)) * np.abs(kx)
     volume = np.fft.ifftn(np.fft.fftn(rng.normal(size=(24,) * 3)) * seen).real
-    power = figures.draw_power_spectrum(volume, SPACING).axes[0].images[0]
+    power = figures.draw_power_spectrum(measure_spectrum(volume, SPACING)).axes[0].images[0]
     assert power.origin == "lower"
     np.testing.assert_allclose(power.get_extent(), [-0.25, 0.25, -0.25, 0.25])  # half a wave per 2 nm
     values = power.get_array()
@@ -221,19 +362,27 @@ def test_losses_leave_out_epochs_without_validation():
 def make_curve(**changed) -> Curve:
     """Return a curve that rises from 0.2 to 0.4 and falls back, with a band of 0.1 each way."""
     f_beta = np.array([0.2, 0.4, 0.3])
-    known = {"thresholds": np.array([0.1, 0.5, 0.9]), "f_beta": f_beta, "low": f_beta - 0.1, "high": f_beta + 0.1}
+    shares = {"precision": np.tile(0.1, (3, 3)), "recall": np.tile(0.9, (3, 3))}
+    known = shares | {
+        "thresholds": np.array([0.1, 0.5, 0.9]),
+        "f_beta": f_beta,
+        "low": f_beta - 0.1,
+        "high": f_beta + 0.1,
+    }
     return Curve(**known | {"argmax": 0.5, "chosen": 0.6} | changed)
 
 
 def test_threshold_curves_show_curve_band_and_both_thresholds():
     """Who reads a threshold off the picture must read the one that inference applies, the solid line's."""
     axes = figures.draw_threshold_curves({"ribosome": make_curve()}).axes[0]
-    curve, *lines = axes.lines
+    curve, precision, recall, *lines = axes.lines
     np.testing.assert_array_equal(curve.get_xydata(), [[0.1, 0.2], [0.5, 0.4], [0.9, 0.3]])
     assert to_hex(curve.get_color()) == "#d55e00"
     assert {line.get_linestyle(): line.get_xdata()[0] for line in lines} == {"-": 0.6, ":": 0.5}
     assert axes.get_title() == "ribosome: chosen 0.6"
-    (band,) = axes.collections
+    assert (precision.get_linestyle(), recall.get_linestyle()) == ("--", "-.")
+    assert (precision.get_ydata()[0], recall.get_ydata()[0]) == (0.1, 0.9)
+    band = axes.collections[0]
     corners = {tuple(corner) for corner in band.get_paths()[0].vertices.round(6).tolist()}
     assert corners == {(x, round(y + d, 6)) for x, y in curve.get_xydata().tolist() for d in (-0.1, 0.1)}
 
@@ -243,7 +392,7 @@ def test_threshold_curves_have_one_scale_and_say_where_nothing_is_tuned():
     high = {"f_beta": np.array([0.5, 1.05, 1.0]), "high": np.array([0.6, 1.2, 1.1])}
     curves = {name: make_curve(**high) for name in NAMES[2:]}
     figure = figures.draw_threshold_curves({"beta-amylase": CURVES["beta-amylase"]} | curves)
-    assert [len(axes.lines) for axes in figure.axes] == [2, 3, 3, 3, 3]
+    assert [len(axes.lines) for axes in figure.axes] == [4, 5, 5, 5, 5]
     assert figure.axes[0].get_title() == "beta-amylase, not scored: chosen 0.5"
     assert texts(figure) == ["0 at every threshold,\nnothing to tune"]
     assert len({axes.get_xlim() for axes in figure.axes}) == 1

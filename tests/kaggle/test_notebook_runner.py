@@ -1,6 +1,7 @@
 """The notebook runner: what kernels are given, what is kept of a run, how a failure is told, what gets committed."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -62,13 +63,18 @@ def test_kernels_get_this_python_the_settings_and_their_folder(env, folder, monk
         "print('done')"
     )
     figure = "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()"
-    original = write(folder / "01_first.ipynb", source, progress, figure).read_bytes()
+    told = (
+        "from IPython.display import display\n"
+        "pixel = 'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=='\n"
+        "display({'image/png': pixel}, metadata={'image/png': {'alt': 'rings <60 A'}}, raw=True)"
+    )
+    original = write(folder / "01_first.ipynb", source, progress, figure, told).read_bytes()
     write(folder / "02_second.ipynb", "assert 'wanted' not in globals()  # a kernel of its own")
 
     pages = run_notebooks(env, folder=folder)
 
     assert pages == [env.work / "notebooks" / name for name in ("01_first.html", "02_second.html")]
-    (settings,), (done, bar), (plot,) = outputs(env.work / "notebooks" / "01_first.ipynb")
+    (settings,), (done, bar), (plot,), _ = outputs(env.work / "notebooks" / "01_first.ipynb")
     variables, cwd, python = json.loads(settings.text)
     assert variables == {
         "CZII_DATA": str(env.data),
@@ -83,6 +89,8 @@ def test_kernels_get_this_python_the_settings_and_their_folder(env, folder, monk
     assert done.text == "done\n"
     assert bar.text.count("\n") == 1 and bar.text.startswith("100%") and "3/3" in bar.text
     assert "data:image/png;base64," + plot.data["image/png"].strip()[:100] in pages[0].read_text(encoding="utf-8")
+    # A page says to those who cannot see it what a figure says of itself.
+    assert re.findall(r'<img alt="([^"]*)"', pages[0].read_text(encoding="utf-8")) == ["figure", "rings &lt;60 A"]
     assert (folder / "01_first.ipynb").read_bytes() == original  # only --refresh touches the sources
 
 

@@ -42,9 +42,10 @@ def test_true_particles_are_hit_taken_for_another_or_missed():
     candidates = pd.concat([PICKS, make_table([("a", "thyroglobulin", 720.0)], [0.1])])
     judged = judge_truth(TRUTH, PICKS, candidates)
     assert judged["outcome"].tolist() == ["hit", "other type", "missed"]
-    np.testing.assert_array_equal(judged["confidence"], [0.9, np.nan, 0.1])
+    assert judged["confidence"].tolist() == [0.9, 0, 0.1]
     assert judged["distance"].tolist() == [10, 25, 260]
     nothing = judge_truth(TRUTH, PICKS[:0])
+    assert nothing["confidence"].isna().all()  # what was not picked is unknown
     assert nothing["nearest"].tolist() == [""] * 3 and np.isinf(nothing["distance"]).all()
 
 

@@ -84,9 +84,16 @@ def test_curve_is_the_official_score_on_dense_runs():
         np.testing.assert_array_equal(curve.f_beta, expected[name])
         assert curve.argmax == THRESHOLDS[np.argmax(expected[name])]
         assert curve.chosen in THRESHOLDS and (curve.low <= curve.high).all()
+        for share in (curve.precision, curve.recall):
+            assert (share[1] <= share[2]).all()
     chosen = {name: curve.chosen for name, curve in curves.items()}
     scores = score_submission(apply_thresholds(candidates, chosen), truth).particles["f_beta"]
     assert all(curve.f_beta[curve.thresholds == curve.chosen] == scores[name] for name, curve in curves.items())
+    for value in THRESHOLDS[::30]:
+        rows = score_submission(candidates[candidates["confidence"].astype(float) >= value], truth).particles
+        for name, curve in curves.items():
+            shares = [share[0, curve.thresholds == value].item() for share in (curve.precision, curve.recall)]
+            assert shares == pytest.approx(rows.loc[name, ["precision", "recall"]].tolist())
 
 
 def test_chosen_threshold_loses_less_on_new_runs_than_the_argmax():

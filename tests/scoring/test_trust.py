@@ -7,9 +7,17 @@ import pandas as pd
 import pytest
 from scipy.special import expit
 
+from kaggle_utils.data.picks import make_picks
 from kaggle_utils.particles import PARTICLES
 from kaggle_utils.scoring.thresholds import apply_thresholds
-from kaggle_utils.scoring.trust import Trust, choose_thresholds, find_chances, keep_surest, measure_trust
+from kaggle_utils.scoring.trust import (
+    Trust,
+    choose_thresholds,
+    find_chances,
+    keep_surest,
+    measure_reliability,
+    measure_trust,
+)
 
 
 def draw_runs(rng, runs, true=40, false=400, name="ribosome"):
@@ -101,3 +109,19 @@ def test_a_place_is_half_the_smaller_radius_wide():
     assert len(keep_surest(picks[:0])) == 0
     assert keep_surest(picks.assign(y=[np.nan, 0.0, 0.0])).index.tolist() == [0, 1, 2]  # left to who knows the run
     assert len(keep_surest(picks.assign(y=np.nan))) == 3
+
+
+def test_reliability_is_the_share_of_right_candidates_in_each_tenth_of_confidence():
+    """Two candidates on a particle: only the surer one is right. The interval is Wilson's, of the share's size."""
+    truth = make_picks("a", ["ribosome"] * 40, np.arange(40)[:, None] * [1000.0, 0, 0])
+    right = make_picks("a", ["ribosome"] * 30, np.arange(30)[:, None] * [1000.0, 0, 0]).assign(confidence=0.75)
+    wrong = right.assign(y=500.0, confidence=0.71)[:10]
+    again = right.assign(y=20.0, confidence=0.05)[:20]
+    table = measure_reliability(pd.concat([right, wrong, again]), truth, ["ribosome"])
+    assert list(table.index) == [("ribosome", 0), ("ribosome", 7)]
+    assert table["count"].tolist() == [20, 40]
+    assert table["right"].tolist() == [0, 0.75]
+    assert table["confidence"].tolist() == pytest.approx([0.05, 0.74])
+    low, high = table.loc[("ribosome", 7), ["low", "high"]]
+    assert (low, high) == pytest.approx((0.625, 0.844), abs=0.003)  # statsmodels' proportion_confint(30, 40, 0.1)
+    assert table.loc[("ribosome", 0), "low"] == pytest.approx(0)
