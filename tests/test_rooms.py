@@ -27,13 +27,17 @@ IMPORTS = {
     "preprocessing": ("particles", "recipes", "data"),
     "training": ("particles", "recipes", "system", "data", "models", "scoring", "preprocessing"),
     "inference": ("particles", "system", "data", "models", "scoring"),
-    "evaluation": ("particles", "recipes", "models", "scoring", "preprocessing", "inference"),
+    "evaluation": ("particles", "recipes", "system", "models", "scoring", "preprocessing", "inference"),
     "submission": ("particles", "system", "data", "models", "inference"),
     "figures": ("particles", "recipes", "data", "scoring"),
+    "report": (
+        *("particles", "recipes", "settings", "system", "data", "models", "scoring", "evaluation", "submission"),
+        *("figures",),
+    ),
     "kaggle": ("particles", "recipes", "system", "data", "models", "inference", "submission"),
     "cli": (
         *("particles", "recipes", "system", "data", "models", "scoring", "preprocessing", "training", "inference"),
-        *("evaluation", "submission", "figures", "kaggle"),
+        *("evaluation", "submission", "figures", "report", "kaggle"),
     ),
     "__main__": ("cli",),
 }

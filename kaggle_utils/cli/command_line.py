@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from kaggle_utils.cli.commands import import_data, notebooks, phantom, predict, publish, score, train, validate
+from kaggle_utils.cli.commands import import_data, notebooks, phantom, predict, publish, report, score, train, validate
 from kaggle_utils.recipes import RECIPE_NAMES, SCALES
 
 _STATUS = (
@@ -206,6 +206,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--split", choices=("train", "test"), default="test", help="part of the data (test)")
     command.add_argument(
         "--particles", type=Path, metavar="PATH", help="particles.json, or the data folder that has it (of the data)"
+    )
+
+    command = commands.add_parser("report", help="write all that a work folder knows into one page", **settings)
+    command.set_defaults(command=report)
+    command.add_argument("--work", type=Path, required=True, metavar="DIR", help="of the notebooks; gets report.html")
+    command.add_argument(
+        "--data", type=Path, metavar="DIR", help="folder with train/ and test/ (what is found, or the work's phantom)"
     )
 
     command = commands.add_parser("publish", help="make a dataset and the notebooks ready for Kaggle", **settings)

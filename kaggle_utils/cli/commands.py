@@ -265,6 +265,17 @@ def validate(submission: Path, data: Path, split: str, particles: Path | None = 
     return 0
 
 
+def report(work: Path, data: Path | None = None) -> int:
+    """Write WORK/report.html. Without `data` it is about those that the notebooks would find."""
+    from kaggle_utils.report.page import write_report
+    from kaggle_utils.system.environment import detect
+
+    env = detect(os.environ | ({"CZII_DATA": str(data)} if data else {}))
+    submission = env.submission if env.work == work.absolute() else None
+    print(f"report: {write_report(work, env.data, submission)}")
+    return 0
+
+
 def publish(
     user: str, push: bool = False, only: tuple[str, ...] = (), recipe: str = RECIPE_NAMES[0], **settings: Any
 ) -> int:

@@ -2,7 +2,7 @@
 
 Comes in: runs and a folder of trained models. Goes out: the report's tables, the chosen ensemble, and thresholds, which
 are written into the model folders. `folds` calibrates networks for all particles, `comparison` makes the tables,
-`aims` those of F-beta beside F1.
+`aims` those of F-beta beside F1, and `records` keeps what was found.
 Next: submission uses the chosen ensemble."""
 
 from kaggle_utils.evaluation.aims import check_aims, pick_by_aim, score_aims
@@ -17,11 +17,13 @@ from kaggle_utils.evaluation.comparison import (
     read_scores,
 )
 from kaggle_utils.evaluation.folds import Calibration, Variant, calibrate, check_thresholds, predict_held_out
+from kaggle_utils.evaluation.records import Record, read_record, write_record
 
 __all__ = [
     "Calibration",
     "Comparison",
     "Example",
+    "Record",
     "Variant",
     "calibrate",
     "check_aims",
@@ -33,6 +35,8 @@ __all__ = [
     "pick_by_aim",
     "predict_example",
     "predict_held_out",
+    "read_record",
     "read_scores",
     "score_aims",
+    "write_record",
 ]

@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from kaggle_utils.evaluation.aims import check_aims
 from kaggle_utils.evaluation.folds import Calibration, calibrate, check_thresholds
+from kaggle_utils.evaluation.records import Record, write_record
 from kaggle_utils.inference.ensemble import ENSEMBLES, combine, make_ensemble
 from kaggle_utils.inference.predictor import Predictor
 from kaggle_utils.models.config import read_catalogue, read_config
@@ -131,7 +132,7 @@ def predict_example(
 
 
 def compare(runs: Sequence[Run], recipe: Recipe, folder: str | Path, device: str = "cpu") -> Comparison:
-    """Find the best ensemble of the models below `folder`.
+    """Find the best ensemble of the models below `folder`, and keep there what a report shows of it (`read_record`).
 
     With the report recipe, it has the best mean voxel F1 on the validation share, and the check is on the test share.
     With the competition recipe, it is the best variant on the runs that were left out, and its thresholds are kept (see
@@ -140,7 +141,9 @@ def compare(runs: Sequence[Run], recipe: Recipe, folder: str | Path, device: str
     if not isinstance(recipe, CompetitionRecipe):
         scores = compare_ensembles(runs, recipe, folder, "validation", device)["f1"]
         check = compare_ensembles(runs, recipe, folder, "test", device)["f1"]
-        return Comparison("voxel F1", scores, scores.mean().idxmax(), check)
+        comparison = Comparison("voxel F1", scores, scores.mean().idxmax(), check)
+        write_record(Record(comparison.metric, comparison.best, scores, check, pd.DataFrame()), folder)
+        return comparison
     calibration = calibrate(runs, folder, device, recipe.views)
     table = calibration.candidates[calibration.best]
     truth = calibration.truth
@@ -149,7 +152,10 @@ def compare(runs: Sequence[Run], recipe: Recipe, folder: str | Path, device: str
     if len(calibration.held_out) > 1:
         check = check_thresholds(table, truth, list(calibration.curves), runs[0].catalogue).T
         aims = check_aims(table, truth, list(calibration.curves), runs[0].catalogue)
-    return Comparison("F-beta", scores, calibration.best.ensemble, check, calibration, aims)
+    comparison = Comparison("F-beta", scores, calibration.best.ensemble, check, calibration, aims)
+    kept = Record(comparison.metric, comparison.best, scores, check, calibration.intervals, calibration.held_out, table)
+    write_record(kept, folder)
+    return comparison
 
 
 def compare_ensembles(

@@ -39,10 +39,11 @@ from kaggle_utils.figures.masks import (
 )
 from kaggle_utils.figures.slices import draw_picks, draw_picks_and_truth, draw_run, draw_tomogram_types
 from kaggle_utils.figures.style import encode_figure, tell_figure
-from kaggle_utils.figures.viewer import view_run
+from kaggle_utils.figures.viewer import Viewer, view_run
 from kaggle_utils.figures.words import conclude, describe, tell
 
 __all__ = [
+    "Viewer",
     "conclude",
     "describe",
     "draw_aims",

@@ -243,6 +243,8 @@ function start(data) {
     turn(...keys[event.key]);
   });
   new ResizeObserver(draw).observe(find("slice"));
+  // A frame that is out of sight observes nothing.
+  for (const event of ["load", "beforeprint"]) addEventListener(event, draw);
   draw();
 }
 

@@ -22,6 +22,8 @@ from kaggle_utils.submission.budget import Level
 from kaggle_utils.system.files import is_number, read_json, write_text
 
 STATES = ("done", "degraded", "failed")
+# What reading a broken part may raise.
+_MALFORMED = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -57,28 +59,16 @@ class Parts:
     def read(self, run: str, source: str) -> Outcome | None:
         """Return the stored outcome of a run. Return None, for the run to be computed again, when there is none or when
         models, settings or files have changed. `source` is the fingerprint of the run's files."""
-        path = self._path(run)
+        path = find_part(self.folder, run)
         try:
             record = read_json(path)
             if (record["run"], record["fingerprint"], record["source"]) != (run, self.fingerprint, source):
                 return None
-            picks, problems, level = pd.DataFrame(record["picks"]), record["problems"], Level(*record["level"])
-            if not all(is_number(value, -FARTHEST, FARTHEST) for axis in "xyz" for value in picks[axis].tolist()):
-                raise ValueError("a pick has wrong coordinates")
-            if set(picks["experiment"]) - {run} or set(picks["particle_type"]) - set(self.catalogue.names):
-                raise ValueError("a pick has another run or an unknown particle")
-            if not isinstance(problems, list) or not all(isinstance(problem, str) for problem in problems):
-                raise ValueError("the problems are not texts")
-            if not all(is_number(count, 1) and isinstance(count, int) for count in level):
-                raise ValueError("the views and networks are not whole numbers")
-            if not is_number(record["seconds"], 0):
-                raise ValueError("the time is not a number")
-            return Outcome(run, picks if len(picks) else make_picks(), tuple(problems), level, record["seconds"])
+            return _parse(record, run, self.catalogue)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            reason = textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" ...")
-            warnings.warn(f"{path} cannot be read ({reason}); run {run} is computed again", stacklevel=2)
+        except _MALFORMED as error:
+            warnings.warn(f"{path} cannot be read ({_tell(error)}); run {run} is computed again", stacklevel=2)
             return None
 
     def write(self, outcome: Outcome, source: str) -> None:
@@ -95,13 +85,44 @@ class Parts:
             "problems": outcome.problems,
             "picks": outcome.picks.to_dict("list"),
         }
-        write_text(self._path(outcome.run), json.dumps(record))
+        write_text(find_part(self.folder, outcome.run), json.dumps(record))
 
-    def _path(self, run: str) -> Path:
-        """Return the path of a run's part. Its name is legal in any file system, and stays in the folder, for any name
-        of a run."""
-        checksum = zlib.crc32(run.encode("utf-8", "surrogatepass"))
-        return self.folder / f"{re.sub('[^A-Za-z0-9_-]', '-', run)[:80]}-{checksum:08x}.json"
+
+def find_part(folder: str | Path, run: str) -> Path:
+    """Return the path of a run's part. Its name is legal in any file system, and stays in the folder, for any name of a
+    run."""
+    checksum = zlib.crc32(run.encode("utf-8", "surrogatepass"))
+    return Path(folder) / f"{re.sub('[^A-Za-z0-9_-]', '-', run)[:80]}-{checksum:08x}.json"
+
+
+def read_outcome(folder: str | Path, run: str, catalogue: Catalogue = PARTICLES) -> Outcome:
+    """Return what a run's part says, whatever models and files it was made of. Where there is none, or a broken one,
+    the outcome is a failed one that says so."""
+    try:
+        return _parse(read_json(find_part(folder, run)), run, catalogue)
+    except FileNotFoundError:
+        return Outcome(run, problems=("there is no part file: it was not computed, or failed",))
+    except _MALFORMED as error:
+        return Outcome(run, problems=(f"its part file cannot be read ({_tell(error)})",))
+
+
+def _parse(record: dict, run: str, catalogue: Catalogue) -> Outcome:
+    picks, problems, level = pd.DataFrame(record["picks"]), record["problems"], Level(*record["level"])
+    if not all(is_number(value, -FARTHEST, FARTHEST) for axis in "xyz" for value in picks[axis].tolist()):
+        raise ValueError("a pick has wrong coordinates")
+    if set(picks["experiment"]) - {run} or set(picks["particle_type"]) - set(catalogue.names):
+        raise ValueError("a pick has another run or an unknown particle")
+    if not isinstance(problems, list) or not all(isinstance(problem, str) for problem in problems):
+        raise ValueError("the problems are not texts")
+    if not all(is_number(count, 1) and isinstance(count, int) for count in level):
+        raise ValueError("the views and networks are not whole numbers")
+    if not is_number(record["seconds"], 0):
+        raise ValueError("the time is not a number")
+    return Outcome(run, picks if len(picks) else make_picks(), tuple(problems), level, record["seconds"])
+
+
+def _tell(error: Exception) -> str:
+    return textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" ...")
 
 
 def show_name(run: str) -> str:

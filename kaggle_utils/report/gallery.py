@@ -1,0 +1,54 @@
+"""What can be seen of the runs that the report looks at: slices, errors one by one, confusions, and the viewer."""
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from kaggle_utils import figures
+from kaggle_utils.data.excerpts import gather_crops
+from kaggle_utils.report.sources import Judged, Sources
+from kaggle_utils.scoring.confusion import count_confusions, list_errors
+
+_EACH = 2  # errors of a kind and particle
+
+
+def choose_runs(judged: Judged, most: int) -> list[str]:
+    """Return the runs with the lowest F-beta; without truth, the first."""
+    return list(judged.score_runs().index[:most]) or sorted(judged.picks["experiment"].unique())[:most]
+
+
+def view_worst(sources: Sources) -> figures.Viewer:
+    """Return the viewer of the first run that is looked at. Raises ValueError without picks."""
+    judged = sources.shown
+    if not (runs := choose_runs(judged, 1)):
+        raise ValueError("there are no picks")
+    found = sources.load(runs[0], judged.split)
+    return figures.view_run(found.volume, found.voxel_spacing, *judged.of_run(runs[0]), catalogue=judged.catalogue)
+
+
+def draw_run(sources: Sources, run: str) -> Figure:
+    """Draw a slice of a run with its picks and, where it is known, its truth."""
+    judged = sources.shown
+    picks, truth = judged.of_run(run)
+    found = sources.load(run, judged.split)
+    true = picks[:0] if truth is None else truth
+    return figures.draw_picks_and_truth(found.volume, found.voxel_spacing, picks, true, catalogue=judged.catalogue)
+
+
+def draw_confusions(sources: Sources) -> Figure:
+    """Draw what stands where each particle was picked, in all runs that are looked at."""
+    judged = sources.shown
+    table = count_confusions(judged.picks, judged.require_truth(), judged.catalogue)
+    return figures.draw_confusions(table, f"What stands where each particle was picked: {judged.where}")
+
+
+def draw_errors(sources: Sources, runs: list[str]) -> Figure:
+    """Draw the surest errors of scored particles in some runs. Raises ValueError when there are none."""
+    judged = sources.shown
+    picks, truth = (table[table["experiment"].isin(runs)] for table in (judged.picks, judged.require_truth()))
+    errors: pd.DataFrame = list_errors(picks, truth, most=_EACH, catalogue=judged.catalogue)
+    errors = errors[errors["particle_type"].isin(judged.catalogue.scored.names)]
+    if errors.empty:
+        raise ValueError("there are none")
+    edge = 3 * max(particle.radius for particle in judged.catalogue)
+    crops = gather_crops(errors, lambda run: sources.load(run, judged.split), edge)
+    return figures.draw_errors(errors, *crops, judged.catalogue)
