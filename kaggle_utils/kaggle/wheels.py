@@ -46,6 +46,7 @@ IMAGE = {
     "safetensors": ("0.5.3", "safetensors"),
     "packaging": ("25.0", "packaging"),
     "typing-extensions": ("4.14.0", "typing_extensions"),
+    "fsspec": ("2025.3.0", "fsspec"),
     "pyyaml": ("6.0.2", "yaml"),
     "ipython": ("7.34.0", "IPython"),
 }
