@@ -54,6 +54,7 @@ class Recipe:
     threshold: float = 0.5
     min_size_fraction: float = 0.15
     seed: int = 0
+    log: str = "none"
 
 
 @dataclass(frozen=True)

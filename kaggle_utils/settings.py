@@ -43,6 +43,7 @@ TABLE: dict[str, tuple[str, Any]] = {
     "radius_fraction": ("radius of the labels' spheres, in those of the particles", (0.05, 2.0)),
     "threshold": ("probability that a voxel must reach", (0.01, 0.99)),
     "min_size_fraction": ("smallest component that is a pick, in volumes of the particle's sphere", (0.0, 10.0)),
+    "log": ("where curves of the training also go, beside history.csv", ["none", "tensorboard"]),
     "seed": ("of all random numbers; another one gives another training", (0, 10**6)),
     "folds": ("how many runs are left out in turn, for a network each; none: all", (1, 1000)),
     "crops": ("crops of an epoch", (1, 10**7)),

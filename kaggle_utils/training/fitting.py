@@ -24,6 +24,7 @@ from kaggle_utils.recipes import ModelRecipe
 from kaggle_utils.scoring.metrics import voxel_scores
 from kaggle_utils.system.files import replacing
 from kaggle_utils.system.machine import keep_freed_memory
+from kaggle_utils.training.board import open_log
 from kaggle_utils.training.checkpoints import State, telling
 from kaggle_utils.training.judging import predict_batches
 from kaggle_utils.training.losses import LOSSES
@@ -53,6 +54,7 @@ def fit(
     threshold: float = 0.5,
     device: str = "cpu",
     position: int = 0,
+    log: str = "none",
 ) -> pd.DataFrame:
     """Train a network and return its history: epoch, training loss and seconds, and after a validation its loss and
     Dice (for several particles, the mean over those in the validation data).
@@ -70,6 +72,7 @@ def fit(
         call with another config is refused.
     device : torch device; on a GPU the forward pass runs in half precision.
     position : line of the progress bar, when several trainings run at once.
+    log : "tensorboard" writes the history for TensorBoard, too, below `folder`.
 
     Raises
     ------
@@ -83,7 +86,7 @@ def fit(
         keep_freed_memory()
     with _own_stream(device):
         network.to(device, memory_format=torch.channels_last_3d)
-        return _Training(network, datasets, settings, Path(folder), config, threshold, device).run(position)
+        return _Training(network, datasets, settings, Path(folder), config, threshold, device).run(position, log)
 
 
 class _Training:
@@ -108,11 +111,12 @@ class _Training:
         self._sent: deque[Callable[[], list[float]]] = deque()  # groups of losses on their way to the host
         self._told = False
 
-    def run(self, position: int) -> pd.DataFrame:
+    def run(self, position: int, log: str) -> pd.DataFrame:
         state, epochs = self._state, self._settings.epochs
         state.resume(self._folder, self._config)
         if state.history:  # the files may be damaged, or of a later epoch than the checkpoint
             _write_results(self._folder, state)
+        self._log = open_log(log, self._folder, len(state.history))
         bar = {"desc": self._folder.name, "position": position, "mininterval": _choose_interval()}
         with tqdm(total=epochs * self._steps, initial=state.done, **bar) as self._bar:
             while len(state.history) < epochs and not _stopped_improving(state.history, self._settings.patience):
@@ -184,6 +188,7 @@ class _Training:
         # The checkpoint comes last, because it marks the epoch as done. After a kill before that, the end of the epoch
         # is repeated.
         state.save(self._folder, self._config)
+        self._log(state.history[-1])
         self._bar.set_postfix(_postfix(row["train_loss"], state.history))
 
     def _draw_batches(self, generator: torch.Generator, done: int) -> Iterator:

@@ -35,6 +35,7 @@ from kaggle_utils.preprocessing.subvolumes import (
 )
 from kaggle_utils.recipes import CompetitionRecipe, ModelRecipe, Recipe, list_changes
 from kaggle_utils.system.files import write_text
+from kaggle_utils.training.board import check_log
 from kaggle_utils.training.checkpoints import OtherSettings, find_changes, owning, telling
 from kaggle_utils.training.fitting import evaluate, fit
 from kaggle_utils.training.judging import judge_maps
@@ -61,6 +62,7 @@ def train_models(
     A training that fails, or whose process dies, is tried once more; if it fails again, it is left out with a warning,
     and the others go on. When none is left, raises what `load_runs`, `check_datasets` and `fit` raise. OtherSettings is
     raised at once."""
+    check_log(recipe.log)
     train: Callable[..., Path] = train_model
     targets: dict[str, object] = {particle: particle for particle in particles}
     if isinstance(recipe, CompetitionRecipe):
@@ -207,7 +209,7 @@ def _train_network(
     """Train a network and return it with its best weights."""
     torch.manual_seed(config["seed"])
     network = build(settings, recipe, read_catalogue(config))
-    fit(network, datasets, settings, folder, config, recipe.threshold, device, position)
+    fit(network, datasets, settings, folder, config, recipe.threshold, device, position, recipe.log)
     network.load_state_dict(load_weights(folder / "weights.safetensors", network.state_dict()))
     return network
 
