@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from kaggle_utils import figures
 from kaggle_utils.cli import command_line
 from kaggle_utils.data.tomograms import Tomogram
 from kaggle_utils.recipes import get_recipe
@@ -55,6 +56,13 @@ def test_a_number_that_changes_makes_a_page_stale(make, monkeypatch):
     results = {**make.result_tables.read("gpu-nvidia-h100-80gb-hbm3.json"), "device": "another GPU"}
     monkeypatch.setattr(make.result_tables, "read", lambda path: results)
     assert "another GPU" in make.fill(read(ROOT / "docs" / "speed.md").split("## On an H100")[1].split("\n## ")[0])
+
+
+def test_the_gallery_shows_every_figure_with_a_call_that_exists():
+    """A figure that nobody finds is drawn a second time."""
+    rows = re.findall(r"`figures\.(\w+)\(.*?` \| !\[.+?\]\((.+?)\) \|", read(ROOT / "docs" / "gallery.md"))
+    assert sorted(name for name, _ in rows) == sorted(name for name in figures.__all__ if name.startswith("draw_"))
+    assert all((ROOT / "docs" / path).stat().st_size < 60_000 for _, path in rows)
 
 
 def test_every_option_and_every_setting_is_described(make):

@@ -62,10 +62,10 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 def encode_figure(figure: Figure) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
     """Return what a notebook keeps of a figure: the PNG in base64, and as its metadata the alternative text.
 
-    The PNG has 128 colours, which halves it: slices have few greys, and a reader sees no difference."""
+    The PNG has 256 colours, which halves it: slices have few greys, and a reader sees no difference."""
     with io.BytesIO() as drawn, io.BytesIO() as file:
         figure.savefig(drawn, format="png", bbox_inches="tight", dpi=figure.dpi)
-        image = Image.open(drawn).convert("RGB").quantize(128, dither=Image.Dither.NONE)
+        image = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)
         image.save(file, "png", optimize=True)
         content = b64encode(file.getvalue()).decode()
     return {"image/png": content, "text/plain": repr(figure)}, {"image/png": {"alt": tell_figure(figure)}}

@@ -2,7 +2,8 @@
 
 Comes in: runs and a recipe. Goes out: a model folder for each particle or each fold.
 `losses` has the loss functions, `learner` takes a step, `fitting` is the loop, `judging` scores a network's maps,
-`checkpoints` let it go on after a crash, `board` logs for TensorBoard, `train` trains all models of a recipe, `queue` shares them out to devices.
+`checkpoints` let it go on after a crash, `board` logs for TensorBoard, `train` trains all models of a recipe, `queue`
+shares them out to devices.
 Next: inference runs the models."""
 
 from kaggle_utils.training.fitting import evaluate, fit, read_history

@@ -1,5 +1,6 @@
 """The figures: each is drawn, titled, labelled with units and released by pyplot, and shows things where they are."""
 
+import io
 import re
 from base64 import b64decode
 
@@ -7,9 +8,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
+from PIL import Image
 from torch import nn
 
 from kaggle_utils import figures
@@ -250,6 +252,15 @@ def test_every_figure_has_a_text_for_those_who_cannot_see_it():
     assert (
         metadata["image/png"]["alt"] == figures.tell_figure(figure) == "ways; way against F-beta, and its 90 % interval"
     )
+
+
+def test_the_picture_that_is_kept_has_the_particles_colours():
+    """Its palette is small, and circles have few of its pixels."""
+    content = b64decode(figures.draw_run(VOLUME, SPACING, POINTS)._repr_mimebundle_()[0]["image/png"])
+    pixels = np.array(Image.open(io.BytesIO(content)).convert("RGB")).reshape(-1, 3).astype(int)
+    for name in POINTS["particle_type"]:
+        colour = 255 * np.array(to_rgb(PARTICLES.get(name).colour))
+        assert np.abs(pixels - colour).max(axis=1).min() <= 6, name
 
 
 def test_means_of_crops_have_a_column_for_each_particle_and_say_how_many_there_are():
