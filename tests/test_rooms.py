@@ -29,7 +29,7 @@ IMPORTS = {
     "inference": ("particles", "system", "data", "models", "scoring"),
     "evaluation": ("particles", "recipes", "system", "models", "scoring", "preprocessing", "inference"),
     "submission": ("particles", "system", "data", "models", "inference"),
-    "figures": ("particles", "recipes", "data", "scoring"),
+    "figures": ("particles", "recipes", "system", "data", "scoring"),
     "report": (
         *("particles", "recipes", "settings", "system", "data", "models", "scoring", "evaluation", "submission"),
         *("figures",),

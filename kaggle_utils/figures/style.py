@@ -13,9 +13,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
-from PIL import Image
 
 from kaggle_utils.particles import PARTICLES, Catalogue
+from kaggle_utils.system.files import shrink_png
 
 # Okabe and Ito (2008), like the particles' colours: distinguishable by colour-blind readers.
 BLUE, VERMILION, GREEN, SKY, ORANGE, GREY = "#0072B2", "#D55E00", "#009E73", "#56B4E9", "#E69F00", "#999999"
@@ -60,14 +60,10 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
 
 def encode_figure(figure: Figure) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
-    """Return what a notebook keeps of a figure: the PNG in base64, and as its metadata the alternative text.
-
-    The PNG has 256 colours, which halves it: slices have few greys, and a reader sees no difference."""
-    with io.BytesIO() as drawn, io.BytesIO() as file:
-        figure.savefig(drawn, format="png", bbox_inches="tight", dpi=figure.dpi)
-        image = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)
-        image.save(file, "png", optimize=True)
-        content = b64encode(file.getvalue()).decode()
+    """Return what a notebook keeps of a figure: the PNG in base64, and as its metadata the alternative text."""
+    with io.BytesIO() as file:
+        figure.savefig(file, format="png", bbox_inches="tight", dpi=figure.dpi)
+        content = b64encode(shrink_png(file.getvalue())).decode()
     return {"image/png": content, "text/plain": repr(figure)}, {"image/png": {"alt": tell_figure(figure)}}
 
 

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import textwrap
 import time
+from base64 import b64decode, b64encode
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from kaggle_utils.system.environment import Environment
-from kaggle_utils.system.files import write_text
+from kaggle_utils.system.files import shrink_png, write_text
 
 if TYPE_CHECKING:  # nbformat, nbclient and nbconvert are imported where they are used: other commands do without them
     from nbformat import NotebookNode
@@ -242,11 +243,15 @@ def _execute(notebook: "NotebookNode", path: Path, variables: dict[str, str], ba
 
 
 def _tidy(notebook: "NotebookNode") -> None:
-    """Remove colours, and all of each progress bar on stderr but what a terminal would show in the end."""
+    """Remove colours, and all of each progress bar on stderr but what a terminal would show in the end; make figures
+    small."""
     for cell in _code_cells(notebook):
         for output in cell.outputs:
             if output.output_type == "stream":
                 output.text = _show(output.text) if output.name == "stderr" else _ANSI.sub("", output.text)
+            elif _is_figure(output):  # IPython draws them itself, whatever a figure says of its PNG
+                small = shrink_png(b64decode(output.data["image/png"]))
+                output.data["image/png"] = b64encode(small).decode()
         cell.outputs = [output for output in cell.outputs if output.output_type != "stream" or output.text]
 
 

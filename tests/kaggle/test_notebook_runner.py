@@ -1,13 +1,16 @@
 """The notebook runner: what kernels are given, what is kept of a run, how a failure is told, what gets committed."""
 
+import io
 import json
 import re
 import sys
+from base64 import b64decode
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
 
 from kaggle_utils.kaggle import notebooks
 from kaggle_utils.kaggle.notebooks import (
@@ -88,6 +91,7 @@ def test_kernels_get_this_python_the_settings_and_their_folder(env, folder, monk
     # Of a progress bar only its end is left, without the complaint of tqdm.auto about missing widgets.
     assert done.text == "done\n"
     assert bar.text.count("\n") == 1 and bar.text.startswith("100%") and "3/3" in bar.text
+    assert Image.open(io.BytesIO(b64decode(plot.data["image/png"]))).mode == "P"  # a palette: half the bytes
     assert "data:image/png;base64," + plot.data["image/png"].strip()[:100] in pages[0].read_text(encoding="utf-8")
     # A page says to those who cannot see it what a figure says of itself.
     assert re.findall(r'<img alt="([^"]*)"', pages[0].read_text(encoding="utf-8")) == ["figure", "rings &lt;60 A"]
