@@ -24,8 +24,9 @@ GREYS = plt.get_cmap("gray", 16)  # more shades would only make noise look the s
 
 def find_limits(values: np.ndarray) -> tuple[float, float]:
     """Return the 1 and 99 percentiles of finite values, which are shown as black and white: a few bright or dark voxels
-    (gold, ice) take no contrast from the rest."""
-    low, high = np.percentile(values[np.isfinite(values)] if not np.isfinite(values).all() else values, (1, 99))
+    (gold, ice) take no contrast from the rest. Without any, 0 and 1."""
+    known = values[np.isfinite(values)]
+    low, high = np.percentile(known, (1, 99)) if known.size else (0.0, 1.0)
     return float(low), float(high)
 
 

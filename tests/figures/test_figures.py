@@ -282,6 +282,7 @@ def test_errors_tell_what_the_network_said_and_what_is_nearest():
     assert titles[0] == "apo-ferritin: false pick, sure 0.60\nthere: ribosome, 7.2 nm"
     assert titles[1] == "apo-ferritin: missed, no candidate\nnearest: apo-ferritin, 4.0 nm"
     assert len(titles) == len(ERRORS) == 5
+    figures.draw_errors(ERRORS, np.full_like(ERROR_CROPS, np.nan), SPACING)  # picks beside their volume
     assert "there are none" in figures.draw_errors(ERRORS[:0], ERROR_CROPS[:0], SPACING).get_suptitle()
 
 
