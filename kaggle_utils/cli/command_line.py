@@ -103,6 +103,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--flip", nargs="+", choices=("x", "y", "z"), help="axes along which picks are counted from the other end"
     )
+    command.add_argument(
+        "--type", dest="kind", metavar="NAME", help="of the tomograms, for the setting tomogram (denoised)"
+    )
 
     command = commands.add_parser("train", help="train and calibrate models on all runs of train/", **settings)
     command.set_defaults(command=train)

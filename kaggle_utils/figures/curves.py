@@ -149,10 +149,11 @@ def draw_aims(scores: pd.DataFrame, catalogue: Catalogue = PARTICLES) -> Figure:
         axes.set_title("\n".join([f"thresholds for {_AIMS.get(aim, aim)}", *parts]))
         axes.set(xlabel="recall", xlim=(0, 1.06), ylim=(0, 1.06))
     panels[0, 0].set_ylabel("precision")
+    handles = make_handles(names, catalogue=catalogue)
     rings = [Line2D([], [], color="black", marker="o", ls="", mfc=fill) for fill in ("white", "black")]
     figure.legend(
-        handles=[*make_handles(names, catalogue=catalogue), *rings],
-        labels=[*(handle.get_label() for handle in make_handles(names)), "all picks", "one particle a place"],
+        handles=[*handles, *rings],
+        labels=[*(handle.get_label() for handle in handles), "all picks", "one particle a place"],
         loc="outside lower center",
         ncols=4,
     )

@@ -1,5 +1,7 @@
 """Diagrams of the networks, and of the way from a tomogram to picks."""
 
+from collections.abc import Sequence
+
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
@@ -8,23 +10,23 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, FancyBboxPatch, Patch, Rectangle
 
 from kaggle_utils.figures.style import BLUE, GREEN, GREY, VERMILION, set_title, styled
-from kaggle_utils.particles import PARTICLES, Particle
+from kaggle_utils.particles import PARTICLES, Catalogue, Particle
 from kaggle_utils.recipes import CompetitionRecipe, ModelRecipe, Recipe
 
-# Where the particles are in the small pictures of the pipeline, as fractions of a picture's edges.
-_PLACES = dict(
-    zip(PARTICLES, [(0.22, 0.25), (0.45, 0.15), (0.75, 0.2), (0.27, 0.7), (0.55, 0.46), (0.78, 0.78)], strict=True)
-)
-_MIDDLE = (len(PARTICLES.scored) - 1) / 2  # the height of the pipeline
+# Where the particles are in the small pictures of the pipeline, as fractions of a picture's edges. Of more than six
+# particles the first six are drawn.
+_PLACES = ((0.22, 0.25), (0.45, 0.15), (0.75, 0.2), (0.27, 0.7), (0.55, 0.46), (0.78, 0.78))
+_MIDDLE = 2.0  # the height of the pipeline
 _ROWS = "id, experiment,\nparticle_type,\nx, y, z (Å)"
 
 
 @styled
-def draw_unet(recipe: Recipe) -> Figure:
+def draw_unet(recipe: Recipe, catalogue: Catalogue = PARTICLES) -> Figure:
     """Draw the 3D U-Net that a recipe trains (report, section 4.2; its figure 4)."""
     return _draw_network(
         "3D U-Net: encoder features are concatenated to the decoder's",
         recipe,
+        catalogue,
         recipe.unet,
         3,
         "+",
@@ -35,11 +37,12 @@ def draw_unet(recipe: Recipe) -> Figure:
 
 
 @styled
-def draw_vnet(recipe: Recipe) -> Figure:
+def draw_vnet(recipe: Recipe, catalogue: Catalogue = PARTICLES) -> Figure:
     """Draw the V-Net that a recipe trains (report, section 5.1)."""
     return _draw_network(
         "V-Net: residual blocks, and encoder features are added to the decoder's",
         recipe,
+        catalogue,
         recipe.vnet,
         4,
         "⊕",
@@ -50,12 +53,12 @@ def draw_vnet(recipe: Recipe) -> Figure:
 
 
 @styled
-def draw_pipeline(recipe: Recipe) -> Figure:
+def draw_pipeline(recipe: Recipe, catalogue: Catalogue = PARTICLES) -> Figure:
     """Draw a recipe's way from a tomogram to picks. The report's is its figure 5: a specialist for each particle, the
     rule, the annotated mask."""
     figure, axes = plt.subplots(figsize=(10, 4.2))
     draw = _draw_committee if isinstance(recipe, CompetitionRecipe) else _draw_specialists
-    title, names = draw(axes)
+    title, names = draw(axes, catalogue)
     for x, name in names.items():
         axes.text(x, -1, name, ha="center", va="center", weight="bold", fontsize=10)
     axes.set(xlim=(-0.3, 12.3), ylim=(-1.4, 4.5), aspect="equal")
@@ -64,42 +67,44 @@ def draw_pipeline(recipe: Recipe) -> Figure:
     return figure
 
 
-def _draw_specialists(axes: Axes) -> tuple[str, dict[float, str]]:
+def _draw_specialists(axes: Axes, catalogue: Catalogue) -> tuple[str, dict[float, str]]:
     """Draw the report's pipeline; return its title, and the name of the step at each x."""
-    _draw_picture(axes, 0.6, _MIDDLE, 1.5, dict.fromkeys(PARTICLES.scored, "#666666"), "#C8C8C8")
-    for row, particle in enumerate(PARTICLES.scored):
-        y = 2 * _MIDDLE - row
+    scored = catalogue.scored[: len(_PLACES)]
+    _draw_picture(axes, 0.6, _MIDDLE, 1.5, scored, "#666666", "#C8C8C8")
+    for place, (particle, y) in enumerate(_spread(scored, 2 * _MIDDLE)):
         _draw_arrow(axes, (1.4, _MIDDLE), (1.97, y))
         _draw_box(axes, 3.1, y, 2.2, 0.62, particle.name, particle.colour)
         _draw_arrow(axes, (4.23, y), (4.91, y))
-        _draw_picture(axes, 5.3, y, 0.72, {particle: particle.colour})
+        _draw_picture(axes, 5.3, y, 0.72, [None] * place + [particle])
         _draw_arrow(axes, (5.7, y), (6.32, _MIDDLE + 0.22 * (y - _MIDDLE)))
     _draw_box(axes, 7.1, _MIDDLE, 1.5, 1.4, "rule:\nfrequency,\nrecall,\nprobability", GREY)
     _draw_arrow(axes, (7.88, _MIDDLE), (8.33, _MIDDLE))
-    _draw_picture(axes, 9.1, _MIDDLE, 1.5, {particle: particle.colour for particle in PARTICLES.scored})
+    _draw_picture(axes, 9.1, _MIDDLE, 1.5, scored)
     _draw_arrow(axes, (9.88, _MIDDLE), (10.4, _MIDDLE))
     _draw_box(axes, 11.3, _MIDDLE, 1.7, 1.4, _ROWS, GREY)
-    return "five specialists, one rule where they disagree", {
+    count = len(catalogue.scored)
+    return f"{_count(count, 'specialist')}, one rule where they disagree", {
         0.6: "tomogram",
         3.1: "one specialist\nfor each particle",
         5.3: "binary masks",
         7.1: "ensemble",
-        9.1: "annotated\nmask, 0 to 5",
+        9.1: f"annotated\nmask, 0 to {count}",
         11.3: "CSV of picks",
     }
 
 
-def _draw_committee(axes: Axes) -> tuple[str, dict[float, str]]:
+def _draw_committee(axes: Axes, catalogue: Catalogue) -> tuple[str, dict[float, str]]:
     """Draw the competition recipe's pipeline; returns as `_draw_specialists`."""
-    _draw_picture(axes, 0.6, _MIDDLE, 1.5, dict.fromkeys(PARTICLES, "#666666"), "#C8C8C8")
+    shown = catalogue[: len(_PLACES)]
+    _draw_picture(axes, 0.6, _MIDDLE, 1.5, shown, "#666666", "#C8C8C8")
     for y, name in ((_MIDDLE + 0.8, "U-Nets"), (_MIDDLE - 0.8, "V-Nets")):
         _draw_arrow(axes, (1.4, _MIDDLE), (1.97, y))
         _draw_box(axes, 2.85, y, 1.7, 1, f"{name},\none for each\nrun left out", BLUE)
         _draw_arrow(axes, (3.73, y), (4.12, _MIDDLE + 0.3 * (y - _MIDDLE)))
     _draw_box(axes, 4.75, _MIDDLE, 1.2, 1, "mean of\nthe chosen\nones", GREY)
-    for particle, y in zip(PARTICLES, np.linspace(2 * _MIDDLE + 0.1, -0.1, len(PARTICLES)), strict=True):
+    for place, (particle, y) in enumerate(_spread(shown, 2 * _MIDDLE + 0.1, -0.1)):
         _draw_arrow(axes, (5.38, _MIDDLE + 0.15 * (y - _MIDDLE)), (6.05, y))
-        _draw_picture(axes, 6.45, y, 0.66, {particle: particle.colour})
+        _draw_picture(axes, 6.45, y, 0.66, [None] * place + [particle])
         _draw_arrow(axes, (6.85, y), (7.6, _MIDDLE + 0.22 * (y - _MIDDLE)))
     _draw_box(axes, 8.6, _MIDDLE, 1.95, 1.4, "candidates\nthat reach their\nparticle's\nthreshold", GREY)
     _draw_arrow(axes, (9.62, _MIDDLE), (10.4, _MIDDLE))
@@ -115,12 +120,20 @@ def _draw_committee(axes: Axes) -> tuple[str, dict[float, str]]:
 
 
 def _draw_network(
-    title: str, recipe: Recipe, network: ModelRecipe, levels: int, join: str, block: str, down: str, skip: str
+    title: str,
+    recipe: Recipe,
+    catalogue: Catalogue,
+    network: ModelRecipe,
+    levels: int,
+    join: str,
+    block: str,
+    down: str,
+    skip: str,
 ) -> Figure:
     """Draw encoder, bottleneck and decoder as a U with so many `levels`, the bottleneck's among them. With a stem all
     blocks work on voxels of twice the size."""
     channels, stem = [network.width * 2**level for level in range(levels)], network.stem
-    logits = len(PARTICLES) + 1 if isinstance(recipe, CompetitionRecipe) else 1
+    logits = len(catalogue) + 1 if isinstance(recipe, CompetitionRecipe) else 1
     depth, first = len(channels) - 1, channels[0]
     step, width, height, row = 2.3, 2.7, 0.85, 1.5
     edge = step * depth + width / 2
@@ -168,15 +181,31 @@ def _draw_network(
     return figure
 
 
+def _spread(particles: Sequence[Particle], top: float, bottom: float = 0.0) -> list[tuple[Particle, float]]:
+    """Return each particle with its height; one alone is in the middle."""
+    heights = np.linspace(top, bottom, len(particles)) if len(particles) > 1 else [(top + bottom) / 2]
+    return list(zip(particles, heights, strict=True))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def _draw_picture(
-    axes: Axes, x: float, y: float, edge: float, colours: dict[Particle, str], face: str = "white"
+    axes: Axes,
+    x: float,
+    y: float,
+    edge: float,
+    particles: Sequence[Particle | None],
+    colour: str | None = None,
+    face: str = "white",
 ) -> None:
-    """Draw a square with discs: a volume, or a mask, and the particles in it."""
+    """Draw a square with discs: a volume, or a mask, and the particles in it, in their own or one colour."""
     axes.add_patch(Rectangle((x - edge / 2, y - edge / 2), edge, edge, facecolor=face, edgecolor="black", lw=0.8))
-    for particle, colour in colours.items():
-        u, v = _PLACES[particle]
-        radius = 0.15 * edge * particle.radius / 150
-        axes.add_patch(Circle((x + (u - 0.5) * edge, y + (v - 0.5) * edge), radius, color=colour, lw=0))
+    for particle, (u, v) in zip(particles, _PLACES, strict=False):
+        if particle:
+            radius, place = 0.15 * edge * min(1.0, particle.radius / 150), (x + (u - 0.5) * edge, y + (v - 0.5) * edge)
+            axes.add_patch(Circle(place, radius, color=colour or particle.colour, lw=0))
 
 
 def _draw_box(

@@ -41,11 +41,13 @@ def check_inputs(env: Environment, only: Sequence[str] = ()) -> None:
 
 def _find_data_faults(data: Path, numbers: set[str], recipe: Recipe) -> list[str]:
     from kaggle_utils.data.picks import read_run
-    from kaggle_utils.data.tomograms import find_runs, find_tomograms, read_shape
+    from kaggle_utils.data.spacing import find_shape
+    from kaggle_utils.data.tomograms import find_group, find_runs, find_tomograms, read_shape, read_voxel_spacing
+    from kaggle_utils.preprocessing.subvolumes import choose_spacing
 
     cut = {"03", "04", "05"} | ({"02"} if recipe.name == "report" else set())  # crops may reach beyond a volume
     edge = recipe.subvolume_size if numbers & cut else 0
-    faults, found, kinds = [], set(), set()
+    faults, found, kinds, wanted = [], set(), set(), 0.0
     try:
         catalogue = read_particles(data)
         runs = find_runs(data) if numbers & {"01", "02", "03", "04", "05"} else []
@@ -58,11 +60,14 @@ def _find_data_faults(data: Path, numbers: set[str], recipe: Recipe) -> list[str
             with warnings.catch_warnings(action="ignore"):  # the notebooks show them
                 found |= set(read_run(run, data)["particle_type"])
             kinds |= set(find_tomograms(run, data))
-            shape = read_shape(run, data, kind=recipe.tomogram)
+            spacing = read_voxel_spacing(find_group(run, data, kind=recipe.tomogram))
+            wanted = wanted or choose_spacing(data, runs, recipe)
+            shape = find_shape(read_shape(run, data, kind=recipe.tomogram), spacing, wanted, run)
             if min(shape) < edge:
                 faults.append(
-                    f"run {run}: its tomogram has {' x '.join(map(str, shape))} voxels, but the training cubes of the "
-                    f"{recipe.scale} scale have {edge} along each axis; leave this run out, or use another scale"
+                    f"run {run}: its tomogram has {' x '.join(map(str, shape))} voxels of {wanted:g} A, but the "
+                    f"training cubes of the {recipe.scale} scale have {edge} along each axis; leave this run out, or "
+                    "use another scale or voxel_spacing"
                 )
         except (OSError, ValueError) as error:
             faults.append(str(error))

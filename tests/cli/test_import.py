@@ -23,7 +23,7 @@ from scipy.ndimage import gaussian_filter
 from kaggle_utils.cli import main
 from kaggle_utils.data.exchange import volumes
 from kaggle_utils.data.picks import read_run
-from kaggle_utils.data.tomograms import find_runs, load_tomogram, write_ome_zarr
+from kaggle_utils.data.tomograms import find_runs, find_tomograms, load_tomogram, write_ome_zarr
 
 SHAPE, SPACING = (32, 40, 52), 13.48
 CORNERS = np.array([(6, 7, 44), (25, 31, 8), (8, 28, 30), (24, 9, 22), (19, 26, 12), (26, 14, 42)])  # z, y, x
@@ -83,6 +83,13 @@ def test_import_makes_runs_that_the_kit_reads_and_says_what_it_found(work, capsy
         assert (work / f"data/import/train/{run}.png").read_bytes().startswith(b"\x89PNG")
     record = json.loads((work / "data/train/overlay/ExperimentRuns/TS_1/Picks/apo-ferritin.json").read_text())
     assert {point["score"] for point in record["points"]} == {0.5}, "the confidence is kept"
+
+
+def test_a_type_of_tomogram_can_be_named(work, capsys):
+    assert main([*GOOD, "--type", "wbp"]) == 0
+    assert find_tomograms("TS_1", "data") == ["wbp"]
+    assert main([*GOOD, "--type", "../wbp"]) == 2
+    assert "--type is '../wbp', but must be letters, digits" in capsys.readouterr().err
 
 
 def test_the_truth_of_test_runs_lies_apart_as_a_phantoms_does(work):

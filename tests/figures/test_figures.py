@@ -20,7 +20,7 @@ from kaggle_utils.data.health import PERCENTILES, measure_places, measure_spectr
 from kaggle_utils.evaluation.aims import score_aims
 from kaggle_utils.figures.gallery import _cut_slabs
 from kaggle_utils.figures.panels import cut_spheres
-from kaggle_utils.particles import PARTICLES
+from kaggle_utils.particles import PARTICLES, parse_particles
 from kaggle_utils.recipes import RECIPE_NAMES, get_recipe
 from kaggle_utils.scoring.confusion import count_confusions, list_errors
 from kaggle_utils.scoring.thresholds import Curve, tune_thresholds
@@ -428,6 +428,14 @@ def test_aims_lead_from_all_picks_to_one_a_place():
     assert "all picks: F-beta 0.70, F1 0.20" in second.get_title() and "thresholds for F1" in second.get_title()
 
 
+def test_the_legend_of_aims_is_of_the_datas_particles():
+    """A notebook stopped here on tomograms of other particles."""
+    table = parse_particles([{"name": "ball", "radius": 60}], "table")
+    picks = POINTS.assign(particle_type="ball", confidence=0.6)
+    scores = score_aims({(aim, False): picks for aim in ("fbeta", "f1")}, picks, table)
+    assert "ball" in legend_texts(figures.draw_aims(scores, table))
+
+
 def test_confusion_gives_counts_and_shares_of_rows():
     shown = texts(figures.draw_confusion(np.array([[1_234_000, 6_000], [5, 15]]), ""))
     assert [text.split("\n")[1:] for text in shown] == [
@@ -450,6 +458,20 @@ def test_frequencies_count_every_run_and_say_how_uneven_the_classes_are():
     ribosomes = POINTS.iloc[[0, 0, 0, 1]]
     title = figures.draw_frequencies(pd.concat([ribosomes, other])).get_suptitle()
     assert title == "Picks of each particle in each run: ribosome (4) is 2.0 times as frequent as apo-ferritin (2)"
+
+
+@pytest.mark.parametrize("count", [1, 3, 20])
+def test_diagrams_are_of_the_datas_particles(count):
+    """As many classes, specialists and names as the table has; a picture has room for six."""
+    table = parse_particles([{"name": f"kind-{number}", "radius": 80} for number in range(count)], "table")
+    for network in ("unet", "vnet"):
+        shown = texts(getattr(figures, f"draw_{network}")(get_recipe("competition"), table))
+        assert any(text.endswith(f"→ {count + 1}") for text in shown)
+    report = figures.draw_pipeline(get_recipe("report"), table)
+    assert f"{count} specialist{'s' * (count > 1)}, " in report.get_suptitle()
+    assert f"annotated\nmask, 0 to {count}" in texts(report)
+    assert [text for text in texts(report) if text.startswith("kind")] == list(table.names[:6])
+    figures.draw_pipeline(get_recipe("competition"), table).draw_without_rendering()
 
 
 @pytest.mark.parametrize("name", RECIPE_NAMES)

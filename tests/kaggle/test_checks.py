@@ -57,6 +57,14 @@ def test_settings_are_checked_for_the_recipe_and_scale_that_run(env):
     assert "training cubes" in refusal(replace(env, settings=("subvolume_size=256",)))  # larger than the tomograms
 
 
+def test_volumes_are_measured_in_the_voxels_that_are_trained_on(env):
+    """40 voxels of 10 A are 27 of 15 A, and no cube of 32 fits; training would find that out much later."""
+    check_inputs(replace(env, settings=("subvolume_size=32",)), ["03"])
+    message = refusal(replace(env, settings=("subvolume_size=32", "voxel_spacing=15")))
+    assert "27 x 43 x 43 voxels of 15 A, but the training cubes" in message
+    assert "no tomogram is resampled" in refusal(replace(env, settings=("voxel_spacing=30",)))
+
+
 def test_models_of_an_earlier_call_with_other_settings_are_told(env, trained_folds, tmp_path):
     """Nothing of what is set now would be in them."""
     shutil.copytree(trained_folds, env.work / "models/competition-smoke")

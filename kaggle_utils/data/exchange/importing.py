@@ -5,6 +5,7 @@ run was made of, so that a second call goes on where the first was stopped, and 
 
 import hashlib
 import json
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -43,14 +44,16 @@ def import_runs(
     split: str = "train",
     voxel_spacing: float | None = None,
     flip: Sequence[str] = (),
+    kind: str = TOMOGRAM_TYPES[0],
     catalogue: Catalogue = PARTICLES,
 ) -> Iterator[Imported]:
     """Import each tomogram as a run with its picks, and yield what became of it; one that fails stops no other.
 
     Picks go to the overlay; those of a test split to OUT/test_truth, where the truth of a phantom is. `voxel_spacing`
-    (Angstrom) replaces the files' own; `flip` names axes along which picks are counted from the other end. `draw`
-    makes the picture of a run; `catalogue` has the particles. A run that was imported from the same files in the same
-    way is kept as it is; one of the same tomogram but other picks or settings is made again.
+    (Angstrom) replaces the files' own; `flip` names axes along which picks are counted from the other end; `kind` is
+    the type of tomogram that they become. `draw` makes the picture of a run; `catalogue` has the particles. A run that
+    was imported from the same files in the same way is kept as it is; one of the same tomogram but other picks or
+    settings is made again.
 
     Raises ValueError, before anything is read of a tomogram, for two of the same name, for positions that belong to
     none of them, and as `check_spacing` and `name_run` do."""
@@ -61,8 +64,10 @@ def import_runs(
         if (other := runs.setdefault(name_run(path), path)) is not path:
             raise ValueError(f"{path} and {other} would both be run {name_run(path)}; rename one of them")
     owners = _share_out(positions, list(runs))
+    if not re.fullmatch(r"\w[\w.+-]{0,99}", kind):
+        raise ValueError(f"--type is {kind!r}, but must be letters, digits and . + - _, such as {TOMOGRAM_TYPES[0]}")
     flips = sorted(set(flip))
-    return _import_each(runs, positions, owners, Path(out), draw, split, voxel_spacing, flips, catalogue)
+    return _import_each(runs, positions, owners, Path(out), draw, split, voxel_spacing, flips, kind, catalogue)
 
 
 def _share_out(positions: Sequence[Positions], runs: Sequence[str]) -> list[pd.Series]:
@@ -110,6 +115,7 @@ def _import_each(
     split: str,
     voxel_spacing: float | None,
     flip: list[str],
+    kind: str,
     catalogue: Catalogue,
 ) -> Iterator[Imported]:
     for run, path in runs.items():
@@ -118,7 +124,12 @@ def _import_each(
             for source, owner in zip(positions, owners, strict=True)
             if (owner == run).any()
         ]
-        settings = [voxel_spacing, flip, [[str(s.path), s.unit, s.table.to_json(double_precision=15)] for s in own]]
+        settings = [
+            voxel_spacing,
+            flip,
+            kind,
+            [[str(s.path), s.unit, s.table.to_json(double_precision=15)] for s in own],
+        ]
         try:
             yield Imported(run, tuple(_import_run(run, path, own, out, draw, split, settings, catalogue)))
         except (OSError, ValueError, MemoryError) as error:
@@ -155,7 +166,7 @@ def _import_run(
     with replacing(picture) as temporary:
         figure.savefig(temporary, format="png")
     with replacing_folder(home) as partial:
-        folder = partial / f"VoxelSpacing{tomogram.voxel_spacing:.3f}" / f"{TOMOGRAM_TYPES[0]}.zarr"
+        folder = partial / f"VoxelSpacing{tomogram.voxel_spacing:.3f}" / f"{settings[2]}.zarr"
         write_ome_zarr(folder, tomogram.volume, tomogram.voxel_spacing)
         _write_record(record_path, {"tomogram": source, "signature": "", "files": sorted({*files, *names})})
         write_picks(picks, overlay, prefix=False, catalogue=catalogue)
