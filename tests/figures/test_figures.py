@@ -432,7 +432,7 @@ def test_the_legend_of_aims_is_of_the_datas_particles():
     """A notebook stopped here on tomograms of other particles."""
     table = parse_particles([{"name": "ball", "radius": 60}], "table")
     picks = POINTS.assign(particle_type="ball", confidence=0.6)
-    scores = score_aims({(aim, False): picks for aim in ("fbeta", "f1")}, picks, table)
+    scores = score_aims({(aim, kept): picks for aim in ("fbeta", "f1") for kept in (False, True)}, picks, table)
     assert "ball" in legend_texts(figures.draw_aims(scores, table))
 
 
