@@ -13,7 +13,8 @@ from kaggle_utils.kaggle.notebooks import MAX_BYTES, NOTEBOOKS, find_notebooks, 
 from kaggle_utils.models.folder import load_model, name_model
 from kaggle_utils.particles import PARTICLES
 from kaggle_utils.scoring.metrics import score_submission
-from kaggle_utils.submission.csv_file import read_submission, validate_submission
+from kaggle_utils.submission.csv_file import read_submission
+from kaggle_utils.submission.rules import validate_submission
 from kaggle_utils.system.environment import detect
 
 NAMES = ["01_eda", "02_preprocessing", "03_unet_training", "04_vnet_training", "05_ensemble", "06_submission"]

@@ -12,7 +12,8 @@ from kaggle_utils.inference.ensemble import find_models
 from kaggle_utils.models.config import read_config
 from kaggle_utils.models.folder import load_model
 from kaggle_utils.particles import PARTICLES, read_particles
-from kaggle_utils.submission.csv_file import read_submission, validate_submission
+from kaggle_utils.submission.csv_file import read_submission
+from kaggle_utils.submission.rules import validate_submission
 
 SPACING, SHAPE = 13.48, (32, 48, 48)
 THREE = [{"name": "tube", "radius": 60}, {"name": "ring", "radius": 80}, {"name": "big-cone", "radius": 110}]

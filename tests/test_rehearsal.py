@@ -18,7 +18,8 @@ from kaggle_utils.kaggle import wheels
 from kaggle_utils.kaggle.notebooks import NOTEBOOKS
 from kaggle_utils.kaggle.publish import build_folder
 from kaggle_utils.kaggle.wheels import PYTHON, collect_wheels
-from kaggle_utils.submission.csv_file import read_submission, validate_submission
+from kaggle_utils.submission.csv_file import read_submission
+from kaggle_utils.submission.rules import validate_submission
 
 ROOT = Path(__file__).resolve().parents[1]
 REASON = why_not()

@@ -36,8 +36,9 @@ from kaggle_utils.models import config as rules
 from kaggle_utils.models.folder import agree, build_model, load_model, save_config, save_weights
 from kaggle_utils.models.weights import load_tensors
 from kaggle_utils.particles import PARTICLES
-from kaggle_utils.submission.csv_file import COLUMNS, read_submission, validate_submission
+from kaggle_utils.submission.csv_file import COLUMNS, read_submission
 from kaggle_utils.submission.pipeline import assemble, load_ensemble
+from kaggle_utils.submission.rules import validate_submission
 from kaggle_utils.system import environment
 from kaggle_utils.system.environment import collect_outputs, detect
 

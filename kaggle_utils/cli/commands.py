@@ -119,6 +119,7 @@ def train(
     from kaggle_utils.recipes import CompetitionRecipe, get_recipe
     from kaggle_utils.system.environment import detect
     from kaggle_utils.system.machine import check_devices
+    from kaggle_utils.training.parallel import is_launched
     from kaggle_utils.training.train import train_models
 
     check_devices(device)
@@ -133,6 +134,8 @@ def train(
         flush=True,
     )
     train_models(data, runs, ("unet", "vnet"), scored, chosen, models, devices)
+    if is_launched() and os.environ["RANK"] != "0":
+        return 0  # the first of torchrun's processes does the rest
     comparison = compare(load_runs(data, runs, chosen), chosen, models, devices[0])
     with pd.option_context("display.width", None, "display.max_columns", None):
         print(f"\n{comparison.metric} on data not seen:\n{comparison.scores.T.round(3).to_string()}")
@@ -211,7 +214,8 @@ def predict(
         write_text(table, json.dumps([asdict(particle) for particle in ensemble.catalogue], indent=1) + "\n")
         print(f"particles: {table} (for --particles of score and validate)")
     beside = out.with_name(f"{out.stem}.picks")
-    for path in export_picks(gather_picks(outcomes), beside, formats, data, split, kind, ensemble.catalogue):
+    everything = gather_picks(outcomes if formats else [])
+    for path in export_picks(everything, beside, formats, data, split, kind, ensemble.catalogue):
         print(f"picks: {path}")
     if pictures:
         _draw_pictures(outcomes, beside / "pictures", data, split, kind, ensemble.catalogue)
@@ -254,7 +258,8 @@ def validate(submission: Path, data: Path, split: str, particles: Path | None = 
     """Print a line for each broken rule of the format. `particles` is a data folder or a file; else they are those of
     `data`."""
     from kaggle_utils.particles import read_particles
-    from kaggle_utils.submission.csv_file import read_submission, validate_submission
+    from kaggle_utils.submission.csv_file import read_submission
+    from kaggle_utils.submission.rules import validate_submission
 
     violations = validate_submission(submission, data, split, read_particles(particles or data))
     if violations:

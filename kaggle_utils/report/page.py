@@ -25,8 +25,9 @@ from kaggle_utils.scoring.bootstrap import bootstrap_score
 from kaggle_utils.scoring.metrics import score_submission
 from kaggle_utils.scoring.remarks import explain_score
 from kaggle_utils.settings import list_values, write_value
-from kaggle_utils.submission.csv_file import read_submission, validate_submission
+from kaggle_utils.submission.csv_file import read_submission
 from kaggle_utils.submission.parts import count_states, summarise
+from kaggle_utils.submission.rules import validate_submission
 from kaggle_utils.system.files import write_text
 from kaggle_utils.system.machine import find_devices
 

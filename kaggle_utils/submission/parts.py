@@ -9,7 +9,7 @@ import re
 import textwrap
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from kaggle_utils.data.picks import FARTHEST, make_picks
 from kaggle_utils.data.remote import RemotePath
 from kaggle_utils.particles import PARTICLES, Catalogue
 from kaggle_utils.submission.budget import Level
-from kaggle_utils.system.files import is_number, read_json, write_text
+from kaggle_utils.system.files import is_number, read_json, remove_leftovers, write_text
 
 STATES = ("done", "degraded", "failed")
 # What reading a broken part may raise.
@@ -28,11 +28,11 @@ _MALFORMED = (OSError, ValueError, KeyError, TypeError, AttributeError, Overflow
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run has given: its picks table, its problems in words, its level and how many seconds it took. The level
-    is None when nothing could be computed."""
+    """What a run has given: its picks table, or a function that reads it, its problems in words, its level and how many
+    seconds it took. The level is None when nothing could be computed."""
 
     run: str
-    picks: pd.DataFrame = field(default_factory=make_picks)
+    table: pd.DataFrame | Callable[[], pd.DataFrame] = field(default_factory=make_picks)
     problems: tuple[str, ...] = ()
     level: Level | None = None
     seconds: float = 0.0
@@ -43,18 +43,36 @@ class Outcome:
         object.__setattr__(self, "problems", tuple(problems))
 
     @property
+    def picks(self) -> pd.DataFrame:
+        """The picks table, which may be read from the disk each time."""
+        return self.table() if callable(self.table) else self.table
+
+    @property
     def state(self) -> str:
         """One of STATES: "done"; "degraded", with the picks of a damaged tomogram; or "failed", without picks."""
         return "failed" if self.level is None else "degraded" if self.problems else "done"
 
 
 class Parts:
-    """A folder with a part file for each finished run.
+    """A folder with a part file for each finished run, in up to 256 folders, because file systems and file browsers
+    slow down with many thousand files in one.
 
     A part is used again as long as the `fingerprint` of models and settings and the files of its run are the same."""
 
     def __init__(self, folder: str | Path, fingerprint: str, catalogue: Catalogue = PARTICLES):
         self.folder, self.fingerprint, self.catalogue = Path(folder), fingerprint, catalogue
+
+    def clean(self) -> None:
+        """Remove temporary files that a killed process left."""
+        for folder in (self.folder, *self.folder.glob("[0-9a-f][0-9a-f]")):
+            remove_leftovers(folder / "*.json")
+
+    def read_picks(self, run: str, source: str) -> pd.DataFrame:
+        """Return the stored picks of a run; raises OSError when they are no longer there as they were."""
+        outcome = self.read(run, source)
+        if outcome is None:
+            raise OSError(f"{find_part(self.folder, run)} was removed or changed while it was in use; run again")
+        return outcome.picks
 
     def read(self, run: str, source: str) -> Outcome | None:
         """Return the stored outcome of a run. Return None, for the run to be computed again, when there is none or when
@@ -71,11 +89,11 @@ class Parts:
             warnings.warn(f"{path} cannot be read ({_tell(error)}); run {run} is computed again", stacklevel=2)
             return None
 
-    def write(self, outcome: Outcome, source: str) -> None:
-        """Store a run's outcome, atomically. A failed run is not stored: it may succeed the next time. Raises
-        OSError."""
+    def write(self, outcome: Outcome, source: str) -> bool:
+        """Store a run's outcome, atomically, and say whether it is stored. A failed run is not: it may succeed the next
+        time. Raises OSError."""
         if outcome.level is None:
-            return
+            return False
         record = {
             "run": outcome.run,
             "fingerprint": self.fingerprint,
@@ -86,13 +104,16 @@ class Parts:
             "picks": outcome.picks.to_dict("list"),
         }
         write_text(find_part(self.folder, outcome.run), json.dumps(record))
+        return True
 
 
 def find_part(folder: str | Path, run: str) -> Path:
     """Return the path of a run's part. Its name is legal in any file system, and stays in the folder, for any name of a
-    run."""
+    run. Where there is one from before there were folders of parts, it is that."""
     checksum = zlib.crc32(run.encode("utf-8", "surrogatepass"))
-    return Path(folder) / f"{re.sub('[^A-Za-z0-9_-]', '-', run)[:80]}-{checksum:08x}.json"
+    name = f"{re.sub('[^A-Za-z0-9_-]', '-', run)[:80]}-{checksum:08x}.json"
+    old, path = Path(folder) / name, Path(folder) / f"{checksum:08x}"[-2:] / name
+    return old if old.is_file() and not path.exists() else path
 
 
 def read_outcome(folder: str | Path, run: str, catalogue: Catalogue = PARTICLES) -> Outcome:
@@ -143,10 +164,15 @@ def sign_files(folder: str | Path | RemotePath) -> str:
     return digest.hexdigest()
 
 
-def gather_picks(outcomes: Sequence[Outcome]) -> pd.DataFrame:
+def gather_picks(outcomes: Iterable[Outcome]) -> pd.DataFrame:
     """Return the picks of all runs in one table."""
-    tables = [outcome.picks for outcome in outcomes if len(outcome.picks)]
+    tables = [picks for outcome in outcomes if len(picks := outcome.picks)]
     return pd.concat(tables, ignore_index=True) if tables else make_picks()
+
+
+def list_picks(outcomes: Iterable[Outcome]) -> Iterator[pd.DataFrame]:
+    """Yield the picks of one run after the other, in the order of their names, as `write_submission` takes them."""
+    return (outcome.picks for outcome in sorted(outcomes, key=lambda outcome: outcome.run))
 
 
 def summarise(outcomes: Sequence[Outcome]) -> pd.DataFrame:

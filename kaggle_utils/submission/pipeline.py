@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, fields, replace
 from glob import escape
 from importlib.resources import files
@@ -34,12 +35,15 @@ from kaggle_utils.models.folder import (
 from kaggle_utils.particles import PARTICLES_FILE, read_particles
 from kaggle_utils.submission.budget import Level
 from kaggle_utils.submission.csv_file import is_run_name, read_submission, set_aside, write_submission
-from kaggle_utils.submission.parts import Outcome, Parts, gather_picks, sign_files
+from kaggle_utils.submission.parts import Outcome, Parts, list_picks, sign_files
 from kaggle_utils.submission.workers import predict_runs
 from kaggle_utils.system import environment
 from kaggle_utils.system.environment import is_project
 from kaggle_utils.system.files import remove_leftovers
 
+# After the submission was written, this many times as long passes before it is written again: so that with thousands of
+# runs, of which each is read anew from its part file, it takes at most a twentieth of the time.
+_PAUSE = 20
 _BAD_NAME = "the run's name has characters that a CSV cannot hold; rename its folder"
 
 
@@ -124,7 +128,7 @@ def submit(
     """Find the particles of many runs and write them as a submission; return what became of each run, in their order.
 
     `out` is a valid submission before the first run is computed: without picks, or with those of the runs that were
-    finished before; then with each run that is finished. One that was there with picks of other runs is kept beside it.
+    finished before; soon after with each run that is finished. One with picks of other runs is kept beside it.
     Each run also gets a part file in the folder `parts`; after a crash the same call goes on where it was, as long as
     models, settings, the kit's code and the run's files are the same. `hours` is the time from the start of this
     process (`environment.STARTED`) in which all must be done, see `Planner`; without it, a run that was computed with
@@ -142,11 +146,11 @@ def submit(
     if is_project(data) or Path(data, PARTICLES_FILE).is_file():  # else the models alone say which particles there are
         check_particles(ensemble.models, read_particles(data), str(data))
     store = Parts(parts, fingerprint(ensemble, views), ensemble.catalogue)
-    for path in (Path(out).with_name(escape(Path(out).name)), Path(parts, "*.json")):
-        remove_leftovers(path)
+    remove_leftovers(Path(out).with_name(escape(Path(out).name)))
+    store.clean()
     sources = {run: _sign_run(run, data, split, kind) for run in runs if is_run_name(run) and is_plain_name(run)}
     outcomes: dict[str, Any] = {run: Outcome(run, problems=(_BAD_NAME,)) for run in runs}
-    outcomes |= {run: _choose(store.read(run, source), keep) for run, source in sources.items()}
+    outcomes |= {run: _shelve(store, store.read(run, source), source, keep) for run, source in sources.items()}
     before = [run for run in sources if outcomes[run]]
     waiting = [run for run in sources if not outcomes[run]]
     if hours is None:
@@ -159,7 +163,7 @@ def submit(
     # Closed whatever happens: a notebook would keep the processes, and the GPUs' memory, with the error that it shows.
     with closing(predict_runs(waiting, data, ensemble, split, devices, views, compiled, deadline)) as results:
         _keep_other(out, before)
-        write_submission(gather_picks(_list_known(outcomes)), out, store.catalogue)
+        write_submission(list_picks(_list_known(outcomes)), out, store.catalogue)
         _keep_each(results, outcomes, store, sources, out, strict, keep)
     if cut := [outcome for outcome in _list_known(outcomes) if outcome.level and outcome.level != full]:
         print(f"{len(cut)} of {len(runs)} runs were computed with less than {full}, because time was short")
@@ -176,27 +180,34 @@ def _keep_each(
     keep: Callable[[str, pd.DataFrame], pd.DataFrame],
 ) -> None:
     """Put each result among the outcomes as it comes, and write its part file and the submission with it."""
-    failure = None
-    for outcome in results:
-        _refuse_problems([outcome], strict)
-        if outcome.level or not outcomes[outcome.run]:  # what was found before is better than nothing
-            outcomes[outcome.run] = _choose(outcome, keep)
-        try:
-            store.write(outcome, sources[outcome.run])
-        except OSError as error:
-            warnings.warn(f"run {outcome.run} has no part file: {error}", stacklevel=3)
-        try:
-            write_submission(gather_picks(_list_known(outcomes)), out, store.catalogue)
-            failure = None
-        except OSError as error:  # a disk that is full now may have room when the next run is finished
-            failure = error
-    if failure:
-        raise failure
+    due, pending = 0.0, False
+    try:
+        for outcome in results:
+            _refuse_problems([outcome], strict)
+            found = replace(outcome, table=keep(outcome.run, outcome.picks))
+            try:
+                if store.write(outcome, sources[outcome.run]):
+                    found = _shelve(store, outcome, sources[outcome.run], keep)
+            except OSError as error:
+                warnings.warn(f"run {outcome.run} has no part file: {error}", stacklevel=3)
+            if outcome.level or not outcomes[outcome.run]:  # what was found before is better than nothing
+                outcomes[outcome.run], pending = found, True
+            if (started := time.monotonic()) >= due:
+                with suppress(OSError):  # a disk that is full now may have room when the next run is finished
+                    write_submission(list_picks(_list_known(outcomes)), out, store.catalogue)
+                    pending = False
+                due = time.monotonic() + _PAUSE * (time.monotonic() - started)
+    finally:
+        if pending:
+            write_submission(list_picks(_list_known(outcomes)), out, store.catalogue)
 
 
-def _choose(outcome: Any, keep: Callable[[str, pd.DataFrame], pd.DataFrame]) -> Any:
-    """Return an outcome with the picks that are wanted; None, which is no outcome, as it is."""
-    return outcome and replace(outcome, picks=keep(outcome.run, outcome.picks))
+def _shelve(
+    store: Parts, outcome: Outcome | None, source: str, keep: Callable[[str, pd.DataFrame], pd.DataFrame]
+) -> Outcome | None:
+    """Return an outcome that is in its part file as one that reads its picks there, each time, and returns those that
+    are wanted: thousands of outcomes then need no memory for them. None, which is no outcome, stays None."""
+    return outcome and replace(outcome, table=lambda: keep(outcome.run, store.read_picks(outcome.run, source)))
 
 
 def _list_known(outcomes: dict[str, Any]) -> list[Outcome]:

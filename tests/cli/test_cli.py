@@ -20,8 +20,9 @@ from kaggle_utils.kaggle.notebooks import NotebookError
 from kaggle_utils.models import folder as model_folder
 from kaggle_utils.submission import pipeline
 from kaggle_utils.submission.budget import Level
-from kaggle_utils.submission.csv_file import read_submission, validate_submission
+from kaggle_utils.submission.csv_file import read_submission
 from kaggle_utils.submission.parts import Outcome
+from kaggle_utils.submission.rules import validate_submission
 from kaggle_utils.system import environment, machine
 
 

@@ -178,7 +178,7 @@ def test_a_broken_file_costs_its_own_part(phantom_data, undrawn, tmp_path):
     folder = work / "models" / "competition-smoke"
     (folder / "comparison.json").write_text("{", encoding="utf-8")
     (folder / "3d_unet_model_fold_1" / "history.csv").write_text("epoch\n1\n", encoding="utf-8")
-    next((work / "parts").glob("*.json")).write_text('{"run": 1}', encoding="utf-8")
+    next((work / "parts").glob("*/*.json")).write_text('{"run": 1}', encoding="utf-8")
     (work / "submission.csv").write_text("id,experiment\n", encoding="utf-8")
     page = Tags(write_report(work, phantom_data).read_text(encoding="utf-8"))
     for said in (

@@ -19,9 +19,9 @@ from kaggle_utils.submission.csv_file import (
     DECIMALS,
     is_run_name,
     read_submission,
-    validate_submission,
     write_submission,
 )
+from kaggle_utils.submission.rules import validate_submission
 
 HEADER = "id,experiment,particle_type,x,y,z\n"
 PARTICLES = [
@@ -152,6 +152,30 @@ def test_bad_picks_leave_the_old_file(tmp_path, change, message):
         write_submission(picks.drop(columns=["y", "z"]), path)
 
 
+@pytest.mark.parametrize("at_once", [1, 2, 3, 100])
+def test_tables_written_one_by_one_are_the_same_file_and_are_checked_alike(tmp_path, monkeypatch, data, at_once):
+    """Whatever the pieces in which it is written and read."""
+    rng = np.random.default_rng(0)
+    runs = [f"TS_{run}" for run in (1, 10, 2, 3)]
+    tables = [
+        picks_table([(run, list(PARTICLES)[row % 4], *rng.uniform(-1, 200, 3)) for row in range(count)])
+        for run, count in zip(runs, (3, 0, 5, 1), strict=True)
+    ]
+    whole, pieces = tmp_path / "whole.csv", tmp_path / "pieces.csv"
+    write_submission(pd.concat(tables[::-1]), whole)
+    wrong = b"0,TS_2,ribosome,1,2,3\nx,TS_2,ribosome,1,2,3\n9,TS_8,odd,1,2,9999\n"
+    expected = validate_submission(whole, data), check(tmp_path, data, whole.read_bytes() + wrong)
+    monkeypatch.setattr(csv_file, "_AT_ONCE", at_once)
+    write_submission(iter(tables), pieces)
+    assert pieces.read_bytes() == whole.read_bytes() and len(read_submission(whole)) == 9
+    assert (validate_submission(whole, data), check(tmp_path, data, whole.read_bytes() + wrong)) == expected
+    assert len(expected[1]) >= 5
+    with pytest.raises(ValueError, match="was not written: picks of run TS_2 came after those of run TS_3"):
+        monkeypatch.setattr(csv_file, "_AT_ONCE", 1)
+        write_submission(tables[::-1], pieces)
+    assert pieces.read_bytes() == whole.read_bytes()
+
+
 @pytest.mark.parametrize("failure", [OSError("disk full"), KeyboardInterrupt()])
 def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch, failure):
     path = tmp_path / "submission.csv"
@@ -159,7 +183,7 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch, failur
     before = path.read_bytes()
 
     def break_off(table, file, **options):
-        Path(file).write_text("id,experi")
+        file.write("0,TS_2,ribo")
         assert path.read_bytes() == before
         raise failure
 
@@ -356,7 +380,7 @@ def test_names_of_runs_that_can_stand_in_a_submission(tmp_path, name, legal):
 
 
 def test_a_file_of_any_size_is_refused_without_being_read(tmp_path, data, monkeypatch):
-    """It would take some 18 times its size in memory; a legal one of five million picks has 256 MB."""
+    """It would take many times its size in memory to read; a legal one of five million picks has 256 MB."""
     assert csv_file._MOST_BYTES == 2**28
     monkeypatch.setattr(csv_file, "_MOST_BYTES", 2**20)
     path = tmp_path / "submission.csv"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 import warnings
 from dataclasses import replace
 
@@ -111,7 +112,7 @@ def call(runs, untrained, tmp_path, monkeypatch):
     were predicted. `fates` are problems, exceptions, functions, or None for a run that fails, by run."""
     out = tmp_path / "out" / "submission.csv"
 
-    def call(ensemble=None, fates=None, **settings):
+    def call(ensemble=None, fates=None, pause=0, **settings):
         predicted = []
 
         def predict_runs(runs, data, ensemble, split, devices, views, compiled, deadline):
@@ -128,6 +129,7 @@ def call(runs, untrained, tmp_path, monkeypatch):
                     yield Outcome(run, invent_picks(run), fate, Level(1, 1), 2.0)
 
         monkeypatch.setattr(pipeline, "predict_runs", predict_runs)
+        monkeypatch.setattr(pipeline, "_PAUSE", pause)  # made-up runs come faster than any that are computed
         settings = {"out": out, "parts": tmp_path / "parts", **settings}
         outcomes = submit(settings.pop("runs", runs), tmp_path / "data", ensemble or untrained(), **settings)
         return outcomes, read_submission(out), predicted
@@ -148,6 +150,21 @@ def test_the_submission_is_there_before_the_first_run_and_grows_with_each(call):
     outcomes, rows, _ = call(fates={"TS_1": look, "TS_2": look, "TS_3": look})
     assert seen == [0, 4, 8] and len(rows) == 12
     assert [o.run for o in outcomes] == ["TS_1", "TS_2", "TS_3"] and {o.state for o in outcomes} == {"done"}
+
+
+def test_writing_the_submission_takes_a_small_share_of_the_time(call, monkeypatch):
+    """With many runs it takes seconds to write; what is pending is written in the end, and no run waits in memory."""
+    original, written = pipeline.write_submission, []
+
+    def write(tables, *arguments):
+        time.sleep(0.05)
+        written.append(sum(map(len, tables := list(tables))))
+        original(tables, *arguments)
+
+    monkeypatch.setattr(pipeline, "write_submission", write)
+    outcomes, rows, _ = call(pause=20)
+    assert written == [0, 4, 12] and len(rows) == 12
+    assert all(callable(outcome.table) and len(outcome.picks) == 4 for outcome in outcomes)
 
 
 def test_tomograms_of_another_voxel_spacing_than_the_models_are_resampled_and_told_once(call, untrained, tmp_path):
@@ -171,7 +188,7 @@ def test_tomograms_of_another_voxel_spacing_than_the_models_are_resampled_and_to
 def test_after_a_crash_only_what_is_missing_is_computed(call, capsys):
     _, whole, _ = call()
     content = call.out.read_bytes()
-    for part in (call.out.parents[1] / "parts").iterdir():
+    for part in (call.out.parents[1] / "parts").glob("*/*.json"):
         part.unlink()
     with pytest.raises(KeyboardInterrupt):
         call(fates={"TS_3": KeyboardInterrupt()})
@@ -289,7 +306,7 @@ def test_a_submission_that_cannot_be_set_aside_is_told_and_ends_nothing(call, un
 
 def test_a_part_that_is_not_ours_is_computed_again(call, tmp_path):
     call()
-    part = next((tmp_path / "parts").glob("TS_1-*"))
+    part = next((tmp_path / "parts").glob("*/TS_1-*"))
     record = json.loads(part.read_text())
     texts = ["", "{", "[]", "null", '{"run": "TS_1"}', "[" * 100_000, "\x00" * 9]
     picks = record["picks"]
@@ -318,11 +335,11 @@ def test_a_part_that_is_not_ours_is_computed_again(call, tmp_path):
         )
     ]
     for text in texts:
-        part = next((tmp_path / "parts").glob("TS_1-*"))
+        part = next((tmp_path / "parts").glob("*/TS_1-*"))
         part.write_text(text)
         with pytest.warns(UserWarning, match="TS_1.* is computed again"):
             assert call()[2] == ["TS_1"]
-    sound, other = next((tmp_path / "parts").glob("TS_1-*")), next((tmp_path / "parts").glob("TS_2-*"))
+    sound, other = next((tmp_path / "parts").glob("*/TS_1-*")), next((tmp_path / "parts").glob("*/TS_2-*"))
     other.write_bytes(sound.read_bytes())
     assert call()[2] == ["TS_2"]
 
@@ -412,7 +429,7 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(call, monkeypatch):
     monkeypatch.setattr(pipeline, "write_submission", fail)
     _, rows, _ = call()
     assert len(rows) == 12
-    full[:] = [False, False, False, True]
+    full[:] = [False, False, False, True, True]
     with pytest.raises(OSError, match="No space left"):
         call(parts=call.out.parent / "others")
     assert len(read_submission(call.out)) == 8
@@ -426,7 +443,7 @@ def test_without_room_for_parts_the_submission_is_written_all_the_same(call, tmp
         _, rows, _ = call(parts=tmp_path / "in the way")
     assert len(rows) == 12
     call()
-    part = next((tmp_path / "parts").glob("TS_2-*"))
+    part = next((tmp_path / "parts").glob("*/TS_2-*"))
     part.unlink()
     part.mkdir()
     with pytest.warns(UserWarning, match="TS_2.* is computed again"):
@@ -436,7 +453,7 @@ def test_without_room_for_parts_the_submission_is_written_all_the_same(call, tmp
 
 def test_what_kills_left_of_writing_is_removed(call, tmp_path):
     call()
-    part = next((tmp_path / "parts").glob("TS_2-*"))
+    part = next((tmp_path / "parts").glob("*/TS_2-*"))
     leftovers = [path.with_name(f".{path.name}.01234567.tmp") for path in (call.out, part)]
     odd = call.out.with_name("[**]s[1].csv")  # no pattern
     leftovers.append(odd.with_name(f".{odd.name}.01234567.tmp"))
@@ -461,6 +478,14 @@ def test_a_part_keeps_every_digit(tmp_path):
         parts.write(Outcome(run, problems=("unreadable",)), "files")
     assert parts.read("TS_9", "files") is None  # the next start may do better
     assert len(parts.read("TS_7", "files").picks) == 4
+
+
+def test_part_files_from_before_there_were_folders_of_them_are_used(call, tmp_path):
+    _, whole, _ = call()
+    for part in (tmp_path / "parts").glob("*/*.json"):
+        part.rename(tmp_path / "parts" / part.name)
+    _, rows, predicted = call()
+    assert predicted == [] and rows.equals(whole)
 
 
 @pytest.mark.parametrize("run", ["../../etc", "a/b", "x" * 300, "TS_\u00e9", "\udcff", "C:\\x", "CON"])

@@ -66,7 +66,7 @@ def check_files(out: Path) -> int:
 
 
 def find_parts(out: Path) -> list[Path]:
-    return list((out.parent / f"{out.name}.parts").glob("*.json"))
+    return list((out.parent / f"{out.name}.parts").glob("*/*.json"))
 
 
 def start(command: list[str]) -> subprocess.Popen:
