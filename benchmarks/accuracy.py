@@ -79,7 +79,8 @@ from kaggle_utils.settings import change
 from kaggle_utils.submission.pipeline import load_ensemble, predict_run
 from kaggle_utils.system.files import replacing, write_text
 from kaggle_utils.system.machine import keep_freed_memory
-from kaggle_utils.training.fitting import evaluate, fit
+from kaggle_utils.training.fitting import fit
+from kaggle_utils.training.judging import evaluate
 from kaggle_utils.training.learner import find_rate, forward
 from kaggle_utils.training.train import build, train_fold, train_model
 

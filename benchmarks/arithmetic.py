@@ -81,6 +81,7 @@ def count_recipe(name: str) -> tuple[pd.DataFrame, int]:
             "voxels read / voxels": voxels / math.prod(SHAPE),
             "a view: TFLOP": operations * share / 1e12,
             "a view: GB": moved * share / 1e9,
+            "gradients: MB": sum(parameter.numel() for parameter in network.parameters()) * 4 / 1e6,
         }
         if folds:
             operations, moved = count_step(network.requires_grad_(True), settings, recipe.subvolume_size)

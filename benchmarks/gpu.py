@@ -54,7 +54,7 @@ from kaggle_utils.preprocessing.labels import locate_spheres, paint_spheres
 from kaggle_utils.preprocessing.subvolumes import Run
 from kaggle_utils.recipes import CompetitionRecipe, ModelRecipe, get_recipe
 from kaggle_utils.system.files import write_text
-from kaggle_utils.training import fitting
+from kaggle_utils.training import fitting, parallel
 from kaggle_utils.training import learner as learner_module
 from kaggle_utils.training.fitting import fit
 from kaggle_utils.training.learner import Learner
@@ -481,6 +481,32 @@ def train_slowly(machine: Machine, runs: list[Run], folder: Path) -> None:
         train_fold(runs, "unet", 0, machine.recipe, folder, machine.device)
 
 
+def check_ranks(machine: Machine) -> list[dict]:
+    """One training by one process and by two, on a GPU each: the same losses, and how much sooner they come."""
+    if not machine.toy and torch.cuda.device_count() < 2:
+        return [{"left out": "this machine has only one GPU"}]
+    rows = []
+    for architecture, ranks in product(ARCHITECTURES, (1, 2)):
+        folder = machine.work / f"ranks-{architecture}-{ranks}"
+        history = parallel.launch(ranks, train_as_rank, machine, architecture, folder)
+        last, count = history.iloc[-1], len(history)
+        batches = machine.recipe.crops // machine.recipe.unet.batch_size
+        row = {"network": architecture, "processes": ranks, "ms a batch": 1e3 * last["seconds"] / batches}
+        rows.append({**row, "epoch": count, **{key: last[key] for key in ("train_loss", "validation_loss")}})
+    return rows
+
+
+def train_as_rank(machine: Machine, architecture: str, folder: Path) -> pd.DataFrame:
+    """Train together with other processes; return the history."""
+    devices = ["cpu"] if machine.toy else [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    with parallel.joining(devices) as device:
+        crops = Crops(make_training_runs(machine), PARTICLES.names, machine.recipe, device)
+        validation = TensorDataset(*(tensor.cpu() for tensor in crops.draw(range(4))))
+        settings = replace(getattr(machine.recipe, architecture), epochs=2)
+        network = make_learner(replace(machine, device=device), settings).network
+        return fit(network, {"train": crops, "validation": validation}, settings, folder, {"seed": 0}, device=device)
+
+
 def check_precisions(machine: Machine) -> list[dict]:
     """Some hundred steps in each precision: losses, and steps that were left out."""
     rows, recipe = [], machine.recipe
@@ -531,6 +557,7 @@ CHECKS: dict[str, tuple[Callable[[Machine], list[dict]], float]] = {  # each wit
     "committee": (check_committee, 90),
     "memory": (check_memory, 60),
     "resume": (check_resume, 60),
+    "ranks": (check_ranks, 90),
     "precisions": (check_precisions, 60),
     "others": (check_others, 90),
 }

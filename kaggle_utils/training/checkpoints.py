@@ -21,6 +21,7 @@ from kaggle_utils.models.weights import explain, load_tensors, save_tensors
 from kaggle_utils.recipes import ModelRecipe, Recipe
 from kaggle_utils.system.files import remove_leftovers
 from kaggle_utils.training.learner import Learner, describe, prefix, select
+from kaggle_utils.training.parallel import count_ranks, find_rank, tell
 
 LAST, PREVIOUS = "last.safetensors", "previous.safetensors"
 
@@ -69,8 +70,10 @@ class State:
         }
 
     def save(self, folder: str | Path, config: dict) -> None:
-        """Write a checkpoint, and keep the one before it. Raises OSError, for example on a full disk, and then leaves
-        both old ones as they were."""
+        """Write a checkpoint, and keep the one before it; other ranks than 0 do nothing. Raises OSError, for example on
+        a full disk, and then leaves both old ones as they were."""
+        if find_rank():
+            return
         last = Path(folder) / LAST
         complete = last.with_name(f".{LAST}.tmp")
         with telling(last):
@@ -83,10 +86,18 @@ class State:
 
     def resume(self, folder: str | Path, config: dict) -> None:
         """Go on from the last checkpoint or, with a warning, from the one before it; do nothing when there are none.
+        Other ranks than 0 need no folder: they take over its state.
 
         When none can be used, raises ValueError (OtherSettings when its settings or data are others) and leaves the
         state as it was. Raises MemoryError when a checkpoint does not fit into memory."""
-        folder, refused = Path(folder), []
+        if find_rank() == 0:
+            self._resume(Path(folder), config)
+        if count_ranks() > 1:
+            tensors, numbers = self._gather()
+            self._apply(*tell(({name: tensor.cpu() for name, tensor in tensors.items()}, numbers)))
+
+    def _resume(self, folder: Path, config: dict) -> None:
+        refused = []
         refuse_old(folder)
         fresh = copy.deepcopy(self._gather())
         for path in (folder / LAST, folder / PREVIOUS):
@@ -100,7 +111,7 @@ class State:
             else:
                 self._good_last = path.name == LAST
                 if refused:
-                    warnings.warn(f"checkpoint {refused[0]}; the training goes on from {path}", stacklevel=3)
+                    warnings.warn(f"checkpoint {refused[0]}; the training goes on from {path}", stacklevel=4)
                 break
         else:
             if refused:

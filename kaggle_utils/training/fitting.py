@@ -21,13 +21,12 @@ from kaggle_utils.models.folder import save_weights
 from kaggle_utils.models.weights import explain, save_tensors
 from kaggle_utils.preprocessing.crops import Crops
 from kaggle_utils.recipes import ModelRecipe
-from kaggle_utils.scoring.metrics import voxel_scores
 from kaggle_utils.system.files import replacing
 from kaggle_utils.system.machine import keep_freed_memory
 from kaggle_utils.training.board import open_log
 from kaggle_utils.training.checkpoints import State, telling
-from kaggle_utils.training.judging import predict_batches
-from kaggle_utils.training.losses import LOSSES
+from kaggle_utils.training.judging import validate
+from kaggle_utils.training.parallel import choose_share, count_ranks, deal, find_rank, share_batches, share_norms
 
 _SAVE_EVERY = 120.0  # seconds between checkpoints, which a kill may cost
 # Reading a loss waits for its step, and a GPU should have other steps queued meanwhile. So the losses of several steps
@@ -106,6 +105,7 @@ class _Training:
         self._settings, self._folder, self._config, self._device = settings, folder, config, device
         self._threshold = threshold
         self._steps = -(-len(self._train) // settings.batch_size)  # in an epoch
+        share_norms(network)
         self._state = State(network, settings, device, self._steps)
         self._unsent: list[torch.Tensor] = []  # losses on the device
         self._sent: deque[Callable[[], list[float]]] = deque()  # groups of losses on their way to the host
@@ -116,9 +116,9 @@ class _Training:
         state.resume(self._folder, self._config)
         if state.history:  # the files may be damaged, or of a later epoch than the checkpoint
             _write_results(self._folder, state)
-        self._log = open_log(log, self._folder, len(state.history))
+        self._log = open_log("none" if find_rank() else log, self._folder, len(state.history))
         bar = {"desc": self._folder.name, "position": position, "mininterval": _choose_interval()}
-        with tqdm(total=epochs * self._steps, initial=state.done, **bar) as self._bar:
+        with tqdm(total=epochs * self._steps, initial=state.done, disable=find_rank() > 0, **bar) as self._bar:
             while len(state.history) < epochs and not _stopped_improving(state.history, self._settings.patience):
                 started = time.perf_counter() - state.seconds
                 self._take_steps(started)
@@ -180,7 +180,7 @@ class _Training:
         finite = [loss for loss in state.losses if math.isfinite(loss)]
         row = {"epoch": epoch, "train_loss": float(np.mean(finite)) if finite else math.nan}
         if epoch % settings.validate_every == 0 or epoch == settings.epochs:
-            row.update(_validate(state.learner.judged, self._validation, settings, self._threshold, self._device))
+            row.update(validate(state.learner.judged, self._validation, settings, self._threshold, self._device))
             state.keep_best(row["validation_dice"])
         state.history.append({**row, "seconds": time.perf_counter() - started})
         state.losses, state.seconds = [], 0.0
@@ -192,21 +192,26 @@ class _Training:
         self._bar.set_postfix(_postfix(row["train_loss"], state.history))
 
     def _draw_batches(self, generator: torch.Generator, done: int) -> Iterator:
-        """The batches of the current epoch after the first `done`. Their order, or their crops, depend only on the seed
-        and the epoch, so that a resumed training draws the same ones as an undisturbed one."""
-        data, size = self._train, self._settings.batch_size
+        """The batches of the current epoch after the first `done`, or this rank's share of each. Their order, or their
+        crops, depend only on the seed and the epoch, so that a resumed training draws the same ones as an undisturbed
+        one."""
+        data, size, mirrored = self._train, self._settings.batch_size, self._settings.mixup > 0
         generator.manual_seed(self._config["seed"] * 1_000_003 + len(self._state.history) + 1)
         if isinstance(data, Crops):
-            seeds = torch.randint(2**62, (len(data),), generator=generator).tolist()
-            return data.batches(seeds[done * size :], size)
+            seeds = torch.randint(2**62, (len(data),), generator=generator)[done * size :]
+            mine = seeds[choose_share(len(seeds), size, mirrored)].tolist()
+            nothing = torch.empty(0, 1, *[data.recipe.subvolume_size] * 3)
+            batches = data.batches(mine, size // count_ranks())
+            return share_batches(batches, self._steps - done, (nothing, nothing.byte()))
+        order = torch.cat([*DataLoader(range(len(data)), size, shuffle=True, generator=generator)]).tolist()
         on_gpu = torch.device(self._device).type == "cuda"
-        batches = iter(DataLoader(data, size, shuffle=True, generator=generator, pin_memory=on_gpu))
-        for _ in range(done):
-            next(batches)
-        return batches
+        return deal(data, order[done * size :], size, mirrored, pin_memory=on_gpu)
 
     def _keep_batch(self, place: dict) -> None:
-        """Draw the batch of a step that was left out again, and write it if possible; warn once."""
+        """Draw the batch of a step that was left out again, and write it if possible; warn once. Rank 0 alone does so,
+        for its share."""
+        if find_rank():
+            return
         path = self._folder / _BAD_BATCH
         try:
             volumes, masks = next(self._draw_batches(torch.Generator(), place["step"] - 1))
@@ -237,52 +242,13 @@ def _send(losses: list[torch.Tensor]) -> Callable[[], list[float]]:
 
 
 def _write_results(folder: Path, state: State) -> None:
+    if find_rank():
+        return
     if weights := state.average_best():
         with telling(folder / "weights.safetensors"):
             save_weights(folder, weights)
     with telling(folder / "history.csv"), replacing(folder / "history.csv") as temporary:
         pd.DataFrame(state.history).to_csv(temporary, index=False)
-
-
-def evaluate(network: nn.Module, dataset: TensorDataset, threshold: float = 0.5, device: str = "cpu") -> list[dict]:
-    """Return a network's voxel scores (report, section 3) for each of its particles on sub-volumes (n, 1, z, y, x),
-    and the confusion matrix behind them."""
-    counts = [_count(logits, masks, threshold) for logits, masks in predict_batches(network, dataset, 4, device)]
-    confusions = _compare(counts)
-    return [{**voxel_scores(confusion), "confusion": confusion.tolist()} for confusion in confusions]
-
-
-def _validate(network: nn.Module, dataset: TensorDataset, settings: ModelRecipe, threshold: float, device: str) -> dict:
-    counts, losses, sizes = [], [], []
-    for logits, masks in predict_batches(network, dataset, settings.batch_size, device):
-        losses.append(LOSSES[settings.loss](logits, masks))
-        sizes.append(len(masks))
-        counts.append(_count(logits, masks, threshold))
-    present = [voxel_scores(confusion)["f1"] for confusion in _compare(counts) if confusion[1].any()]
-    # The Dice coefficient of two masks is their F1.
-    return {
-        "validation_loss": float(np.average(torch.stack(losses).tolist(), weights=sizes)),
-        "validation_dice": float(np.mean(present or [0.0])),
-    }
-
-
-def _count(logits: torch.Tensor, masks: torch.Tensor, threshold: float) -> torch.Tensor:
-    """Count voxels by label (rows) and by what claims them (columns), on the device; 0 is the background."""
-    if logits.shape[1] == 1:
-        labels, claimed = masks > 0, torch.sigmoid(logits) >= threshold
-    else:
-        labels, claimed = masks[:, 0], logits.argmax(1)
-    classes = max(2, logits.shape[1])
-    pairs = labels.long() * classes + claimed
-    return torch.bincount(pairs.flatten(), minlength=classes**2).view(classes, classes)
-
-
-def _compare(counts: list[torch.Tensor]) -> np.ndarray:
-    """A confusion matrix for each particle against all others, (particles, 2, 2), from all batches' counts."""
-    table = torch.stack(counts).sum(0).cpu().numpy()
-    both, true, claimed = (voxels[1:] for voxels in (table.diagonal(), table.sum(1), table.sum(0)))
-    neither = table.sum() - true - claimed + both
-    return np.moveaxis(np.array([[neither, claimed - both], [true - both, both]]), -1, 0)
 
 
 def _draw_share(mixup: float, generator: torch.Generator) -> float | None:

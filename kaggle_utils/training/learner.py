@@ -19,6 +19,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from kaggle_utils.models.weights import explain
 from kaggle_utils.recipes import ModelRecipe
 from kaggle_utils.training.losses import LOSSES
+from kaggle_utils.training.parallel import average_gradients, count_ranks
 
 OPTIMISERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what both optimisers keep for each parameter
@@ -45,7 +46,8 @@ class Learner:
         self._scaler = self._make_scaler()
         self._average: Any = copy.deepcopy(network).requires_grad_(False) if settings.average else None
         self._done = 0
-        self._graphs: dict[tuple, Graph] | None = {} if on_gpu else None  # None where CUDA graphs are impossible
+        # None where CUDA graphs are impossible; with several processes nobody has tried them.
+        self._graphs: dict[tuple, Graph] | None = {} if on_gpu and count_ranks() == 1 else None
         self._seen: Counter = Counter()
 
     @property
@@ -91,6 +93,7 @@ class Learner:
         loss = self._find_loss(volumes, masks, share)
         self._optimiser.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()
+        average_gradients(self.network)
         loss = loss.detach()
         self._scaler.unscale_(self._optimiser)
         if self._settings.clip is not None:

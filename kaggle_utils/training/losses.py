@@ -7,6 +7,8 @@ cross-entropy is then that of repeated logits, in a fraction of the time."""
 import torch
 from torch.nn import functional
 
+from kaggle_utils.training.parallel import count_ranks, total
+
 _VOXELS = (0, 2, 3, 4)  # the axes of a channel's voxels
 _SMOOTH = 1.0  # keeps the Dice loss of an empty mask defined, and near 0 when nothing is claimed
 _POSITIVE_WEIGHT = 5.0  # report, section 5.2
@@ -18,19 +20,30 @@ def dice_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     """1 - Dice over all voxels of a batch together, with sigmoid outputs (report, section 4.4; Milletari et al.
     2016)."""
     probabilities, masks = torch.sigmoid(logits.float()), _average(masks, logits)
-    overlap = (probabilities * masks).sum()
-    return 1 - (2 * overlap + _SMOOTH) / (probabilities.sum() + masks.sum() + _SMOOTH)
+    overlap, claimed, true = total((probabilities * masks).sum(), probabilities.sum(), masks.sum())
+    return 1 - (2 * overlap + _SMOOTH) / (claimed + true + _SMOOTH)
 
 
 def bce_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     """Binary cross-entropy of the sigmoid outputs (report, section 4.1)."""
-    return functional.binary_cross_entropy_with_logits(logits.float(), _average(masks, logits))
+    return _bce(logits, masks)
 
 
 def weighted_bce_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     """Binary cross-entropy in which a particle's voxels count five times (report, section 5.2)."""
     weight = torch.full((), _POSITIVE_WEIGHT, device=logits.device)  # made on the device, so nothing is copied to it
-    return functional.binary_cross_entropy_with_logits(logits.float(), _average(masks, logits), pos_weight=weight)
+    return _bce(logits, masks, weight)
+
+
+def _bce(logits: torch.Tensor, masks: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
+    reduction = "mean" if count_ranks() == 1 else "sum"
+    loss = functional.binary_cross_entropy_with_logits(
+        logits.float(), _average(masks, logits), pos_weight=weight, reduction=reduction
+    )
+    if reduction == "mean":
+        return loss
+    loss, voxels = total(loss, torch.full_like(loss, logits.numel()))
+    return loss / voxels
 
 
 def tversky_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
@@ -66,7 +79,7 @@ def _average(masks: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
 
 def _cross_entropy(logs: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     # For each channel, how many voxels it truly has, and the sum of the logarithms of their probabilities.
-    voxels, claims = truth.sum(_VOXELS), (logs * truth).sum(_VOXELS)
+    voxels, claims = total(truth.sum(_VOXELS), (logs * truth).sum(_VOXELS))
     background, particles = voxels[0], voxels[1:].sum()
     weighted = claims[0] + _PARTICLE_WEIGHT * claims[1:].sum()
     return -weighted / (background + _PARTICLE_WEIGHT * particles)
@@ -74,7 +87,7 @@ def _cross_entropy(logs: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
 
 def _tversky(logs: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     probabilities = logs.exp()
-    hits, claimed, true = ((probabilities * truth).sum(_VOXELS), probabilities.sum(_VOXELS), truth.sum(_VOXELS))
+    hits, claimed, true = total((probabilities * truth).sum(_VOXELS), probabilities.sum(_VOXELS), truth.sum(_VOXELS))
     errors = _FALSE_WEIGHT * (claimed - hits) + (1 - _FALSE_WEIGHT) * (true - hits)
     losses = (1 - (hits + _SMOOTH) / (hits + errors + _SMOOTH))[1:]
     present = (true[1:] > 0).float()

@@ -37,8 +37,9 @@ from kaggle_utils.recipes import CompetitionRecipe, ModelRecipe, Recipe, list_ch
 from kaggle_utils.system.files import write_text
 from kaggle_utils.training.board import check_log
 from kaggle_utils.training.checkpoints import OtherSettings, find_changes, owning, telling
-from kaggle_utils.training.fitting import evaluate, fit
-from kaggle_utils.training.judging import judge_maps
+from kaggle_utils.training.fitting import fit
+from kaggle_utils.training.judging import evaluate, judge_maps
+from kaggle_utils.training.parallel import find_rank, is_launched, joining, tell
 from kaggle_utils.training.queue import Job, run_jobs
 
 
@@ -58,6 +59,8 @@ def train_models(
     With several devices, each has its own process, and they share the models and the CPU's threads. The number of
     devices changes nothing else: with the same number of threads, the weights on the CPU are the same to the last bit;
     another number of threads rounds sums differently. A finished model is left as it is, and a started one is resumed.
+    In processes that torchrun or `launch` has started, all train each model together, each on one of its machine's
+    devices, and an error ends the process.
 
     A training that fails, or whose process dies, is tried once more; if it fails again, it is left out with a warning,
     and the others go on. When none is left, raises what `load_runs`, `check_datasets` and `fit` raise. OtherSettings is
@@ -74,7 +77,11 @@ def train_models(
         for kind in architectures
         for name, target in targets.items()
     ]
-    return run_jobs(partial(load_runs, data, tuple(runs), recipe), jobs, devices)
+    if not is_launched():
+        return run_jobs(partial(load_runs, data, tuple(runs), recipe), jobs, devices)
+    with joining(devices) as device:
+        loaded = load_runs(data, runs, recipe)
+        return [job.train(loaded, *job.settings, device) for job in jobs]
 
 
 def train_model(
@@ -102,13 +109,14 @@ def train_model(
         "threshold": recipe.threshold,
     }
     free = {"settings": list_changes(recipe, architecture), "min_size_fraction": recipe.min_size_fraction}
-    with _claiming(folder, config) as claimed:
+    with _claiming(folder, config, free) as claimed:
         if not claimed:
-            _change_free(folder, free)
             return folder
         datasets = build_datasets(runs, particle, recipe)
         check_datasets(datasets, particle)
         network = _train_network(datasets, network_recipe, recipe, folder, config, device, position)
+        if find_rank():
+            return folder
         scores = {split: evaluate(network, datasets[split], recipe.threshold, device)[0] for split in SPLITS}
         picks = sum(int((run.points["particle_type"] == particle).sum()) for run in runs)
         finished = {**config, **free, "scores": scores, "picks": picks}
@@ -164,12 +172,13 @@ def train_fold(
         "folds": len(list_folds(len(runs), recipe)),
         "views": recipe.views,
     }
-    with _claiming(folder, config) as claimed:
+    with _claiming(folder, config, free) as claimed:
         if not claimed:
-            _change_free(folder, free)
             return folder
         datasets = {"train": Crops(others, names, recipe, device), "validation": _hold_out(held_out, recipe)}
         network = _train_network(datasets, network_recipe, recipe, folder, config, device, position)
+        if find_rank():
+            return folder
         scores = dict(zip(names, judge_maps(network, datasets["validation"], device), strict=True))
         counts = pd.concat([run.points for run in others])["particle_type"].value_counts()
         finished = {
@@ -206,11 +215,12 @@ def _hold_out(run: Run, recipe: CompetitionRecipe) -> TensorDataset:
 def _train_network(
     datasets: dict, settings: ModelRecipe, recipe: Recipe, folder: Path, config: dict, device: str, position: int
 ) -> nn.Module:
-    """Train a network and return it with its best weights."""
+    """Train a network and return it with its best weights, which other ranks than 0 may not be able to read."""
     torch.manual_seed(config["seed"])
     network = build(settings, recipe, read_catalogue(config))
     fit(network, datasets, settings, folder, config, recipe.threshold, device, position, recipe.log)
-    network.load_state_dict(load_weights(folder / "weights.safetensors", network.state_dict()))
+    if find_rank() == 0:
+        network.load_state_dict(load_weights(folder / "weights.safetensors", network.state_dict()))
     return network
 
 
@@ -246,14 +256,21 @@ def _describe(network: ModelRecipe, recipe: Recipe, runs: list[Run]) -> dict:
 
 
 @contextmanager
-def _claiming(folder: Path, config: dict) -> Iterator[bool]:
-    """Lock a model folder, and say whether there is a model to train in it. A finished model is not locked, because it
-    may be where nothing can be written. Raises as `_is_finished` and `owning` do."""
-    if _is_finished(folder, config):
-        yield False
-        return
-    with owning(folder):
-        yield not _is_finished(folder, config)  # the process that had the lock before may have finished it
+def _claiming(folder: Path, config: dict, free: dict) -> Iterator[bool]:
+    """Lock a model folder, and say whether there is a model to train in it; if not, bring its `free` settings up to
+    date. A finished model is not locked, because it may be where nothing can be written. Rank 0 tells the others.
+    Raises as `_is_finished` and `owning` do."""
+    if find_rank():
+        yield tell(None)
+    elif _is_finished(folder, config):
+        _change_free(folder, free)
+        yield tell(False)
+    else:
+        with owning(folder):
+            # The process that had the lock before may have finished it.
+            if finished := _is_finished(folder, config):
+                _change_free(folder, free)
+            yield tell(not finished)
 
 
 def _is_finished(folder: Path, config: dict) -> bool:

@@ -16,10 +16,11 @@ from kaggle_utils.particles import PARTICLES
 from kaggle_utils.preprocessing.crops import Crops
 from kaggle_utils.preprocessing.subvolumes import Run
 from kaggle_utils.recipes import get_recipe
-from kaggle_utils.training import fitting
+from kaggle_utils.training import fitting, judging
 from kaggle_utils.training.checkpoints import State
 from kaggle_utils.training.fitting import fit
 from kaggle_utils.training.learner import Learner
+from kaggle_utils.training.losses import LOSSES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -96,7 +97,7 @@ def test_the_best_weights_are_averaged(dice, chosen, tmp_path, monkeypatch):
         seen.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
         return {"validation_loss": 1.0, "validation_dice": dice[len(seen) - 1]}
 
-    monkeypatch.setattr(fitting, "_validate", validate)
+    monkeypatch.setattr(fitting, "validate", validate)
     train(replace(SETTINGS, epochs=4, best=2), tmp_path)
     for name, tensor in load(tmp_path).items():
         if tensor.is_floating_point():
@@ -136,7 +137,7 @@ def test_validation_is_the_mean_dice_of_the_particles_that_are_there():
     network = torch.nn.Identity()
     network.forward = lambda volumes: logits
     data = TensorDataset(torch.zeros(1, 1, 4, 4, 4), torch.from_numpy(masks))
-    result = fitting._validate(network, data, SETTINGS, 0.5, "cpu")
+    result = judging.validate(network, data, SETTINGS, 0.5, "cpu")
     assert result["validation_dice"] == pytest.approx(0.5)
 
 
@@ -215,9 +216,9 @@ def test_validation_counts_voxels_as_brute_force_does(particles):
     for truth, claim in zip(masks.flatten().tolist(), claimed.ravel().tolist(), strict=True):
         for particle in range(1, particles + 1):
             expected[particle - 1, int(truth == particle), int(claim == particle)] += 1
-    assert [scores["confusion"] for scores in fitting.evaluate(network, data, 0.6)] == expected.tolist()
-    found = fitting._validate(network, data, settings, 0.6, "cpu")
+    assert [scores["confusion"] for scores in judging.evaluate(network, data, 0.6)] == expected.tolist()
+    found = judging.validate(network, data, settings, 0.6, "cpu")
     dice = [2 * tp / (2 * tp + fp + fn) for (_, fp), (fn, tp) in expected.tolist()]
     assert found["validation_dice"] == pytest.approx(np.mean(dice), rel=1e-12)
-    parts = [fitting.LOSSES[settings.loss](logits[i : i + 2], masks[i : i + 2]).item() for i in (0, 2, 4)]
+    parts = [LOSSES[settings.loss](logits[i : i + 2], masks[i : i + 2]).item() for i in (0, 2, 4)]
     assert found["validation_loss"] == pytest.approx(np.average(parts, weights=[2, 2, 1]), rel=1e-6)

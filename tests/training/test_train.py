@@ -33,8 +33,10 @@ from kaggle_utils.particles import PARTICLES
 from kaggle_utils.preprocessing.subvolumes import Run, build_datasets, load_runs
 from kaggle_utils.recipes import Augmentation, get_recipe, list_changes
 from kaggle_utils.training import checkpoints, fitting, learner, train
-from kaggle_utils.training.fitting import evaluate, fit, read_history
+from kaggle_utils.training.fitting import fit, read_history
+from kaggle_utils.training.judging import evaluate
 from kaggle_utils.training.learner import prefix, select
+from kaggle_utils.training.losses import LOSSES
 from kaggle_utils.training.queue import Job, run_jobs
 from kaggle_utils.training.train import train_fold, train_model, train_models
 
@@ -186,7 +188,7 @@ def test_the_report_validates_the_vnet_every_tenth_epoch(tmp_path):
 
 def test_weights_are_those_of_the_best_epoch(tmp_path, monkeypatch):
     scripted = Scripted(0.1, 0.6, 0.3, 0.6, 0.2)  # the first of equals
-    monkeypatch.setattr(fitting, "_validate", scripted)
+    monkeypatch.setattr(fitting, "validate", scripted)
     network = build_model("unet", 2)
     fit(network, make_datasets(), replace(SMOKE.unet, epochs=5), tmp_path / "model", CONFIG)
 
@@ -197,7 +199,7 @@ def test_weights_are_those_of_the_best_epoch(tmp_path, monkeypatch):
 
 
 def test_a_model_that_finds_nothing_has_weights_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(fitting, "_validate", Scripted(0.0, 0.0))
+    monkeypatch.setattr(fitting, "validate", Scripted(0.0, 0.0))
     fit(build_model("unet", 2), make_datasets(), replace(SMOKE.unet, epochs=2), tmp_path / "model", CONFIG)
     assert (tmp_path / "model" / "weights.safetensors").is_file()
 
@@ -212,11 +214,11 @@ def test_a_model_that_finds_nothing_has_weights_too(tmp_path, monkeypatch):
     ],
 )
 def test_early_stopping_waits_for_patience_validations(patience, dice, epochs, tmp_path, monkeypatch):
-    monkeypatch.setattr(fitting, "_validate", Scripted(*dice))
+    monkeypatch.setattr(fitting, "validate", Scripted(*dice))
     settings = replace(SMOKE.unet, epochs=5, patience=patience)
     assert len(fit(build_model("unet", 2), make_datasets(), settings, tmp_path / "model", CONFIG)) == epochs
     # It stays stopped.
-    monkeypatch.setattr(fitting, "_validate", None)
+    monkeypatch.setattr(fitting, "validate", None)
     if epochs < 5:
         assert len(fit(build_model("unet", 2), make_datasets(), settings, tmp_path / "model", CONFIG)) == epochs
 
@@ -225,13 +227,13 @@ def test_early_stopping_waits_for_patience_validations(patience, dice, epochs, t
 def test_losses_that_are_not_finite_end_the_training_when_they_do_not_end(steps, tmp_path, monkeypatch):
     """Ten in a row do, over the ends of epochs; of less it warns, and goes on as if these steps had not been."""
     folder, calls = tmp_path / "3d_unet_model_ribosome", []
-    monkeypatch.setattr(fitting, "_validate", Scripted(*[0.5] * 5))
+    monkeypatch.setattr(fitting, "validate", Scripted(*[0.5] * 5))
 
     def diverging(logits, masks):
         calls.append(1)
         return logits.mean() * (float("nan") if 4 < len(calls) <= 4 + steps else 1)  # an epoch has three steps
 
-    monkeypatch.setitem(fitting.LOSSES, "dice", diverging)
+    monkeypatch.setitem(LOSSES, "dice", diverging)
     training = partial(fit, build_model("unet", 2), make_datasets(), replace(SMOKE.unet, epochs=5), folder, CONFIG)
     with pytest.warns(
         UserWarning,
@@ -316,7 +318,7 @@ def test_a_trained_folder_holds_all_that_later_steps_need(folder):
 
 
 def test_scores_are_those_of_the_best_epochs_weights_on_each_share(tmp_path, monkeypatch):
-    monkeypatch.setattr(fitting, "_validate", Scripted(0.9, 0.1, 0.1, 0.1))
+    monkeypatch.setattr(fitting, "validate", Scripted(0.9, 0.1, 0.1, 0.1))
     folder = train_model(RUNS, "unet", "apo-ferritin", RECIPE, tmp_path)
     model, last = load_model(folder), build_model("unet", 2)
     last.load_state_dict(select(load_tensors(folder / "last.safetensors")[0], "network"))

@@ -36,6 +36,7 @@ from kaggle_utils.training import checkpoints, fitting
 from kaggle_utils.training.checkpoints import State
 from kaggle_utils.training.fitting import fit, read_history
 from kaggle_utils.training.learner import Learner, prefix
+from kaggle_utils.training.losses import LOSSES
 from kaggle_utils.training.train import train_fold, train_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -732,7 +733,7 @@ def test_ten_bad_losses_end_a_training_when_they_are_read_later_too(queued, tmp_
         calls.append(1)
         return logits.mean() * (float("nan") if len(calls) > 3 else 1)
 
-    monkeypatch.setitem(fitting.LOSSES, "dice", diverging)
+    monkeypatch.setitem(LOSSES, "dice", diverging)
     masks = torch.zeros(60, 1, 8, 8, 8, dtype=torch.uint8)
     volumes = torch.arange(60.0).view(60, 1, 1, 1, 1).expand(-1, 1, 8, 8, 8)
     data = {"train": TensorDataset(volumes, masks), "validation": TensorDataset(volumes[:2], masks[:2])}
