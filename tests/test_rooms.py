@@ -34,7 +34,7 @@ IMPORTS = {
         *("particles", "recipes", "settings", "system", "data", "models", "scoring", "evaluation", "submission"),
         *("figures",),
     ),
-    "kaggle": ("particles", "recipes", "system", "data", "models", "inference", "submission"),
+    "kaggle": ("particles", "recipes", "system", "data", "models", "preprocessing", "inference", "submission"),
     "cli": (
         *("particles", "recipes", "system", "data", "models", "scoring", "preprocessing", "training", "inference"),
         *("evaluation", "submission", "figures", "report", "kaggle"),

@@ -14,7 +14,8 @@ from kaggle_utils.data.exchange.star import write_star
 from kaggle_utils.data.picks import read_run
 from kaggle_utils.data.tomograms import find_group, find_runs, load_tomogram, read_voxel_spacing
 from kaggle_utils.particles import PARTICLES, read_particles
-from kaggle_utils.submission.csv_file import read_submission, validate_submission
+from kaggle_utils.submission.csv_file import read_submission
+from kaggle_utils.submission.rules import validate_submission
 
 SPACING = 13.48
 OURS = {"ribosome": "ball", "thyroglobulin": "shell", "virus-like-particle": "cage"}
