@@ -88,7 +88,7 @@ def test_mrc_and_star_come_in_and_star_goes_out(walk, phantom_data, tmp_path, ca
 
 @pytest.mark.thorough
 def test_the_notebooks_take_other_particles_at_another_spacing_unedited(walk, tmp_path, capsys):
-    assert main(["notebooks", "--data", str(walk), "--work", str(tmp_path / "work"), "--scale", "smoke"]) == 0
+    assert main(["notebooks", "--data", str(walk), "--work", str(tmp_path / "work")]) == 0
     assert "score against" in capsys.readouterr().out
     check_predictions(walk, tmp_path / "work" / "models" / "competition-smoke", tmp_path, capsys)
 
