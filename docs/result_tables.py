@@ -213,6 +213,38 @@ def count_arithmetic() -> str:
     return fence(printed.getvalue())
 
 
+def show_costs() -> str:
+    """Return how many tomograms a GPU does in an hour, by arithmetic and as measured."""
+    table, views = arithmetic.count_recipe("competition")
+    seconds = {}
+    for speed in (15, 5):
+        passes = table["a view: TFLOP"] / speed + table["a view: GB"] / 250
+        seconds[f"T4, at {speed} TFLOP/s and 250 GB/s"] = views * (table["networks"] * passes).sum()
+    measured = read("gpu-nvidia-h100-80gb-hbm3.json")
+    seconds[f"{measured['device']}, measured"] = measured["checks"]["committee"]["rows"][0]["seconds"]
+    rows = [[gpu, f"{one:.1f}", f"{3600 / one:.0f}", f"{20_000 * one / 3600:.0f}"] for gpu, one in seconds.items()]
+    return tabulate(["a GPU", "seconds a tomogram", "tomograms an hour", "GPU hours for 20,000"], rows)
+
+
+def show_growth() -> str:
+    """Return how seconds and memory grow with voxels and with runs."""
+    tables, form = [], {"MB": ".0f", "CP": ".3g"}
+    for part, key in (("voxels", "times the voxels"), ("runs", "runs")):
+        rows = read("growth.json")[part]
+        heads = [key, *(name for name in rows[0] if name != key)]
+        cells = [[f"{row[key]:,}", *(f"{row[name]:,{form[name[:2]]}}" for name in heads[1:])] for row in rows]
+        tables.append(tabulate(heads, cells))
+    return "\n\n".join(tables)
+
+
+def show_cluster() -> str:
+    """Return what a cluster made of 40 runs and of faults."""
+    rows = read("growth.json")["cluster"]
+    rows = [{**row, "the same bytes": "yes" if row["the same bytes"] else "no"} for row in rows]
+    cells = [[cell if isinstance(cell, str) else f"{cell:.3g}" for cell in row.values()] for row in rows]
+    return tabulate([*rows[0]], cells)
+
+
 def show_gpu() -> str:
     """Return what was measured on the GPU."""
     result = read("gpu-nvidia-h100-80gb-hbm3.json")

@@ -142,6 +142,16 @@ def _parser() -> argparse.ArgumentParser:
         "--tta", dest="views", type=int, metavar="N", help="test-time views, 1 to 16 (as the models say)"
     )
     command.add_argument("--device", nargs="+", metavar="NAME", help="such as cuda:0 cuda:1 (all GPUs, else cpu)")
+    clusters = command.add_mutually_exclusive_group()
+    clusters.add_argument(
+        "--scheduler",
+        dest="cluster",
+        metavar="ADDRESS",
+        help="share the runs out to a Dask cluster, such as tcp://host:8786 (this machine's devices)",
+    )
+    clusters.add_argument(
+        "--cluster", metavar="local:N", help="or to a Dask cluster of so many workers, which is started here"
+    )
     command.add_argument("--compile", dest="compiled", action="store_true", help="let torch compile what it can")
     command.add_argument(
         "--hours", type=float, metavar="H", help="time limit; views, then networks are cut to keep it (none)"

@@ -6,6 +6,7 @@
 import json
 import os
 import sys
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -159,6 +160,7 @@ def predict(
     margin: tuple[float, ...] = (),
     formats: tuple[str, ...] = (),
     pictures: bool = False,
+    cluster: str | None = None,
     **settings: Any,
 ) -> int:
     """Run models over the tomograms of a split, and write the submission anew after each; at the end also what other
@@ -183,6 +185,8 @@ def predict(
     if not (folder.is_dir() and os.access(folder, os.W_OK)):
         raise OSError(f"nothing can be written in {folder}; give another --out")
     check_devices(device)
+    if device and cluster:
+        raise ValueError("--device is for this machine, but a cluster's workers choose their own; leave it out")
     check_hours(settings.get("hours"), "--hours")
     if "views" in settings:
         check_views(settings["views"], "--tta")
@@ -203,7 +207,12 @@ def predict(
         for line in told:
             print(line)
     parts = out.with_name(f"{out.name}.parts")
-    outcomes = submit(chosen, data, ensemble, out, parts, split, device or find_devices(), **settings)
+    with ExitStack() as stack:
+        if cluster is not None:  # Dask may not be installed
+            from kaggle_utils.submission.cluster import connecting
+
+            settings["cluster"] = stack.enter_context(connecting(cluster))
+        outcomes = submit(chosen, data, ensemble, out, parts, split, device or find_devices(), **settings)
     for outcome in outcomes:
         for problem in outcome.problems:
             print(f"{show_name(outcome.run)}, {outcome.state}: {problem}")

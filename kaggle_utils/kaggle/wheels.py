@@ -50,8 +50,8 @@ IMAGE = {
     "pyyaml": ("6.0.2", "yaml"),
     "ipython": ("7.34.0", "IPython"),
 }
-# Used only where they are installed: copick is never shipped to Kaggle, google.colab exists on Colab alone.
-_OPTIONAL = {"copick", "google"}
+# Used only where they are installed: copick and Dask are never shipped to Kaggle, google.colab exists on Colab alone.
+_OPTIONAL = {"copick", "distributed", "google"}
 # The image's Linux, x86_64: wheels for any older C library run there too. 28 as in manylinux_2_28.
 _GLIBC = range(28, 4, -1)
 _PLATFORM_ALIASES = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}

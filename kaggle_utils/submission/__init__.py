@@ -1,8 +1,8 @@
 """From many test runs to one `submission.csv` that no crash can destroy.
 
 Comes in: runs, an ensemble, and a time limit. Goes out: a CSV that is valid at every moment.
-`pipeline` is the whole way (`submit`); `workers` shares runs out to devices and replaces a process that dies, `serving`
-is the work of each device, `budget` keeps the time limit, `parts` stores finished runs, `csv_file` writes and reads
+`pipeline` is the whole way (`submit`); `workers` shares runs out to devices, or to a `cluster`, as the `crew` decides,
+`serving` is the work of each, `budget` keeps the time limit, `parts` stores finished runs, `csv_file` writes and reads
 the CSV, `rules` checks it. Next: scoring, or Kaggle.
 Import `pipeline` and `workers` by name: they need torch, and checking a CSV should not wait for it."""
 

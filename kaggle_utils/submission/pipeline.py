@@ -11,7 +11,7 @@ from glob import escape
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -40,6 +40,9 @@ from kaggle_utils.submission.workers import predict_runs
 from kaggle_utils.system import environment
 from kaggle_utils.system.environment import is_project
 from kaggle_utils.system.files import remove_leftovers
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 # After the submission was written, this many times as long passes before it is written again: so that with thousands of
 # runs, of which each is read anew from its part file, it takes at most a twentieth of the time.
@@ -124,6 +127,7 @@ def submit(
     hours: float | None = None,
     strict: bool = False,
     keep: Callable[[str, pd.DataFrame], pd.DataFrame] = lambda run, picks: picks,
+    cluster: "Client | None" = None,
 ) -> list[Outcome]:
     """Find the particles of many runs and write them as a submission; return what became of each run, in their order.
 
@@ -161,7 +165,8 @@ def submit(
     _refuse_problems(_list_known(outcomes), strict)
     _tell_spacings(list(sources), data, split, kind, find_spacing(ensemble.models))
     # Closed whatever happens: a notebook would keep the processes, and the GPUs' memory, with the error that it shows.
-    with closing(predict_runs(waiting, data, ensemble, split, devices, views, compiled, deadline)) as results:
+    arguments = waiting, data, ensemble, split, devices, views, compiled, deadline, cluster
+    with closing(predict_runs(*arguments)) as results:
         _keep_other(out, before)
         write_submission(list_picks(_list_known(outcomes)), out, store.catalogue)
         _keep_each(results, outcomes, store, sources, out, strict, keep)

@@ -1,14 +1,10 @@
-"""The side of a process that predicts runs on one device, as `workers` starts it."""
+"""The side of a process that predicts runs on one device: what `workers` has it call."""
 
-import multiprocessing
-import os
 import pickle
 import time
-import traceback
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
-from multiprocessing.connection import Connection
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,57 +19,73 @@ from kaggle_utils.inference.ensemble import Ensemble
 from kaggle_utils.inference.merging import Committee, cut_networks, find_particles
 from kaggle_utils.inference.predictor import Predictor
 from kaggle_utils.models.folder import agree, find_spacing
-from kaggle_utils.models.weights import explain
 from kaggle_utils.submission.budget import Level
+from kaggle_utils.system.machine import find_devices
+from kaggle_utils.system.processes import tell
 
 _TELL = 0.5  # seconds between two words on how far a run is
 
 
-def serve(
-    connection: Connection,
+@dataclass(frozen=True)
+class _Server:
+    """An ensemble with its predictors, where its tomograms are, and the run that is read while another is computed."""
+
+    ensemble: Ensemble | Committee
+    predictors: dict[int, Predictor]
+    source: tuple
+    threads: int
+    reader: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
+    ahead: dict[str, Future] = field(default_factory=dict)
+
+
+_servers: dict[str, _Server] = {}  # what this process has loaded
+
+
+def prepare(
+    key: str,
+    packed: bytes,
     data: str | Path,
     split: str,
-    device: str,
     views: int,
     compiled: bool,
+    device: str | int,
     sharers: int,
     threads: int,
 ) -> None:
-    """Predict the runs that come through the connection, (run, level, run to read ahead or ""), until it is closed.
+    """Load the pickled ensemble onto a device, once, for `predict` to find it by `key`. Instead of a device's name, its
+    number among those of this machine can be given, round and round.
 
-    It says "here", and is sent the pickled ensemble; then "ready", then for each run its "share" now and then and what
-    was "found", or in words why it is "unfit"; and at most one "error" in words, with which it ends."""
-    if "fork" in multiprocessing.get_all_start_methods():
-        # numcodecs makes a lock, of which Python would tell the user as leaked when this process is killed.
-        multiprocessing.set_start_method("fork", force=True)
-    try:
-        torch.set_num_threads(threads)
-        if device.startswith("cuda"):
-            torch.cuda.set_device(device)  # or whatever names no device would fill the first one's memory, too
-        connection.send(("here", None))
-        ensemble = pickle.loads(connection.recv_bytes())
-        kind, trained = agree(ensemble.models, "tomogram"), find_spacing(ensemble.models)
+    Raises FileNotFoundError, naming it, for data that this machine does not have, and what torch raises."""
+    if not Path(data).exists():
+        raise FileNotFoundError(f"{data} is not there; give data that all workers have")
+    if isinstance(device, int):
+        devices = find_devices()
+        device = devices[device % len(devices)]
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)  # or whatever names no device would fill the first one's memory, too
+    torch.set_num_threads(threads)
+    if key not in _servers:
+        ensemble = pickle.loads(packed)
         predictors = {id(m): Predictor(m, device, views, compiled, sharers) for m in ensemble.models}
-        connection.send(("ready", None))
-        with ThreadPoolExecutor(1) as reader:
-            ahead: dict[str, Future] = {}
-            while True:
-                run, level, following = connection.recv()
-                reading = ahead.pop(run, None) or reader.submit(_read, run, data, split, kind, trained)
-                ahead = {following: reader.submit(_read, following, data, split, kind, trained)} if following else {}
-                try:
-                    connection.send(("found", _predict(reading, ensemble, predictors, level, connection)))
-                except FloatingPointError as error:  # a new process of this device would come to the same
-                    connection.send(("unfit", str(error)))
-                del reading
-    except EOFError:
-        pass  # nothing more to do
-    except (BrokenPipeError, ConnectionResetError):
-        os._exit(0)  # nobody listens any more, so nothing is worth being waited for
-    except Exception as error:
-        if not isinstance(error, ValueError | OSError | MemoryError):
-            traceback.print_exc()
-        connection.send(("error", explain(error)))
+        source = data, split, agree(ensemble.models, "tomogram"), find_spacing(ensemble.models)
+        _servers[key] = _Server(ensemble, predictors, source, threads)
+
+
+def predict(key: str, run: str, level: Level, following: str) -> tuple[pd.DataFrame | None, tuple[str, ...], list[str]]:
+    """Return the picks of a run, what was wrong with its tomogram, and the warnings on the way; and begin to read the
+    `following` run, if there is one. Raises FloatingPointError for outputs that a new process would give, too."""
+    server = _servers[key]
+    torch.set_num_threads(server.threads)  # of this thread, and a cluster's worker may have several
+    reading = server.ahead.pop(run, None) or server.reader.submit(_read, run, *server.source)
+    server.ahead.clear()
+    if following:
+        server.ahead[following] = server.reader.submit(_read, following, *server.source)
+    return _predict(reading, server.ensemble, server.predictors, level)
+
+
+def forget(key: str) -> None:
+    """Free what `prepare` has loaded."""
+    _servers.pop(key, None)
 
 
 def _read(run: str, data: str | Path, split: str, kind: str, trained: float | None) -> tuple[Salvage, float]:
@@ -94,7 +106,6 @@ def _predict(
     ensemble: Ensemble | Committee,
     predictors: dict[int, Predictor],
     level: Level,
-    connection: Connection,
 ) -> tuple[pd.DataFrame | None, tuple[str, ...], list[str]]:
     """The picks, what was wrong with the tomogram, and the warnings on the way."""
     found, spacing = reading.result()
@@ -111,7 +122,7 @@ def _predict(
         done += voxels
         if time.monotonic() - said > _TELL:
             said = time.monotonic()
-            connection.send(("share", done / total))
+            tell(done / total)
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -2,7 +2,7 @@
 
 Comes in: environment variables and the disk. Goes out: an `Environment`, and files that are whole or absent.
 `environment` finds out whether this is Kaggle, Colab or neither, and where data and work are; `machine` has the devices
-and the memory; `files` writes files.
+and the memory, `processes` one process for call after call; `files` writes files.
 It imports no other room, and all others use it. It can be imported with Python's own library alone, because a
 notebook's first cell imports it to install the rest."""
 
@@ -26,9 +26,11 @@ from kaggle_utils.system.files import (
     write_text,
 )
 from kaggle_utils.system.machine import check_devices, find_devices, find_free_memory, keep_freed_memory
+from kaggle_utils.system.processes import Process, tell
 
 __all__ = [
     "Environment",
+    "Process",
     "check_devices",
     "choose_models",
     "collect_outputs",
@@ -45,6 +47,7 @@ __all__ = [
     "read_json",
     "remove_leftovers",
     "replacing",
+    "tell",
     "write_bytes",
     "write_text",
 ]

@@ -3,23 +3,20 @@
 A training that fails, or whose process dies, is tried once more from its last checkpoint, on another device if there is
 one. If it fails again, it is left out, and the others go on."""
 
-import multiprocessing
 import os
-import pickle
-import threading
 import traceback
 import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from multiprocessing.connection import Connection, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from kaggle_utils.models.weights import explain
 from kaggle_utils.preprocessing.subvolumes import Run
+from kaggle_utils.system.processes import Process
 from kaggle_utils.training.checkpoints import OtherSettings
 
 _TRIES = 2
@@ -97,85 +94,45 @@ def run_jobs(load: Callable[[], list[Run]], jobs: Sequence[Job], devices: Sequen
             queue.settle(taken[0], _try(runs, taken[1], devices[0], 0), devices[0])
         return queue.finish()
     threads, devices = max(1, (os.cpu_count() or 1) // len(devices)), devices[: len(jobs)]
-    trainers = [_Trainer(load, device, position, threads) for position, device in enumerate(devices)]
-    running: dict[_Trainer, int] = {}
+    processes: dict[int, Process] = {}  # by position among the devices
+    running: dict[int, tuple[int, Future]] = {}
     try:
         while queue:
-            for trainer in trainers:
-                if trainer not in running and (taken := queue.take(trainer.device, devices)):
-                    running[trainer], job = taken
-                    trainer.start(job)
-            ready = wait([trainer.connection for trainer in running])
-            for trainer in [trainer for trainer in running if trainer.connection in ready]:
-                queue.settle(running.pop(trainer), trainer.collect(), trainer.device)
+            for position, device in enumerate(devices):
+                if position not in running and (taken := queue.take(device, devices)):
+                    number, job = taken
+                    if position not in processes:
+                        processes[position] = Process()
+                    future = processes[position].submit(_train, load, job, device, position, threads)
+                    running[position] = number, future
+            wait([future for _, future in running.values()], return_when=FIRST_COMPLETED)
+            for position in [position for position, (_, future) in running.items() if future.done()]:
+                number, future = running.pop(position)
+                outcome: Any = future.exception() or future.result()
+                if isinstance(outcome, Exception):
+                    status = processes.pop(position).end()
+                if isinstance(outcome, BrokenExecutor):
+                    outcome = ChildProcessError(
+                        f"its training process on {devices[position]} has died (exit code {status})"
+                    )
+                queue.settle(number, outcome, devices[position])
     finally:
-        for trainer in trainers:
-            trainer.end()
+        for process in processes.values():
+            process.end()
     return queue.finish()
 
 
-class _Trainer:
-    """A process on a device, which takes one job after the other. If one fails, or the process dies, a new one takes
-    its place."""
-
-    def __init__(self, load: Callable[[], list[Run]], device: str, position: int, threads: int):
-        self.device, self._settings = device, (load, device, position, threads)
-        self._begin()
-
-    def _begin(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self._process = context.Process(target=_take_jobs, args=(theirs, *self._settings), daemon=True)
-        self._process.start()
-        theirs.close()  # or this process would not notice that the other one has ended
-
-    def start(self, job: Job) -> None:
-        """Let the process begin a job."""
-        with suppress(OSError):  # the process has died, which `collect` will notice
-            self.connection.send(job)
-
-    def collect(self) -> Path | Exception:
-        """The job's outcome, when there is something to read."""
-        try:
-            outcome = self.connection.recv()
-        except (EOFError, OSError):
-            self._process.join()
-            code = self._process.exitcode
-            outcome = ChildProcessError(f"its training process on {self.device} has died (exit code {code})")
-        if isinstance(outcome, Exception):
-            self.end()
-            self._begin()
-        return outcome
-
-    def end(self) -> None:
-        """End the process; what it has learnt since its last checkpoint is lost."""
-        self._process.kill()
-        self._process.join()
+_runs: list[Run] | None = None  # of this process
 
 
-def _take_jobs(connection: Connection, load: Callable[[], list[Run]], device: str, position: int, threads: int) -> None:
-    """Take jobs until the process that sends them has ended. Then this one ends at once, even in a training, because
-    nobody waits for the result."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _train(load: Callable[[], list[Run]], job: Job, device: str, position: int, threads: int) -> Path:
+    """Train in a process of a device."""
+    global _runs
     torch.set_num_threads(threads)
     if torch.device(device).type == "cuda":
         torch.cuda.set_device(device)
-    runs = None
-    while True:
-        job = connection.recv()
-        try:
-            runs = load() if runs is None else runs
-        except Exception as error:
-            outcome = error
-        else:
-            outcome = _try(runs, job, device, position)
-        connection.send(_make_sendable(outcome))
-
-
-def _end_with_parent() -> None:
-    if parent := multiprocessing.parent_process():
-        parent.join()
-        os._exit(1)
+    _runs = load() if _runs is None else _runs
+    return job.train(_runs, *job.settings, device, position)
 
 
 def _try(runs: list[Run], job: Job, device: str, position: int) -> Path | Exception:
@@ -193,14 +150,3 @@ def _free_frames(error: BaseException) -> None:
     while cause:
         traceback.clear_frames(cause.__traceback__)
         cause = cause.__cause__ or cause.__context__
-
-
-def _make_sendable(outcome: Path | Exception) -> Path | Exception:
-    """Make an error fit to be sent to another process, with its traceback as a note."""
-    if isinstance(outcome, Exception):
-        outcome.add_note("".join(traceback.format_exception(outcome)))
-        try:
-            pickle.loads(pickle.dumps(outcome))
-        except Exception:
-            return RuntimeError(explain(outcome))
-    return outcome

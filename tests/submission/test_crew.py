@@ -1,17 +1,16 @@
 """How runs are dealt out to devices that fail: simulated with a clock of their own, thousands of times as fast."""
 
-import heapq
 import random
 from collections import Counter
+from concurrent.futures import BrokenExecutor, Future
 from dataclasses import dataclass, field
-from itertools import count
 from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pandas as pd
 import pytest
 
-from kaggle_utils.submission import workers
+from kaggle_utils.submission import crew
 from kaggle_utils.submission.budget import Planner, list_levels
 
 FAULTS = ("start", "compute", "unfit")  # what a sick device never does well: begin, end a run, give finite numbers
@@ -32,75 +31,97 @@ class Machine:
     begun: Counter = field(default_factory=Counter)  # by run and device
 
     def __post_init__(self):
-        self.chance, self.living = random.Random(self.seed), set()
+        self.chance, self.living = random.Random(self.seed), []
 
-    def start(self, place: int, settings: tuple) -> "Process":
+    def look(self) -> range:
+        return range(self.devices if self.now == 0 else 0)
+
+    def name(self, place: int) -> str:
+        return "cuda"
+
+    def hire(self, place: int) -> tuple["Process", Future]:
         if self.chance.random() < self.refused:
             raise BlockingIOError(11, "Resource temporarily unavailable")
-        return Process(self, place)
+        process = Process(self, place)
+        return process, process.promise(10, BrokenExecutor() if self.sick.get(place) == "start" else None)
 
-    def wait(self, processes: list["Process"], timeout: float) -> list["Process"]:
-        """Advance the clock to the next message, or by `timeout`."""
-        words = [process.words[0][0] for process in processes if process.words]
-        self.now = max(self.now, min([self.now + timeout, *words]))
-        return [process for process in processes if process.words and process.words[0][0] <= self.now]
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def wait(self, futures: list[Future], timeout: float, return_when: str) -> SimpleNamespace:
+        """Advance the clock to the next call that ends or tells its share, or by `timeout`."""
+        ends = [process.end_of_call for process in self.living if process.future in futures]
+        steps = [50 * (1 + int(self.now / 50))]
+        self.now = max(self.now, min([self.now + timeout, *ends, *steps]))
+        for process in self.living:
+            if process.future in futures and process.end_of_call <= self.now:
+                process.keep_promise()
+        return SimpleNamespace(done={future for future in futures if future.done()})
 
     def simulate(self, runs: list[str], monkeypatch, deadline: float | None = None, views: int = 1) -> dict:
         """Return the outcome of each run. In each round every run must be in exactly one place."""
-        monkeypatch.setattr(workers, "_Worker", self.start)
-        monkeypatch.setattr(workers, "wait", self.wait)
-        monkeypatch.setattr(workers, "_POLL", 5.0)
-        monkeypatch.setattr(workers, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(crew, "wait", self.wait)
+        monkeypatch.setattr(crew, "_POLL", 5.0)
+        monkeypatch.setattr(crew, "time", SimpleNamespace(monotonic=lambda: self.now, sleep=self.sleep))
         self.planner = Planner(list_levels(views, 1), len(runs), deadline, self.devices, lambda: self.now)
-        crew = workers._Crew(runs, b"", [("", "", "cuda")] * self.devices, self.planner)
+        simulated = crew.Crew(runs, "key", self, self.planner)
         outcomes, bar = [], Mock(n=0)
         try:
-            while crew.is_busy():
-                outcomes += crew.advance(bar)
-                assert sorted([*crew._list_left(), *(outcome.run for outcome in outcomes)]) == sorted(runs)
+            while simulated.is_busy():
+                outcomes += simulated.advance(bar)
+                assert sorted([*simulated._list_left(), *(outcome.run for outcome in outcomes)]) == sorted(runs)
                 assert self.now < 1e6, "nothing goes on any more"
         finally:
-            crew.dismiss()
+            simulated.dismiss()
             assert not self.living
         return {outcome.run: outcome for outcome in outcomes}
 
 
 class Process:
-    """Replaces a worker and its connection: its messages, and when they come."""
+    """An executor whose calls take no time but that of the clock."""
+
+    lost = paused = False
 
     def __init__(self, machine: Machine, place: int):
-        self.machine, self.place, self.words, self.connection = machine, place, [], self
-        self.ready, self.finished, self.heard, self.order = False, 0, machine.now, count()
-        self.run = self.ahead = ""
-        self.level = None
-        self.since = self.share = self.still = 0.0
-        self.say(1, "here")
-        machine.living.add(self)
+        self.machine, self.place = machine, place
+        machine.living.append(self)
 
-    def say(self, seconds: float, word: str, content: object = None) -> None:
-        heapq.heappush(self.words, (self.machine.now + seconds, next(self.order), word, content))
+    def promise(self, seconds: float, result: object, telling: bool = False) -> Future:
+        self.future, self.begin, self.result, self.telling = Future(), self.machine.now, result, telling
+        self.end_of_call = self.begin + seconds
+        return self.future
 
-    def receive(self) -> tuple:
-        self.heard = self.machine.now
-        return heapq.heappop(self.words)[2:]
+    def keep_promise(self) -> None:
+        if isinstance(self.result, Exception):
+            self.future.set_exception(self.result)
+        else:
+            self.future.set_result(self.result)
 
-    def end(self) -> None:
-        self.machine.living.discard(self)
+    @property
+    def share(self) -> float:
+        """Told every 50 s."""
+        told = 50 * int((self.machine.now - self.begin) / 50)
+        return told / (self.end_of_call - self.begin) if self.telling else 0.0
 
-    def send_bytes(self, packed: bytes) -> None:
-        self.say(10, *(("died", "start") if self.machine.sick.get(self.place) == "start" else ("ready", None)))
+    def end(self) -> int:
+        if self in self.machine.living:
+            self.machine.living.remove(self)
+        return -9
 
-    def send(self, order: tuple) -> None:
-        (run, level, _), fault, chance = order, self.machine.sick.get(self.place), self.machine.chance
+    def release(self) -> None:
+        self.end()
+
+    def submit(self, function, key, run, level, following) -> Future:
+        fault, chance = self.machine.sick.get(self.place), self.machine.chance
         self.machine.begun[run, self.place] += 1
         seconds, luck = 100 * level.passes * chance.uniform(0.8, 1.2), chance.random()
         if fault or luck < self.machine.dies:
-            self.say(seconds * chance.random(), "unfit" if fault == "unfit" else "error", "it is sick")
-        elif luck > self.machine.dies + self.machine.hangs:
-            seconds *= 20 if luck > 1 - self.machine.slow else 1
-            for step in range(1, int(seconds / 50)):
-                self.say(50 * step, "share", 50 * step / seconds)
-            self.say(seconds, "found", (pd.DataFrame(), (), []))
+            error = FloatingPointError if fault == "unfit" else BrokenExecutor if chance.random() < 0.5 else MemoryError
+            return self.promise(seconds * chance.random(), error("it is sick"))
+        if luck <= self.machine.dies + self.machine.hangs:
+            return self.promise(float("inf"), None)
+        seconds *= 20 if luck > 1 - self.machine.slow else 1
+        return self.promise(seconds, (pd.DataFrame(), (), []), telling=True)
 
 
 @pytest.mark.filterwarnings("ignore:.* is given up")
@@ -155,3 +176,34 @@ def test_a_device_that_fails_now_and_then_is_kept(monkeypatch):
     for machine in machines:
         machine.simulate([f"TS_{number}" for number in range(40)], monkeypatch)
     assert {machine.planner.devices for machine in machines} == {2}
+
+
+@pytest.mark.filterwarnings("ignore:.* is given up")
+def test_workers_that_leave_pause_or_come_later_cost_no_run(monkeypatch):
+    """Of a cluster: the first leaves in its third run and comes back; the second is paused at first; the third is late.
+    When all have left, the rest of the runs waits for another one, but not for ever."""
+    machine = Machine(3, {})
+    present, comings = [], {0: [0, 500], 1: [0], 2: [300]}
+
+    def look() -> list[int]:
+        new = [place for place, times in comings.items() if times and machine.now >= times[0]]
+        for place in new:
+            comings[place].pop(0)
+        present.extend(new)
+        return new
+
+    def leave(process: Process, function, key: str, run: str, *order) -> Future:
+        if (process.place == 0 and len(machine.begun) == 3) or machine.now > 2000:
+            process.lost = True
+            left.append(process.place)
+        return submit(process, function, key, run, *order)
+
+    submit, left = Process.submit, []
+    monkeypatch.setattr(Process, "submit", leave)
+    monkeypatch.setattr(Process, "paused", property(lambda process: process.place == 1 and machine.now < 1000))
+    machine.look = look
+    outcomes = machine.simulate([f"TS_{number}" for number in range(100)], monkeypatch)
+    assert present == [0, 1, 2, 0] and left[0] == 0 and sorted(left[1:]) == [0, 1, 2]
+    states = Counter(outcome.state for outcome in outcomes.values())
+    assert states["done"] > 40 and states["done"] + states["failed"] == 100
+    assert all("no worker for 900 s" in outcome.problems[0] for outcome in outcomes.values() if outcome.problems)

@@ -115,7 +115,7 @@ def call(runs, untrained, tmp_path, monkeypatch):
     def call(ensemble=None, fates=None, pause=0, **settings):
         predicted = []
 
-        def predict_runs(runs, data, ensemble, split, devices, views, compiled, deadline):
+        def predict_runs(runs, data, ensemble, split, devices, views, compiled, deadline, cluster):
             for run in runs:
                 fate = (fates or {}).get(run, ())
                 if isinstance(fate, BaseException):

@@ -22,7 +22,7 @@ from kaggle_utils.data.tomograms import find_runs, write_ome_zarr
 from kaggle_utils.inference.ensemble import find_models, make_ensemble
 from kaggle_utils.inference.predictor import Predictor
 from kaggle_utils.models.folder import load_model
-from kaggle_utils.submission import serving, workers
+from kaggle_utils.submission import crew, serving, workers
 from kaggle_utils.submission.budget import Level
 from kaggle_utils.submission.pipeline import predict_run
 from kaggle_utils.submission.workers import predict_runs
@@ -96,7 +96,7 @@ def states(outcomes) -> dict[str, str]:
     return {outcome.run: outcome.state for outcome in outcomes}
 
 
-def test_while_a_run_is_computed_the_next_one_is_read_and_no_more(untrained, monkeypatch):
+def test_while_a_run_is_computed_the_next_one_is_read_and_no_more(untrained, tmp_path, monkeypatch):
     runs = [f"TS_{number}" for number in range(4)]
     begun, seen = {run: threading.Event() for run in runs}, []
 
@@ -114,34 +114,26 @@ def test_while_a_run_is_computed_the_next_one_is_read_and_no_more(untrained, mon
 
     monkeypatch.setattr(serving, "salvage_tomogram", salvage)
     monkeypatch.setattr(serving, "find_particles", find)
-    monkeypatch.setattr(os, "_exit", lambda status: None)
-    ours, theirs = multiprocessing.Pipe()
-    settings = ("data", "test", "cpu", 1, False, 1, 1)
-    thread = threading.Thread(target=serving.serve, args=(theirs, *settings), daemon=True)
-    thread.start()
-    assert ours.recv() == ("here", None)
-    ours.send_bytes(pickle.dumps(untrained))
-    assert ours.recv() == ("ready", None)
-    for run, following in zip(runs, [*runs[1:], None], strict=True):
-        ours.send((run, Level(1, 1), following))
-        word, (picks, problems, told) = ours.recv()
-        assert (word, len(picks), problems, told) == ("found", 1, (), [])
-    ours.close()
-    thread.join(timeout=120)
-    assert not thread.is_alive()  # it ends with whoever listens
+    monkeypatch.setattr(serving, "_servers", {})
+    serving.prepare("key", pickle.dumps(untrained), tmp_path, "test", 1, False, "cpu", 1, 1)
+    for run, following in zip(runs, [*runs[1:], ""], strict=True):
+        picks, problems, told = serving.predict("key", run, Level(1, 1), following)
+        assert (len(picks), problems, told) == (1, (), [])
     assert seen == [("TS_0", 2), ("TS_1", 3), ("TS_2", 4), ("TS_3", 4)]
 
 
-@pytest.mark.parametrize(("device", "chosen"), [("cuda:1", ["cuda:1"]), ("cpu", [])])
-def test_a_gpus_process_has_torch_use_that_gpu_where_none_is_named(device, chosen, monkeypatch):
-    """Otherwise the processes of all GPUs would fill the first one's memory."""
+@pytest.mark.parametrize(("device", "chosen"), [("cuda:1", ["cuda:1"]), ("cpu", []), (0, ["cuda:0"]), (3, ["cuda:1"])])
+def test_a_gpus_process_has_torch_use_that_gpu_where_none_is_named(device, chosen, untrained, tmp_path, monkeypatch):
+    """Otherwise the processes of all GPUs would fill the first one's memory. Workers of a cluster are counted."""
     named = []
     monkeypatch.setattr(torch.cuda, "set_device", named.append)
-    monkeypatch.setattr(os, "_exit", lambda status: None)
-    ours, theirs = multiprocessing.Pipe()
-    ours.close()  # nobody listens, so it ends at its first word
-    serving.serve(theirs, "data", "test", device, 1, False, 1, 1)
-    assert named == chosen
+    monkeypatch.setattr(serving, "find_devices", lambda: ("cuda:0", "cuda:1"))
+    monkeypatch.setattr(serving, "Predictor", Mock())
+    monkeypatch.setattr(serving, "_servers", {})
+    serving.prepare("key", pickle.dumps(untrained), tmp_path, "test", 1, False, device, 1, 1)
+    assert named == chosen and list(serving._servers) == ["key"]
+    serving.forget("key")
+    assert not serving._servers
 
 
 @pytest.mark.slow
@@ -180,10 +172,10 @@ def test_a_process_that_dies_by_chance_costs_nothing(three_runs, untrained, tmp_
 
 @pytest.mark.thorough
 def test_a_run_that_hangs_costs_no_other_run(three_runs, untrained, monkeypatch):
-    monkeypatch.setattr(workers, "_SILENCE", 20.0)  # a process of the tests needs some to begin
+    monkeypatch.setattr(crew, "_SILENCE", 45.0)  # a process of the tests needs some to begin
     outcomes = list(predict_runs(find_runs(three_runs, "test"), three_runs, inject(untrained, hang)))
     assert states(outcomes) == {"TS_1": "done", "TS_2": "failed", "TS_3": "done"}
-    assert "said nothing for 20 s" in next(o for o in outcomes if o.run == "TS_2").problems[0]
+    assert "said nothing for 45 s" in next(o for o in outcomes if o.run == "TS_2").problems[0]
 
 
 def test_when_the_time_is_over_the_rest_has_failed_and_is_told(three_runs, untrained):
@@ -208,9 +200,9 @@ def test_there_are_no_picks_where_nothing_was_read(untrained):
     unread[:, :16] = True
     predictors = {id(model): Predictor(model) for model in untrained.models}
     everywhere, half = (
-        serving._predict(
-            Finished((Salvage("TS_1", volume, 10.0, gap, ()), 10.0)), untrained, predictors, Level(1, 1), Mock()
-        )[0]
+        serving._predict(Finished((Salvage("TS_1", volume, 10.0, gap, ()), 10.0)), untrained, predictors, Level(1, 1))[
+            0
+        ]
         for gap in (None, unread)
     )
     kept = np.rint(everywhere["y"] / 10.0) >= 16
@@ -232,15 +224,15 @@ def test_a_lower_level_is_the_same_ensemble_with_less(untrained_pairs):
     found = Finished((Salvage("TS_1", volume, 10.0, None, ()), 10.0))
     many = {id(model): Predictor(model, views=3) for model in pairs.models}
     few = {id(model): Predictor(model, views=2) for model in unets.models}
-    less = serving._predict(found, pairs, many, Level(2, 1), Mock())[0]
-    pd.testing.assert_frame_equal(less, serving._predict(found, unets, few, Level(2, 1), Mock())[0])
+    less = serving._predict(found, pairs, many, Level(2, 1))[0]
+    pd.testing.assert_frame_equal(less, serving._predict(found, unets, few, Level(2, 1))[0])
     assert len(less) > 0
 
 
 @pytest.mark.parametrize(("key", "theirs"), [("tomogram", "wbp"), ("min_size_fraction", 0.3), ("radius_fraction", 0.5)])
 def test_models_that_disagree_are_told_by_name(key, theirs, untrained, monkeypatch):
     """And before a process has been started: on a whole tomogram it takes minutes until the picks are made."""
-    monkeypatch.setattr(workers, "_Worker", lambda *settings: pytest.fail("a process was started first"))
+    monkeypatch.setattr(workers, "Process", lambda: pytest.fail("a process was started first"))
     first, *others = untrained.members
     odd = replace(first[0], config={**first[0].config, key: theirs})
     message = f"different settings of {key}: 3d_unet_model_apo_ferritin has {theirs!r}, .*vnet_model_thyroglobulin has"
@@ -255,11 +247,14 @@ def test_a_device_that_cannot_be_used_is_given_up(three_runs, untrained):
     assert any("cuda:7 is given up" in str(warning.message) for warning in caught)
 
 
-def serve_but_fail(connection, data, split, device, *settings):
+prepare = serving.prepare
+
+
+def prepare_but_fail(key, packed, data, split, views, compiled, device, *settings):
     """A device that starts, and then cannot compute."""
     if device == "cpu:0":
         serving._predict = lambda *_: fail()
-    serving.serve(connection, data, split, device, *settings)
+    prepare(key, packed, data, split, views, compiled, device, *settings)
 
 
 @pytest.mark.slow
@@ -267,15 +262,15 @@ def test_a_device_that_cannot_compute_costs_no_run(three_runs, untrained, monkey
     """What fails on it is done by the other; else it would use up both tries of many runs."""
     runs = three_runs / "test/static/ExperimentRuns"
     shutil.copytree(runs / "TS_1", runs / "TS_4")
-    monkeypatch.setattr(workers, "serve", serve_but_fail)
+    monkeypatch.setattr(workers, "prepare", prepare_but_fail)
     outcomes = list(predict_runs(find_runs(three_runs, "test"), three_runs, untrained, devices=("cpu:0", "cpu")))
     assert states(outcomes) == dict.fromkeys(["TS_1", "TS_2", "TS_3", "TS_4"], "done") and len(outcomes) == 4
 
 
 def test_outputs_that_are_not_finite_cost_no_process(three_runs, untrained, monkeypatch):
     """A new process would give the same."""
-    start, begun = workers._Worker, []
-    monkeypatch.setattr(workers, "_Worker", lambda *settings: begun.append(settings) or start(*settings))
+    start, begun = workers.Process, []
+    monkeypatch.setattr(workers, "Process", lambda: begun.append(1) or start())
     with torch.no_grad():
         untrained.models[0].network.final.bias.fill_(float("nan"))
     (outcome,) = predict_runs(["TS_1"], three_runs, untrained)
@@ -284,19 +279,24 @@ def test_outputs_that_are_not_finite_cost_no_process(three_runs, untrained, monk
 
 def test_where_the_system_has_no_room_for_a_new_process_the_others_go_on(three_runs, untrained, monkeypatch):
     """As when memory runs out: the first process dies, and the system cannot start another."""
-    start, begun = workers._Worker, []
+    hire, begun = workers.Devices.hire, []
 
-    def refuse(place, settings):
-        begun.append(place)
-        if begun.count(0) > 1 and place == 0:
+    def start_or_refuse():
+        if begun.count(0) > 1 and begun[-1] == 0:
             raise BlockingIOError(11, "Resource temporarily unavailable")
-        worker = start(place, settings)
-        if place == 0:
-            worker.process.kill()
-        return worker
+        return start()
 
-    monkeypatch.setattr(workers, "_Worker", refuse)
-    monkeypatch.setattr(workers, "_PAUSES", (0.0, 0.0))
+    def hire_and_kill(devices, place):
+        begun.append(place)
+        process, ready = hire(devices, place)
+        if place == 0:
+            process._process.kill()
+        return process, ready
+
+    start = workers.Process
+    monkeypatch.setattr(workers, "Process", start_or_refuse)
+    monkeypatch.setattr(workers.Devices, "hire", hire_and_kill)
+    monkeypatch.setattr(crew, "_PAUSES", (0.0, 0.0))
     with pytest.warns(UserWarning, match="cpu is given up: the system cannot start a process .*temporarily unavail"):
         outcomes = list(predict_runs(["TS_1", "TS_3"], three_runs, untrained, devices=("cpu", "cpu")))
     assert states(outcomes) == {"TS_1": "done", "TS_3": "done"} and begun == [0, 1, 0, 0, 0]
@@ -307,13 +307,13 @@ def test_where_the_system_has_no_room_for_a_new_process_the_others_go_on(three_r
 
 def test_when_the_last_device_is_lost_what_was_found_stays(three_runs, untrained, tmp_path, monkeypatch):
     """After eleven hours an exception would lose everything."""
-    monkeypatch.setattr(workers, "_STARTS", 1)
+    monkeypatch.setattr(crew, "_STARTS", 1)
     outcomes, states = predict_runs(["TS_1", "TS_3"], three_runs, untrained), []
     with pytest.warns(UserWarning, match="cpu is given up"):
         for outcome in outcomes:
             states.append(outcome.state)
             if len(states) == 1:  # from here on no process begins
-                monkeypatch.setattr(workers, "serve", None)
+                monkeypatch.setattr(workers, "prepare", die)
                 for child in multiprocessing.active_children():
                     child.kill()
     assert states == ["done", "failed"]
