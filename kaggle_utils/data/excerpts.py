@@ -37,10 +37,13 @@ def cut_crops(volume: np.ndarray, voxel_spacing: float, points: pd.DataFrame, ed
     """Return cubes of a volume (z, y, x) around the voxels nearest to points, float32 (n, size, size, size).
 
     `edge` is in Angstrom; sizes are odd, so that the point's voxel is in the middle. What is outside the volume is
-    NaN."""
+    NaN. Raises ValueError for a coordinate that is not finite."""
     half = round(edge / voxel_spacing / 2)
     size = 2 * half + 1
-    centres = np.rint(angstrom_to_voxel(points[["x", "y", "z"]].to_numpy(), voxel_spacing)).astype(int)
+    centres = angstrom_to_voxel(points[["x", "y", "z"]].to_numpy(), voxel_spacing)
+    if not np.isfinite(centres).all():
+        raise ValueError("some points have coordinates that are not finite numbers; drop their rows")
+    centres = np.rint(centres).astype(int)
     crops = np.full((len(centres), size, size, size), np.nan, np.float32)
     for crop, centre in zip(crops, centres, strict=True):
         start, shape = centre - half, np.array(volume.shape)

@@ -50,20 +50,17 @@ def measure_intensities(data: str | Path, split: str = "train") -> pd.DataFrame:
 
 def measure_places(points: pd.DataFrame, sizes: pd.DataFrame) -> pd.DataFrame:
     """Return the picks with how far each is, in Angstrom, from the nearest other one of its type in its run
-    (`neighbour`) and of any type (`any neighbour`), infinite without one, and from the nearest face of its tomogram
-    (`face`, negative outside).
+    (`neighbour`, infinite without one) and from the nearest face of its tomogram (`face`, negative outside).
 
     `sizes` has the lengths x, y, z (Angstrom) of each run's tomogram by `experiment`, as from `measure_intensities`;
     picks of other runs have NaN for the face."""
     xyz = points[["x", "y", "z"]].to_numpy(dtype=float)
-    columns = {}
-    for column, by in (("neighbour", ["experiment", "particle_type"]), ("any neighbour", ["experiment"])):
-        columns[column] = np.full(len(points), np.inf)
-        for rows in points.groupby(by).indices.values():
-            if len(rows) > 1:
-                columns[column][rows] = cKDTree(xyz[rows]).query(xyz[rows], k=2)[0][:, 1]
+    neighbour = np.full(len(points), np.inf)
+    for rows in points.groupby(["experiment", "particle_type"]).indices.values():
+        if len(rows) > 1:
+            neighbour[rows] = cKDTree(xyz[rows]).query(xyz[rows], k=2)[0][:, 1]
     lengths = sizes.groupby("experiment")[[*"xyz"]].first().reindex(points["experiment"]).to_numpy()
-    return points.assign(**columns, face=np.minimum(xyz, lengths - xyz).min(axis=1))
+    return points.assign(neighbour=neighbour, face=np.minimum(xyz, lengths - xyz).min(axis=1))
 
 
 def measure_spectrum(volume: np.ndarray, voxel_spacing: float, max_tilt: float = 60.0) -> Spectrum:

@@ -4,12 +4,15 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from kaggle_utils.system.files import read_json, replacing, write_text
 
 _FRAMES = ("scores", "check", "intervals")
 _TABLES, _CANDIDATES = "comparison.json", "candidates.csv"
+_INTERVAL = ["f_beta", "low", "high"]
+_NAMES, _NUMBERS = ["experiment", "particle_type"], ["x", "y", "z", "confidence"]
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,16 @@ def read_record(folder: str | Path) -> Record:
         tables = {name: pd.DataFrame(**content[name]) for name in _FRAMES}
         held_out, candidates = tuple(map(str, content["held_out"])), None
         if held_out:
-            names = dict.fromkeys(["experiment", "particle_type"], str)
-            candidates = pd.read_csv(path.with_name(_CANDIDATES), dtype=names, keep_default_na=False)
+            types = dict.fromkeys(_NAMES, str)
+            candidates = pd.read_csv(path.with_name(_CANDIDATES), dtype=types, keep_default_na=False)
+            _check_numbers(candidates[_NAMES + _NUMBERS], _CANDIDATES, _NUMBERS)
+        _check_numbers(tables["intervals"], "intervals", _INTERVAL if len(tables["intervals"]) else [])
         return Record(str(content["metric"]), str(content["best"]), **tables, held_out=held_out, candidates=candidates)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} or {_CANDIDATES} beside it is broken ({error}): run notebook 05 again") from error
+
+
+def _check_numbers(table: pd.DataFrame, name: str, columns: list[str]) -> None:
+    """Raise KeyError without these columns, and ValueError for anything in them but finite numbers."""
+    if not np.isfinite(table[columns].to_numpy(dtype=float)).all():
+        raise ValueError(f"{name} has something else than finite numbers")

@@ -134,7 +134,7 @@ def draw_confusions(confusions: pd.DataFrame, title: str) -> Figure:
     figure, axes = plt.subplots(figsize=(2.4 + 0.95 * len(names), 1.5 + 0.5 * len(confusions)))
     image = axes.imshow(shares, cmap="cividis", vmin=0, vmax=1, aspect="auto")
     for (row, column), count in np.ndenumerate(counts):
-        if count or row == column or column == classes > row:
+        if count or row == column < classes or column == classes > row:
             colour = contrast(image.cmap(shares[row, column]))
             axes.text(column, row, f"{count:.0f}", ha="center", va="center", color=colour)
     axes.axvline(classes - 0.5, color="white", lw=3)

@@ -41,7 +41,7 @@ def draw_learning_curves(histories: Mapping[str, pd.DataFrame], title: str) -> F
     """Draw the validation loss and Dice of several networks, {name: history}, against the epoch: as measured (pale) and
     smoothed, with a star at the best epoch. Histories are as in `draw_losses`."""
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), sharex=True)
-    colours = plt.get_cmap("cividis")(np.linspace(0, 0.92, len(histories)))
+    colours = plt.get_cmap("cividis")(np.linspace(0, 0.8, len(histories)))
     for (name, history), colour, style in zip(histories.items(), colours, cycle(["-", "--", "-.", ":"]), strict=False):
         done = history.dropna(subset=["validation_loss", "validation_dice"])
         window = max(1, len(done) // 10) | 1
@@ -88,7 +88,7 @@ def draw_threshold_curves(curves: Mapping[str, Curve], catalogue: Catalogue = PA
         else:  # no truth, no candidates, or none that is right
             text = "0 at every threshold,\nnothing to tune"
             axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", path_effects=HALO)
-        note = "" if particle.weight else ", not scored"
+        note = "" if particle.weight else "\nnot scored"
         axes.set(title=f"{name}{note}: chosen {curve.chosen:.2g}", xscale="logit", ylim=(-0.03, top + 0.03))
         axes.set(xlim=curve.thresholds[[0, -1]])
         axes.xaxis.set_major_locator(FixedLocator(_TICKS))
@@ -97,7 +97,10 @@ def draw_threshold_curves(curves: Mapping[str, Curve], catalogue: Catalogue = PA
         axes.set_yticks(np.linspace(0, 1, 6))
     handles = {
         "F-beta with its 90 % band": (Patch(color="#555555", alpha=0.25), Line2D([], [], color="#555555", lw=2)),
-        **{word: Line2D([], [], color="#444444", lw=1.2, linestyle=style) for word, style in _SHARES},
+        **{
+            f"{word} with its band": (Patch(color=GREY, alpha=0.2), Line2D([], [], color="#444444", lw=1.2, ls=style))
+            for word, style in _SHARES
+        },
         "argmax: highest F-beta": Line2D([], [], color="black", lw=1.4, linestyle=":"),
         "chosen threshold": Line2D([], [], color="black", lw=1.4),
     }
@@ -109,8 +112,11 @@ def draw_threshold_curves(curves: Mapping[str, Curve], catalogue: Catalogue = PA
 @styled
 def draw_reliability(reliability: pd.DataFrame, catalogue: Catalogue = PARTICLES) -> Figure:
     """Draw how often candidates of a confidence are right, with 90 % intervals: a panel for each particle of a table as
-    from `scoring.measure_reliability`. On the dotted line, 0.7 is right in 70 of 100; below it, less often."""
+    from `scoring.measure_reliability`. On the dotted line, 0.7 is right in 70 of 100; below it, less often. Raises
+    ValueError for an empty table."""
     names = [name for name in catalogue.names if name in reliability.index.unique("particle")]
+    if not names:
+        raise ValueError("there is no reliability to draw: there are no candidates")
     figure, grid = _make_grid(len(names), "confidence", "share that is right")
     for axes, name in zip(grid, names, strict=True):
         own, colour = reliability.loc[name], catalogue.get(name).colour
@@ -118,6 +124,12 @@ def draw_reliability(reliability: pd.DataFrame, catalogue: Catalogue = PARTICLES
         axes.vlines(own["confidence"], own["low"], own["high"], color=colour, lw=2)
         axes.plot(own["confidence"], own["right"], "o-", color=colour, ms=5)
         axes.set(title=f"{name}: {own['count'].sum()} candidates", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+    handles = {
+        "share that is right": Line2D([], [], color="#555555", marker="o", ms=5),
+        "its 90 % interval": Line2D([], [], color="#555555", marker="|", ls="", ms=13, mew=2),
+        "as sure as it is right": Line2D([], [], color="black", lw=1, ls=":"),
+    }
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3)
     set_title(figure, "How often a candidate is right, against its confidence")
     return figure
 

@@ -49,9 +49,13 @@ def draw_run_intensities(intensities: pd.DataFrame) -> Figure:
         axes.hlines(y, own[1], own[99], color=BLUE, lw=1.2)
         axes.barh(y, own[75] - own[25], 0.6, own[25], color=SKY, edgecolor=BLUE, lw=0.6)
         axes.plot(own[50], y, "|", color="black", ms=9, mew=2)
-        axes.set(title=kind, xlabel="raw intensity", yticks=range(len(runs)), yticklabels=runs)
+        largest = np.abs(own[[1, 99]].to_numpy()).max()
+        exponent = int(np.floor(np.log10(largest))) if largest > 0 else 0
+        exponent = exponent if abs(exponent) > 2 else 0  # of a power of ten by which labels on the axis are divided
+        axes.set(title=kind, yticks=range(len(runs)), yticklabels=runs)
+        axes.set_xlabel(f"raw intensity ($10^{{{exponent}}}$)" if exponent else "raw intensity")
+        axes.xaxis.set_major_formatter(lambda x, _, scale=10.0**exponent: f"{x / scale:g}")
         axes.locator_params("x", nbins=4)
-        axes.ticklabel_format(axis="x", scilimits=(-2, 3))
         axes.grid(axis="x", alpha=0.3)
     grid[0, 0].invert_yaxis()
     for axes in grid[:, 0]:
@@ -67,7 +71,7 @@ def draw_power_spectrum(spectrum: Spectrum) -> Figure:
     low, high = np.percentile(power := np.log10(spectrum.power + np.finfo(float).tiny), (1, 99.5))
     ends = np.array([-spectrum.nyquist, spectrum.nyquist])
     tilt, slope = f"{spectrum.max_tilt:g}°", np.tan(np.radians(spectrum.max_tilt))
-    figure, (axes, lines) = plt.subplots(1, 2, figsize=(9, 3.9), width_ratios=[1.25, 1])
+    figure, (axes, lines) = plt.subplots(1, 2, figsize=(9, 4.4), width_ratios=[1.25, 1])
     # The wedge of a phantom is almost empty: with only four decades, the measured part keeps most of the colours.
     limits = {"vmin": max(low, high - 4), "vmax": high}
     image = axes.imshow(power, cmap=plt.get_cmap("cividis", 32), origin="lower", extent=[*ends, *ends], **limits)
@@ -76,7 +80,7 @@ def draw_power_spectrum(spectrum: Spectrum) -> Figure:
     for kz in (-0.8, 0.8):
         axes.text(0, kz * spectrum.nyquist, "missing wedge", ha="center", va="center", weight="bold", path_effects=HALO)
     axes.set(xlabel="kx (1/nm)", ylabel="kz (1/nm)", xlim=ends, ylim=ends)
-    axes.legend(loc="lower right", frameon=True)
+    figure.legend(loc="outside lower left")
     figure.colorbar(image, label="log10 of the power (arbitrary units)", extend="min")
     lines.plot(spectrum.radial["measured"], color=BLUE, lw=2, label="within the range of tilts")
     lines.plot(spectrum.radial["missing"], color=VERMILION, lw=2, ls="--", label="in the missing wedge")
@@ -90,13 +94,14 @@ def draw_power_spectrum(spectrum: Spectrum) -> Figure:
 @styled
 def draw_places(places: pd.DataFrame, catalogue: Catalogue = PARTICLES) -> Figure:
     """Draw how far picks are from the nearest of their type and from the nearest face, a row for each particle;
-    `places` as from `data.measure_places`. Lines mark the distance at which a pick matches, and the radius."""
+    `places` as from `data.measure_places`. Lines mark twice the match radius, below which one pick can match two, and
+    the radius."""
     names = [name for name in catalogue.names if (places["particle_type"] == name).any()]
     figure, panels = plt.subplots(1, 2, figsize=(9, 1.3 + 0.5 * len(names)), sharey=True)
     rng = np.random.default_rng(0)
     for row, name in enumerate(names):
         own, particle = places[places["particle_type"] == name], catalogue.get(name)
-        marks = {"neighbour": MATCH_FRACTION * particle.radius / 10, "face": particle.radius / 10}
+        marks = {"neighbour": 2 * MATCH_FRACTION * particle.radius / 10, "face": particle.radius / 10}
         for axes, (column, mark) in zip(panels, marks.items(), strict=True):
             nm = own[column][np.isfinite(own[column])].to_numpy() / 10
             axes.plot(
@@ -105,7 +110,7 @@ def draw_places(places: pd.DataFrame, catalogue: Catalogue = PARTICLES) -> Figur
             axes.plot([mark, mark], [row - 0.4, row + 0.4], "-", color="black", lw=2, path_effects=HALO)
             place = {"xy": (1, row), "xycoords": ("axes fraction", "data"), "xytext": (5, 0)}
             axes.annotate(f"{(nm < mark).sum()} of {len(own)}", **place, textcoords="offset points", va="center")
-    panels[0].set(title="nearest of its type (line: match radius)", xlabel="distance (nm)")
+    panels[0].set(title="nearest of its type (line: twice the match radius)", xlabel="distance (nm)")
     panels[1].set(title="nearest face (line: its radius)", xlabel="distance (nm)")
     panels[0].set(yticks=range(len(names)), yticklabels=names, xlim=(0, None))
     panels[0].invert_yaxis()

@@ -48,12 +48,14 @@ def draw_run(volume: np.ndarray, voxel_spacing: float, picks: pd.DataFrame, cata
         show_slice(axes, image, voxel_spacing, limits=limits)
         draw_cuts(axes, *cut_spheres(picks, voxel_spacing, catalogue, at[axis], axis), catalogue)
         right, up = ((2, 1), (2, 0), (0, 1))[axis]
-        axes.axvline(at[right] * voxel_spacing / 10, color="black", lw=1, ls=":")
-        axes.axhline(at[up] * voxel_spacing / 10, color="black", lw=1, ls=":")
+        dotted = {"color": "black", "lw": 1.2, "ls": ":", "path_effects": HALO}
+        axes.axvline(at[right] * voxel_spacing / 10, **dotted)
+        axes.axhline(at[up] * voxel_spacing / 10, **dotted)
         axes.set(xlabel="", ylabel="")
     panels[0, 0].set_ylabel("y (nm)")
     panels[1, 0].set(xlabel="x (nm)", ylabel="z (nm)")
     panels[0, 1].set_xlabel("z (nm)")
+    panels[0, 1].tick_params(labelbottom=True)  # no other panel below has its numbers
     add_scale_bar(panels[0, 0], width)
     panels[1, 1].remove()
     handles = make_handles(picks["particle_type"], True, catalogue)

@@ -17,7 +17,10 @@ from kaggle_utils.scoring.thresholds import get_confidence
 
 _QUALITY = 60  # of JPEG; higher keeps the noise, not the particles
 # How a volume is made smaller: every so many slices, and blocks of so many voxels along y and x.
-_REDUCTIONS = ((1, 1), (2, 1), (1, 2), (2, 2), (3, 2), (2, 3), (4, 3), (6, 4), (8, 6), (12, 8), (16, 12), (32, 32))
+_REDUCTIONS = (
+    *((1, 1), (2, 1), (1, 2), (2, 2), (3, 2), (2, 3), (3, 3), (4, 3), (4, 4), (5, 4), (6, 4), (6, 5), (8, 5), (8, 6)),
+    *((10, 6), (10, 7), (12, 8), (14, 10), (16, 12), (24, 20), (32, 32)),
+)
 _TRIED = 8  # slices that tell how large all will be
 
 
@@ -53,16 +56,19 @@ def view_run(
     picks : picks table of the run; without the column `confidence`, all picks are equally sure.
     truth : picks table of the run; None where it is unknown.
     megabytes : that the slices may have in the page. Those of larger volumes are made smaller: every second slice, then
-        the mean of 2 x 2 voxels, and so on; the viewer says so.
+        the mean of 2 x 2 voxels, and so on, to every 32nd and 32 x 32, whatever these need; the viewer says so.
 
     Raises
     ------
     ValueError
-        For picks or truth of several runs, and as `score_submission` does.
+        For picks or truth of several runs, for voxels that are not finite, and as `score_submission` does.
     """
     runs = {*picks["experiment"], *(() if truth is None else truth["experiment"])}
     if len(runs) > 1:
         raise ValueError(f"a viewer shows one run, not {', '.join(sorted(map(str, runs)))}")
+    if not np.isfinite(volume.sum(dtype=np.float64)):
+        bad = int(volume.size - np.isfinite(volume).sum())
+        raise ValueError(f"the volume has {bad} voxels that are NaN or infinite; salvage the tomogram, or fill them")
     weights = score_submission(picks, picks[:0] if truth is None else truth, catalogue=catalogue).particles["weight"]
     slices, step, block = _encode(volume, megabytes * 1e6)
     data = {
@@ -109,14 +115,15 @@ def _list_points(table: pd.DataFrame, voxel_spacing: float, catalogue: Catalogue
 
 
 def _encode(volume: np.ndarray, most: float) -> tuple[list[str], int, int]:
-    """Return slices as data URIs of `most` bytes in all, the number of slices from one to the next, and the edge in
-    voxels of the blocks that became a pixel."""
+    """Return slices as data URIs of `most` bytes in all, or as few as can be, the number of slices from one to the
+    next, and the edge in voxels of the blocks that became a pixel."""
     sample = volume[:: max(1, len(volume) // 16), ::2, ::2]
     low, high = np.percentile(sample, (1, 99))
     for step, block in _REDUCTIONS:
-        heights = range(0, len(volume), step)
+        block, heights = min(block, *volume.shape[1:]), range(0, len(volume), step)
         tried = [_encode_slice(volume[z], block, low, high) for z in heights[:: max(1, len(heights) // _TRIED)]]
-        if np.mean([len(text) for text in tried]) * len(heights) > 1.1 * most:
+        is_last = step == _REDUCTIONS[-1][0]
+        if np.mean([len(text) for text in tried]) * len(heights) > 1.1 * most and not is_last:
             continue
         slices = [_encode_slice(volume[z], block, low, high) for z in heights]
         if sum(map(len, slices)) <= most:

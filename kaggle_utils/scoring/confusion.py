@@ -8,6 +8,7 @@ from scipy.spatial.distance import cdist
 
 from kaggle_utils.particles import PARTICLES, Catalogue
 from kaggle_utils.scoring.metrics import MATCH_FRACTION, find_matches
+from kaggle_utils.scoring.thresholds import get_confidence
 
 BACKGROUND, AGAIN, MISSED = "background", "again", "missed"
 
@@ -18,11 +19,11 @@ def judge_picks(picks: pd.DataFrame, truth: pd.DataFrame, catalogue: Catalogue =
     `outcome` is "hit" for the surest pick (without confidences the nearest) at a true particle of its type, "again" for
     each further one there, "other type" where only true particles of other types are, and else "background".
     `nearest` and `distance` (Angstrom) tell of the true particle there, else of the nearest one in the run. Columns are
-    otherwise those of the picks. Raises ValueError as `score_submission` does."""
+    otherwise those of the picks. Raises ValueError as `score_submission` and `get_confidence` do."""
     picks = picks[picks["experiment"].isin(truth["experiment"])]
     pairs = find_matches(picks, truth, catalogue)
     if "confidence" in picks:
-        pairs = pairs[np.argsort(-picks["confidence"].to_numpy()[pairs[:, 0]], kind="stable")]
+        pairs = pairs[np.argsort(-get_confidence(picks)[pairs[:, 0]], kind="stable")]
     best = pairs[np.unique(pairs[:, 1], return_index=True)[1], 0]
     index, distance, there = _find_nearest(picks, truth, _list_reaches(truth, catalogue), pairs)
     outcome = np.where(there, "other type", BACKGROUND).astype(object)
@@ -43,7 +44,7 @@ def judge_truth(
     `outcome` is "hit", "other type" where only picks of other types are, and else "missed". `nearest` and `distance`
     (Angstrom) tell of the pick there, else of the nearest one in the run; without one they are "" and infinite.
     `confidence` is that of the surest of the `candidates` that would hit it, 0 without any, and NaN where no candidates
-    are given. Raises ValueError as `score_submission` does."""
+    are given. Raises ValueError as `score_submission` and `get_confidence` do."""
     pairs = find_matches(picks, truth, catalogue)[:, ::-1]
     reaches = _list_reaches(truth, catalogue)
     index, distance, there = _find_nearest(truth, picks, reaches[:, None], pairs)
@@ -51,8 +52,8 @@ def judge_truth(
     outcome[pairs[:, 0]] = "hit"
     confidence = np.full(len(truth), np.nan if candidates is None else 0.0)
     if candidates is not None:
-        matches = find_matches(candidates, truth, catalogue)
-        np.maximum.at(confidence, matches[:, 1], candidates["confidence"].to_numpy(float)[matches[:, 0]])
+        sure, matches = get_confidence(candidates), find_matches(candidates, truth, catalogue)
+        np.maximum.at(confidence, matches[:, 1], sure[matches[:, 0]])
     names = np.append(picks["particle_type"].to_numpy(dtype=object), "")
     nearest = names[np.where(np.isfinite(distance), index, -1)]
     return truth.assign(outcome=outcome, confidence=confidence, nearest=nearest, distance=distance)

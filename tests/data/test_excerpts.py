@@ -25,6 +25,12 @@ def test_crops_are_the_voxels_around_points_and_nan_outside():
         np.testing.assert_array_equal(crop, padded[z - 2 : z + 3, y - 2 : y + 3, x - 2 : x + 3])
 
 
+def test_a_point_without_a_place_is_refused():
+    """It gave a crop of somewhere, and a warning of a cast."""
+    with pytest.raises(ValueError, match="not finite"):
+        cut_crops(VOLUME, SPACING, make_picks("TS_1", ["ribosome"], [[np.nan, 20, 30]]), 4 * SPACING)
+
+
 def test_crops_of_several_runs_keep_the_order_of_the_points_and_each_run_is_loaded_once():
     loaded = []
 
@@ -57,13 +63,16 @@ def test_means_leave_out_what_is_outside_the_volume():
     assert not means["apo-ferritin"].mean.any()
 
 
-def make_shells(offset: np.ndarray, count: int = 40) -> tuple[np.ndarray, pd.DataFrame]:
-    """Crops at labels that miss the centres of hollow spheres (virus-like particles) by `offset`, z y x in voxels."""
-    rng, radius = np.random.default_rng(1), 135.0 / SPACING
+def make_shells(
+    offset: np.ndarray, count: int = 40, seed: int = 1, shifts: tuple[float, float] = (-0.5, 0.5)
+) -> tuple[np.ndarray, pd.DataFrame]:
+    """Crops at labels that miss the centres of hollow spheres (virus-like particles) by `offset`, z y x in voxels. The
+    centres lie within `shifts` of a voxel's."""
+    rng, radius = np.random.default_rng(seed), 135.0 / SPACING
     z, y, x = np.ogrid[:41, :41, :41]
     crops, centres = [], []
     for _ in range(count):
-        centre = 20 + rng.uniform(-0.5, 0.5, 3)
+        centre = 20 + rng.uniform(*shifts, 3)
         distance = np.sqrt((z - centre[0]) ** 2 + (y - centre[1]) ** 2 + (x - centre[2]) ** 2)
         volume = -np.exp(-((distance - 0.8 * radius) ** 2) / 3) + 0.5 * rng.normal(size=distance.shape)
         points = make_picks("a", ["virus-like-particle"], voxel_to_angstrom(centre + offset, SPACING))
@@ -83,6 +92,20 @@ def test_an_offset_of_the_labels_shows_in_the_mean_of_their_crops(offset):
     assert measure_offsets(crops[:10], points[:10], SPACING).empty  # a mean of ten is mostly noise
 
 
+def test_the_error_of_an_offset_is_its_spread_over_data_drawn_anew():
+    found = [measure_offsets(*make_shells(np.zeros(3), 24, seed), SPACING).iloc[0] for seed in range(5)]
+    table = pd.DataFrame(found)
+    spread = table[["x (A)", "y (A)", "z (A)"]].std().mean()
+    assert 0.7 < table[["x error (A)", "y error (A)", "z error (A)"]].mean().mean() / spread < 1.8
+
+
+def test_an_offset_counts_where_in_its_voxel_a_label_stands():
+    """All centres lie 0.4 voxel above a voxel's, and the labels on them: without the rest of the rounding, each would
+    seem to miss by that."""
+    table = measure_offsets(*make_shells(np.zeros(3), shifts=(0.4, 0.4)), SPACING)
+    np.testing.assert_allclose(table[["x (A)", "y (A)", "z (A)"]].to_numpy()[0], 0, atol=1.0)
+
+
 def test_a_crop_of_nothing_is_the_least_like_its_particle():
     crops, points = make_shells(np.zeros(3), 12)
     crops[7] = np.random.default_rng(2).normal(size=crops[7].shape)
@@ -91,3 +114,12 @@ def test_a_crop_of_nothing_is_the_least_like_its_particle():
     assert likeness.argmin() == 7 and abs(likeness[7]) < 0.05
     assert np.delete(likeness, 7).min() > 0.3
     assert np.isnan(measure_likeness(crops[:1], ["ribosome"], SPACING)).all()  # it has no others to be compared with
+
+
+def test_a_crop_is_compared_with_the_others_alone():
+    """Of two, each with the other: with its own part in the mean, noise would look like its particle."""
+    crops = np.random.default_rng(3).normal(size=(2, 15, 15, 15)).astype(np.float32)
+    z, y, x = np.ogrid[-7:8, -7:8, -7:8]
+    inside = z**2 + y**2 + x**2 <= (1.25 * 60 / SPACING) ** 2  # an apo-ferritin's
+    expected = np.corrcoef(crops[0][inside], crops[1][inside])[0, 1]
+    np.testing.assert_allclose(measure_likeness(crops, ["apo-ferritin"] * 2, SPACING), expected, rtol=1e-5)

@@ -23,6 +23,7 @@ from kaggle_utils.figures.panels import cut_spheres
 from kaggle_utils.particles import PARTICLES, parse_particles
 from kaggle_utils.recipes import RECIPE_NAMES, get_recipe
 from kaggle_utils.scoring.confusion import count_confusions, list_errors
+from kaggle_utils.scoring.metrics import score_submission
 from kaggle_utils.scoring.thresholds import Curve, tune_thresholds
 from kaggle_utils.scoring.trust import measure_reliability
 from kaggle_utils.training import build
@@ -300,6 +301,9 @@ def test_confusions_show_counts_and_colours_the_shares_of_a_column():
     image = figures.draw_confusions(table, "").axes[0].images[0]
     np.testing.assert_array_equal(image.get_array()[:, :3].sum(axis=0), 1)
     assert image.get_array()[-1, 1] == 1  # the amylase is on background
+    cells = {(text.get_position()[::-1]): text.get_text() for text in figures.draw_confusions(table, "").axes[0].texts}
+    classes = len(table.columns) - 1
+    assert (classes, classes) not in cells and (0, classes) in cells  # a missed "again" is nothing
 
 
 def test_a_forest_has_the_best_on_top_and_marks_the_chosen_one():
@@ -320,8 +324,12 @@ def test_learning_curves_mark_each_networks_best_epoch():
 
 
 def test_places_count_the_picks_that_are_nearer_than_the_lines():
-    points = pd.concat([POINTS, POINTS[:1].assign(x=270.0)])  # a second ribosome 70 A from the first; 75 A match
+    points = pd.concat(
+        [POINTS, POINTS[:1].assign(x=320.0)]
+    )  # a second ribosome 120 A from the first; each matches in 75 A
     neighbours, faces = figures.draw_places(measure_places(points, SIZES)).axes
+    between = score_submission(points[:1].assign(x=260.0), points).particles.loc["ribosome"]
+    assert between["tp"] == 2  # one pick finds both
     assert [text.get_text() for text in neighbours.texts] == ["0 of 1", "0 of 1", "2 of 2"]
     # An apo-ferritin (radius 60) is 40 A from a face, an amylase (65) 20 A, and both ribosomes (150) within 120 A.
     assert [text.get_text() for text in faces.texts] == ["1 of 1", "1 of 1", "2 of 2"]
@@ -405,7 +413,7 @@ def test_threshold_curves_have_one_scale_and_say_where_nothing_is_tuned():
     curves = {name: make_curve(**high) for name in NAMES[2:]}
     figure = figures.draw_threshold_curves({"beta-amylase": CURVES["beta-amylase"]} | curves)
     assert [len(axes.lines) for axes in figure.axes] == [4, 5, 5, 5, 5]
-    assert figure.axes[0].get_title() == "beta-amylase, not scored: chosen 0.5"
+    assert figure.axes[0].get_title() == "beta-amylase\nnot scored: chosen 0.5"
     assert texts(figure) == ["0 at every threshold,\nnothing to tune"]
     assert len({axes.get_xlim() for axes in figure.axes}) == 1
     assert min(axes.get_ylim()[1] for axes in figure.axes) > 1.2

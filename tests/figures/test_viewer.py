@@ -194,6 +194,15 @@ def test_a_full_tomogram_stays_small_and_says_what_was_left_out():
     assert "To keep" not in view_run(VOLUME, SPACING, *make_tables(0)).page
 
 
+@pytest.mark.parametrize("megabytes", [0.1, 0.25, 1.0])
+def test_little_room_is_used_and_none_still_gives_a_viewer(megabytes):
+    """Steps that were too coarse left two thirds of the room empty, and no room at all ended in an error."""
+    volume = np.broadcast_to(np.random.default_rng(0).normal(size=(1, 630, 630)).astype(np.float32), (184, 630, 630))
+    slices = read_data(view_run(volume, 10.0, *make_tables(0), megabytes=megabytes))["slices"]
+    assert 0.5e6 * megabytes < sum(map(len, slices)) <= 1e6 * megabytes
+    assert len(read_data(view_run(VOLUME, SPACING, *make_tables(0), megabytes=0))["slices"]) == 1
+
+
 def test_without_truth_or_picks_there_is_still_something_to_see():
     picks, _ = make_tables(0)
     viewer = view_run(VOLUME, SPACING, picks.drop(columns="confidence"))
@@ -206,6 +215,8 @@ def test_what_cannot_be_shown_is_refused():
     picks, truth = make_tables(0)
     with pytest.raises(ValueError, match="one run, not TS_1, TS_2"):
         view_run(VOLUME, SPACING, picks, truth.assign(experiment="TS_2"))
+    with pytest.raises(ValueError, match="1 voxels that are NaN"):
+        view_run(np.where(np.arange(40) == 3, np.nan, 0)[None, None], SPACING, picks)
     with pytest.raises(ValueError, match="finite"):
         view_run(VOLUME, SPACING, picks.assign(x=np.nan))
     with pytest.raises(ValueError, match="unknown particle"):

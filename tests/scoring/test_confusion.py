@@ -56,6 +56,26 @@ def test_errors_are_listed_by_particle_the_surest_first():
     assert errors["confidence"].tolist()[1:4] == [0.8, 0.7, 0.5]
     assert list_errors(PICKS, TRUTH, most=1)["error"].tolist() == ["missed", "false", "missed"]
     assert list_errors(PICKS[:0], TRUTH)["error"].tolist() == ["missed"] * 3
+    lost = make_table([("a", "ribosome", 900.0), ("a", "ribosome", 1300.0), ("a", "ribosome", 1700.0)])
+    candidates = make_table([("a", "ribosome", 900.0), ("a", "ribosome", 1700.0)], [0.3, 0.1])
+    errors = list_errors(PICKS[:0], lost, candidates)
+    assert errors["x"].tolist() == [1300, 1700, 900]  # what the network saw least of comes first
+
+
+@pytest.mark.parametrize("wrong", [2.0, np.nan])
+def test_confidences_that_are_none_are_refused(wrong):
+    """They would sort errors in an order that means nothing."""
+    bad = PICKS.assign(confidence=[wrong, *PICKS["confidence"][1:]])
+    for call in (
+        lambda: judge_picks(bad, TRUTH),
+        lambda: judge_truth(TRUTH, PICKS, bad),
+        lambda: list_errors(bad, TRUTH),
+        lambda: list_errors(PICKS, TRUTH, bad),
+    ):
+        with pytest.raises(ValueError, match="NaN or not from 0 to 1"):
+            call()
+    with pytest.raises(ValueError, match="no column confidence"):
+        judge_truth(TRUTH, PICKS, PICKS.drop(columns="confidence"))
 
 
 def scatter(count: int, seed: int) -> pd.DataFrame:
