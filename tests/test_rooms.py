@@ -31,8 +31,8 @@ IMPORTS = {
     "submission": ("particles", "system", "data", "models", "inference"),
     "figures": ("particles", "recipes", "system", "data", "scoring"),
     "report": (
-        *("particles", "recipes", "settings", "system", "data", "models", "scoring", "evaluation", "submission"),
-        *("figures",),
+        *("particles", "recipes", "settings", "system", "data", "models", "scoring", "inference", "evaluation"),
+        *("submission", "figures"),
     ),
     "kaggle": ("particles", "recipes", "system", "data", "models", "preprocessing", "inference", "submission"),
     "cli": (

@@ -225,7 +225,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(command=report)
     command.add_argument("--work", type=Path, required=True, metavar="DIR", help="of the notebooks; gets report.html")
     command.add_argument(
-        "--data", type=Path, metavar="DIR", help="folder with train/ and test/ (what is found, or the work's phantom)"
+        "--data", type=Path, metavar="DIR", help="folder with train/ and test/ (the work's phantom, else what is found)"
     )
 
     command = commands.add_parser("publish", help="make a dataset and the notebooks ready for Kaggle", **settings)

@@ -280,13 +280,17 @@ def validate(submission: Path, data: Path, split: str, particles: Path | None = 
 
 
 def report(work: Path, data: Path | None = None) -> int:
-    """Write WORK/report.html. Without `data` it is about those that the notebooks would find."""
+    """Write WORK/report.html. Without `data` and CZII_DATA it is about the phantom in WORK, else about the data that
+    the notebooks would find."""
+    from kaggle_utils.data.phantom import is_phantom
     from kaggle_utils.report.page import write_report
     from kaggle_utils.system.environment import detect
 
     env = detect(os.environ | ({"CZII_DATA": str(data)} if data else {}))
     submission = env.submission if env.work == work.absolute() else None
-    print(f"report: {write_report(work, env.data, submission)}")
+    asked = data or os.environ.get("CZII_DATA")
+    found = env.data if asked or not is_phantom(work / "phantom") else work / "phantom"
+    print(f"report: {write_report(work, found, submission)}")
     return 0
 
 

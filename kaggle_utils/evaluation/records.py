@@ -52,15 +52,12 @@ def read_record(folder: str | Path) -> Record:
         held_out, candidates = tuple(map(str, content["held_out"])), None
         if held_out:
             types = dict.fromkeys(_NAMES, str)
-            candidates = pd.read_csv(path.with_name(_CANDIDATES), dtype=types, keep_default_na=False)
-            _check_numbers(candidates[_NAMES + _NUMBERS], _CANDIDATES, _NUMBERS)
-        _check_numbers(tables["intervals"], "intervals", _INTERVAL if len(tables["intervals"]) else [])
+            table = pd.read_csv(path.with_name(_CANDIDATES), dtype=types, keep_default_na=False)
+            candidates = table[_NAMES + _NUMBERS]
+            if not np.isfinite(candidates[_NUMBERS].to_numpy(dtype=float)).all():
+                raise ValueError("a candidate has something else than finite numbers")
+        if len(tables["intervals"]):
+            tables["intervals"] = tables["intervals"][_INTERVAL].astype(float)
         return Record(str(content["metric"]), str(content["best"]), **tables, held_out=held_out, candidates=candidates)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} or {_CANDIDATES} beside it is broken ({error}): run notebook 05 again") from error
-
-
-def _check_numbers(table: pd.DataFrame, name: str, columns: list[str]) -> None:
-    """Raise KeyError without these columns, and ValueError for anything in them but finite numbers."""
-    if not np.isfinite(table[columns].to_numpy(dtype=float)).all():
-        raise ValueError(f"{name} has something else than finite numbers")

@@ -66,7 +66,9 @@ def draw_errors(
         near = f"{row.nearest}, {row.distance / 10:.1f} nm" if row.nearest else f"no {other} in the run"
         there = {"other type": "there: ", "again": "again: "}.get(row.outcome, "nearest: ")
         captions.append(f"{row.particle_type}: {_ERRORS[row.error]}{sure}\n{there}{near}")
-    title = "False picks and missed particles, the surest errors first: slabs across z, y, x"
+    ranked = bool(errors["confidence"].notna().all())  # misses have no confidence where no candidates were given
+    order = "False picks and missed particles, the surest errors" if ranked else "The surest false picks, and misses"
+    title = f"{order}{' first' * ranked}: slabs across z, y, x"
     return _draw_crops(errors, crops, voxel_spacing, captions, title, catalogue)
 
 

@@ -44,9 +44,8 @@ def draw_confusions(sources: Sources) -> Figure:
 def draw_errors(sources: Sources, runs: list[str]) -> Figure:
     """Draw the surest errors of scored particles in some runs. Raises ValueError when there are none."""
     judged = sources.shown
-    picks, truth = (table[table["experiment"].isin(runs)] for table in (judged.picks, judged.require_truth()))
-    errors: pd.DataFrame = list_errors(picks, truth, most=_EACH, catalogue=judged.catalogue)
-    errors = errors[errors["particle_type"].isin(judged.catalogue.scored.names)]
+    truth = judged.require_truth()[judged.require_truth()["experiment"].isin(runs)]
+    errors: pd.DataFrame = list_errors(judged.picks, truth, judged.candidates, _EACH, judged.catalogue)
     if errors.empty:
         raise ValueError("there are none")
     edge = 3 * max(particle.radius for particle in judged.catalogue)

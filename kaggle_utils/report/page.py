@@ -1,6 +1,7 @@
 """The parts of the report, each made by itself: what is missing or broken is said in its place, and costs no other."""
 
 import platform
+import re
 import textwrap
 import time
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from matplotlib.figure import Figure
 
 from kaggle_utils import figures
 from kaggle_utils.data.phantom import is_phantom
+from kaggle_utils.data.picks import PICK_COLUMNS
 from kaggle_utils.data.tomograms import find_runs, list_tomograms
 from kaggle_utils.figures.pages import fill_template
 from kaggle_utils.recipes import list_settings
@@ -25,8 +28,8 @@ from kaggle_utils.scoring.bootstrap import bootstrap_score
 from kaggle_utils.scoring.metrics import score_submission
 from kaggle_utils.scoring.remarks import explain_score
 from kaggle_utils.settings import list_values, write_value
-from kaggle_utils.submission.csv_file import read_submission
-from kaggle_utils.submission.parts import count_states, summarise
+from kaggle_utils.submission.csv_file import read_submission, write_submission
+from kaggle_utils.submission.parts import count_states, gather_picks, summarise
 from kaggle_utils.submission.rules import validate_submission
 from kaggle_utils.system.files import write_text
 from kaggle_utils.system.machine import find_devices
@@ -66,14 +69,14 @@ def write_report(work: str | Path, data: str | Path | None = None, submission: s
     `data` is the folder with train/ and test/ (None: WORK/phantom, if it is there), `submission` the CSV (None:
     WORK/submission.csv). What is missing or broken is said in its place. Raises FileNotFoundError when `work` is no
     folder, and OSError when the report cannot be written."""
-    work = Path(work)
+    work, path = Path(work).absolute(), Path(work) / "report.html"
     if not work.is_dir():
-        raise FileNotFoundError(f"{work} is not a folder; give the work folder of the notebooks")
+        raise FileNotFoundError(f"{path.parent} is not a folder; give the work folder of the notebooks")
     phantom = work / "phantom"
-    data = Path(data) if data is not None else phantom if is_phantom(phantom) else None
-    sources = Sources(work, data, Path(submission or work / "submission.csv"))
-    write_text(work / "report.html", fill_template(files(__package__) / "report.html", **make_parts(sources)))
-    return work / "report.html"
+    data = Path(data).absolute() if data is not None else phantom if is_phantom(phantom) else None
+    sources = Sources(work, data, Path(submission or work / "submission.csv").absolute())
+    write_text(path, fill_template(files(__package__) / "report.html", **make_parts(sources)))
+    return path
 
 
 def make_parts(sources: Sources) -> dict[str, Any]:
@@ -85,6 +88,8 @@ def make_parts(sources: Sources) -> dict[str, Any]:
             return part()
         except (OSError, ValueError) as error:
             return Missing(_shorten(str(error), sources))
+        except Exception as error:  # no reason to lose the other parts
+            return Missing(_shorten(f"{type(error).__name__}: {error}", sources))
 
     parts: dict[str, Callable[[], Any]] = {
         "recipe": lambda: sources.recipe,
@@ -111,6 +116,7 @@ def make_parts(sources: Sources) -> dict[str, Any]:
         "states": lambda: count_states(sources.outcomes),
         "outcomes": lambda: _list_outcomes(sources),
         "submission": lambda: _check_submission(sources),
+        "makers": lambda: _check_makers(sources),
         "hours": lambda: _write_time(sources.train_seconds()),
         "seconds": lambda: _write_time(sum(outcome.seconds for outcome in sources.outcomes)),
     }
@@ -118,7 +124,7 @@ def make_parts(sources: Sources) -> dict[str, Any]:
     data = sources.data
     return made | {
         "data": "a phantom (simulated)" if data and is_phantom(data) else data.name if data else "none given",
-        "work": sources.work.absolute().name,
+        "work": sources.work.name,
         "date": time.strftime("%-d %B %Y" if platform.system() != "Windows" else "%d %B %Y"),
         "versions": _list_versions(),
         "took": _write_time(time.perf_counter() - start),
@@ -152,10 +158,14 @@ def _list_settings(sources: Sources) -> Table:
 
 
 def _list_tomograms(sources: Sources) -> Table:
-    tables = {}
+    tables, reasons = {}, []
     for split in ("train", "test"):
-        if (sources.require_data() / split).is_dir():
+        try:
             tables[split] = list_tomograms(sources.require_data(), split).set_index("run")
+        except FileNotFoundError as error:
+            reasons.append(str(error))
+    if not tables:
+        raise FileNotFoundError("; ".join(reasons))
     return tabulate(pd.concat(tables).reset_index(level=0, names="part"))
 
 
@@ -230,9 +240,26 @@ def _check_submission(sources: Sources) -> str:
     name = sources.submission.name
     if violations := validate_submission(sources.submission, sources.require_data(), catalogue=sources.catalogue):
         return f"{name} breaks a rule of the format: {_shorten('; '.join(violations), sources)}"
-    picks, found = len(read_submission(sources.submission)), sum(len(outcome.picks) for outcome in sources.outcomes)
-    text = f"{name} is valid, with {picks} picks."
-    return text if picks == found else f"{text} The runs' part files, which this report shows, have {found}."
+    picks = read_submission(sources.submission)
+    with TemporaryDirectory() as folder:  # written and read, coordinates are rounded as in the file
+        write_submission(gather_picks(sources.outcomes), Path(folder) / name, sources.catalogue)
+        found = read_submission(Path(folder) / name)
+    text, same = f"{name} is valid, with {len(picks)} picks.", len(picks.merge(found, on=list(PICK_COLUMNS)))
+    if same == len(picks) == len(found):
+        return text
+    return f"{text} They are not those of this report: it shows the {len(found)} of the part files, {same} are in both."
+
+
+def _check_makers(sources: Sources) -> str:
+    """Say how many parts other models than the folder's have made; nothing when there are none."""
+    own, made = sources.fingerprint, [outcome.fingerprint for outcome in sources.outcomes if outcome.level]
+    other = sum(fingerprint != own for fingerprint in made)
+    if not other:
+        return ""
+    return (
+        f"{other} of {len(made)} test runs were computed with other models or settings than this folder's, or by "
+        "another version of the kit: run the last notebook (06) again"
+    )
 
 
 def _list_versions() -> Table:
@@ -272,7 +299,9 @@ def _require_rows(frame: pd.DataFrame, reason: str) -> pd.DataFrame:
 
 def _shorten(text: str, sources: Sources) -> str:
     """A reason without the paths of this machine, which are nobody's business."""
-    for path, name in ((sources.data, "DATA"), (sources.work, "WORK")):
-        for own in {str(path), str(path and path.absolute())} if path else ():
-            text = text.replace(own, name)
+    names = {str(sources.work): "WORK", str(sources.submission): sources.submission.name}
+    if sources.data:
+        names[str(sources.data)] = "DATA"
+    longest_first = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+    text = re.sub(rf"({longest_first})(?![\w-])", lambda found: names[found[0]], text)
     return textwrap.shorten(text, _MOST_REASON, placeholder=" ...")

@@ -12,6 +12,7 @@ from kaggle_utils.data.picks import read_run, read_truth
 from kaggle_utils.data.salvage import salvage_tomogram
 from kaggle_utils.data.tomograms import Tomogram, find_runs, is_plain_name, normalise
 from kaggle_utils.evaluation.records import Record, read_record
+from kaggle_utils.inference.ensemble import read_choice
 from kaggle_utils.models.config import Settings, read_catalogue, read_config
 from kaggle_utils.models.folder import drop_surplus_folds
 from kaggle_utils.particles import PARTICLES_FILE, Catalogue, read_particles
@@ -20,6 +21,7 @@ from kaggle_utils.scoring.metrics import score_submission
 from kaggle_utils.scoring.thresholds import Curve, apply_thresholds, tune_thresholds
 from kaggle_utils.scoring.trust import measure_reliability
 from kaggle_utils.submission.parts import Outcome, gather_picks, read_outcome
+from kaggle_utils.submission.pipeline import fingerprint, load_ensemble
 from kaggle_utils.system.files import read_json
 
 _HISTORY = ["epoch", "train_loss", "validation_loss", "validation_dice", "seconds"]
@@ -27,13 +29,15 @@ _HISTORY = ["epoch", "train_loss", "validation_loss", "validation_dice", "second
 
 @dataclass(frozen=True)
 class Judged:
-    """The picks of some runs of a `split`, and their true particles, None where these are unknown."""
+    """The picks of some runs of a `split`, their true particles, None where these are unknown, and the `candidates`
+    among which the picks were chosen, None where these are."""
 
     where: str
     split: str
     picks: pd.DataFrame
     truth: pd.DataFrame | None
     catalogue: Catalogue
+    candidates: pd.DataFrame | None = None
 
     def of_run(self, run: str) -> tuple[pd.DataFrame, pd.DataFrame | None]:
         """Return one run's picks and truth."""
@@ -72,7 +76,8 @@ class Sources:
         """The folder of model folders: that of the chosen ensemble, else the only one."""
         choice = self.work / "ensemble.json"
         if choice.is_file():
-            name = read_json(choice).get("models")
+            content = read_json(choice)
+            name = content.get("models") if isinstance(content, dict) else None
             if not isinstance(name, str) or not is_plain_name(name):
                 raise ValueError(f"{choice} names no folder of models: run the ensemble notebook (05) again")
             return self.work / "models" / name
@@ -147,7 +152,8 @@ class Sources:
     def left_out(self) -> Judged:
         """What the networks find in the training runs that they have not seen."""
         picks = apply_thresholds(self._candidates, {name: curve.chosen for name, curve in self.curves.items()})
-        return Judged("runs left out of training", "train", picks, self._left_out_truth, self.catalogue)
+        truth = self._left_out_truth
+        return Judged("runs left out of training", "train", picks, truth, self.catalogue, self._candidates)
 
     @cached_property
     def outcomes(self) -> list[Outcome]:
@@ -155,6 +161,12 @@ class Sources:
         return [
             read_outcome(self.work / "parts", run, self.catalogue) for run in find_runs(self.require_data(), "test")
         ]
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of the chosen models and of this version of the kit, which parts of the same have."""
+        ensemble = load_ensemble(read_choice(self.work, self.folder), self.folder)
+        return fingerprint(ensemble, ensemble.views)
 
     @cached_property
     def test(self) -> Judged:

@@ -66,8 +66,9 @@ def list_errors(
     most: int | None = None,
     catalogue: Catalogue = PARTICLES,
 ) -> pd.DataFrame:
-    """Return the false picks and the misses, in the order of the table of particles, of each at most `most` (None: all)
-    of a type, the surest first: false picks with the highest confidence, misses with the lowest.
+    """Return the false picks and the misses of scored particles, in the order of their table, of each at most `most`
+    (None: all) of a type, the surest first: false picks with the highest confidence, misses with the lowest (without
+    `candidates` in their own order).
 
     Columns are those of a picks table, `confidence`, `outcome`, `nearest` and `distance` as from `judge_picks` and
     `judge_truth`, and `error`, "false" or "missed"."""
@@ -77,7 +78,8 @@ def list_errors(
         false = false.sort_values("confidence", ascending=False, kind="stable")
     lost = lost.sort_values("confidence", kind="stable")
     errors = pd.concat([false.assign(error="false"), lost.assign(error=MISSED)], ignore_index=True)
-    order = {name: number for number, name in enumerate(catalogue.names)}
+    order = {name: number for number, name in enumerate(catalogue.scored.names)}
+    errors = errors[errors["particle_type"].isin(list(order))]
     errors = errors.sort_values("particle_type", key=lambda names: names.map(order), kind="stable", ignore_index=True)
     if most is not None:
         errors = errors.groupby(["particle_type", "error"], sort=False).head(most).reset_index(drop=True)

@@ -28,14 +28,16 @@ _MALFORMED = (OSError, ValueError, KeyError, TypeError, AttributeError, Overflow
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run has given: its picks table, or a function that reads it, its problems in words, its level and how many
-    seconds it took. The level is None when nothing could be computed."""
+    """What a run has given: its picks table, or a function that reads it, its problems in words, its level, how many
+    seconds it took, and, of one that was read, the fingerprint of the models and settings that made it. The level is
+    None when nothing could be computed."""
 
     run: str
     table: pd.DataFrame | Callable[[], pd.DataFrame] = field(default_factory=make_picks)
     problems: tuple[str, ...] = ()
     level: Level | None = None
     seconds: float = 0.0
+    fingerprint: str = ""
 
     def __post_init__(self) -> None:
         # Problems name files, and the name of a file may hold characters that no terminal can show.
@@ -139,7 +141,8 @@ def _parse(record: dict, run: str, catalogue: Catalogue) -> Outcome:
         raise ValueError("the views and networks are not whole numbers")
     if not is_number(record["seconds"], 0):
         raise ValueError("the time is not a number")
-    return Outcome(run, picks if len(picks) else make_picks(), tuple(problems), level, record["seconds"])
+    picks = picks if len(picks) else make_picks()
+    return Outcome(run, picks, tuple(problems), level, record["seconds"], str(record["fingerprint"]))
 
 
 def _tell(error: Exception) -> str:

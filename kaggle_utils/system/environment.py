@@ -24,6 +24,8 @@ COMPETITION = "czii-cryo-et-object-identification"
 NAME_PART = r"([A-Za-z0-9_]+(?:[.-][A-Za-z0-9_]+)*)"
 # Inputs may come from strangers. Only these files of a model folder are copied, and none that has more bytes.
 _MOST_BYTES = {"config.json": 2**26, "thresholds.json": 2**26, "history.csv": 2**26, "weights.safetensors": 2**31}
+# Of a folder of model folders: what the comparison found, for the report.
+_RECORD = ("candidates.csv", "comparison.json")
 _FLAT_FILE = re.compile(rf"models--{NAME_PART}--{NAME_PART}--({'|'.join(map(re.escape, _MOST_BYTES))})")
 # What the package needs but the images of Kaggle and Colab lack: module -> distribution.
 _NOT_IN_IMAGES = {"zarr": "zarr", "cc3d": "connected-components-3d"}
@@ -152,9 +154,9 @@ def collect_outputs(here: Environment, root: Path = Path("/")) -> list[str]:
     and return the names of what was copied.
 
     On Kaggle each notebook starts with an empty work folder, and finds the outputs of earlier ones among its inputs:
-    `models/*/*/` and `ensemble.json`. A published dataset has the same files without folders, named
-    `models--<recipe>-<scale>--<model>--<file>`; the outputs of notebooks come first. Files that the work folder has
-    already are kept. On other platforms nothing is copied.
+    `models/*/*/`, the records of comparisons beside them, and `ensemble.json`. A published dataset has model folders
+    as files `models--<recipe>-<scale>--<model>--<file>`; the outputs of notebooks come first. Files that the work
+    folder has already are kept. On other platforms nothing is copied.
 
     Inputs may come from strangers. Only known files of a model folder are copied. If one is too large (2 GB for the
     weights, else 64 MB), or a link that leads out of its input, a warning says so and the model is left out."""
@@ -169,12 +171,28 @@ def collect_outputs(here: Environment, root: Path = Path("/")) -> list[str]:
                 for name, file in files.items():
                     shutil.copyfile(file, partial / name)
             copied.append(target.name)
+        _copy_records(place, here.work)
         choice, target = place / "ensemble.json", here.work / "ensemble.json"
         if choice.is_file() and not target.exists() and _is_copied(choice, choice.name, place):
             with replacing(target) as partial:
                 shutil.copyfile(choice, partial)
             copied.append(target.name)
     return copied
+
+
+def _copy_records(place: Path, work: Path) -> None:
+    """Copy the records of comparisons below PLACE/models, whole ones and once, to folders of models that WORK has."""
+    for source in sorted(place.glob(f"models/[!.]*/{_RECORD[-1]}")):
+        target = work / source.parent.relative_to(place)
+        present = [source.with_name(name) for name in _RECORD if source.with_name(name).is_file()]
+        if (
+            target.is_dir()
+            and not (target / _RECORD[-1]).exists()
+            and all(_is_copied(f, f.name, place) for f in present)
+        ):
+            for file in present:  # the one that says that there is a record comes last
+                with replacing(target / file.name) as partial:
+                    shutil.copyfile(file, partial)
 
 
 def choose_models(here: Environment) -> Path:

@@ -282,7 +282,9 @@ def test_errors_tell_what_the_network_said_and_what_is_nearest():
     titles = [axes.get_title("left") for axes in figures.draw_errors(ERRORS, ERROR_CROPS, SPACING).axes]
     assert titles[0] == "apo-ferritin: false pick, sure 0.60\nthere: ribosome, 7.2 nm"
     assert titles[1] == "apo-ferritin: missed, no candidate\nnearest: apo-ferritin, 4.0 nm"
-    assert len(titles) == len(ERRORS) == 5
+    assert len(titles) == len(ERRORS) == 4
+    guessed = figures.draw_errors(ERRORS.assign(confidence=np.nan), ERROR_CROPS, SPACING)
+    assert "and misses:" in guessed.get_suptitle()  # they are not sorted
     figures.draw_errors(ERRORS, np.full_like(ERROR_CROPS, np.nan), SPACING)  # picks beside their volume
     assert "there are none" in figures.draw_errors(ERRORS[:0], ERROR_CROPS[:0], SPACING).get_suptitle()
 

@@ -1,5 +1,6 @@
 """The report: it has the numbers of the metric, says what is missing, asks no host, and no name becomes its code."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -190,6 +191,123 @@ def test_a_broken_file_costs_its_own_part(phantom_data, undrawn, tmp_path):
         "Annotated particles of the training runs.",
     ):
         assert said in page.text, said
+
+
+def test_files_that_only_look_whole_cost_their_own_part(phantom_data, undrawn, tmp_path):
+    work = tmp_path / "work"
+    make_work(work, phantom_data)
+    folder = work / "models" / "competition-smoke"
+    heads = (folder / "candidates.csv").read_text(encoding="utf-8").splitlines()[0]
+    (folder / "candidates.csv").write_text(f"{heads}\n", encoding="utf-8")
+    (work / "ensemble.json").write_text("[]", encoding="utf-8")
+    page = Tags(write_report(work, phantom_data).read_text(encoding="utf-8"))
+    assert "WORK/ensemble.json names no folder of models" in page.text and "Error:" not in page.text
+    (work / "ensemble.json").unlink()
+    page = Tags(write_report(work, phantom_data).read_text(encoding="utf-8"))
+    assert "confidence are right: not shown. there is no reliability to draw" in page.text
+    assert "Chosen: unet, logits, peaks" in page.text and "Error:" not in page.text
+
+
+def test_an_error_that_nobody_foresaw_costs_its_own_part(phantom_data, undrawn, monkeypatch, tmp_path):
+    def fail(*_):
+        raise KeyError("low")
+
+    make_work(tmp_path / "work", phantom_data)
+    monkeypatch.setattr(page_module.figures, "draw_forest", fail)
+    page = Tags(write_report(tmp_path / "work", phantom_data).read_text(encoding="utf-8"))
+    assert "not shown. KeyError: 'low'" in page.text and "Chosen: unet, logits, peaks" in page.text
+
+
+@pytest.mark.parametrize("change", [lambda picks: picks.assign(x=picks["x"] + 40), lambda picks: picks[3:]])
+def test_a_submission_with_other_picks_is_not_credited_with_their_score(change, phantom_data, undrawn, tmp_path):
+    picks = make_work(tmp_path / "work", phantom_data)
+    other = change(picks)
+    write_submission(other, tmp_path / "work" / "submission.csv")
+    page = Tags(write_report(tmp_path / "work", phantom_data).read_text(encoding="utf-8"))
+    both = len(other) if len(other) < len(picks) else 0
+    assert f"is valid, with {len(other)} picks. They are not those of this report: it shows the {len(picks)} of" in (
+        page.text
+    )
+    assert f"of the part files, {both} are in both." in page.text
+
+
+def test_picks_of_other_models_are_said_to_be_theirs(phantom_data, undrawn, monkeypatch, tmp_path):
+    make_work(tmp_path / "work", phantom_data)
+    said = "1 of 1 test runs were computed with other models or settings"
+    for own, expected in (("", False), ("newer", True)):
+        monkeypatch.setattr(page_module.Sources, "fingerprint", own)
+        page = Tags(write_report(tmp_path / "work", phantom_data).read_text(encoding="utf-8"))
+        assert (said in page.text) == expected
+
+
+def test_misses_of_left_out_runs_say_what_the_networks_saw(phantom_data, tmp_path):
+    """The misses with the least confident candidates come first, which is what the title promises."""
+    (data := tmp_path / "data").mkdir()
+    for part in ("train", "test"):
+        (data / part).symlink_to(phantom_data / part)
+    make_work(tmp_path / "work", phantom_data)
+    sources = page_module.Sources(tmp_path / "work", data, tmp_path / "none.csv")
+    figure = page_module.draw_errors(sources, list(sources.record.held_out))
+    missed = [axes.get_title("left") for axes in figure.axes if ": missed" in axes.get_title("left")]
+    assert missed and all(re.search("sure 0|no candidate", text) for text in missed)
+    assert "the surest errors first" in figure.get_suptitle()
+
+
+@pytest.mark.parametrize("folder", ["work", "."])
+def test_paths_are_shortened_and_words_are_not(folder, phantom_data, undrawn, monkeypatch, tmp_path):
+    work = tmp_path / "work"
+    make_work(work, phantom_data)
+    shutil.rmtree(work / "models")
+    (work / "ensemble.json").unlink()
+    shutil.copytree(phantom_data, work / "phantom")
+    (work / "submission.csv").unlink()
+    monkeypatch.chdir(work if folder == "." else tmp_path)
+    for data in (None, "phantom" if folder == "." else "work/phantom"):
+        page = Tags(write_report(folder, data).read_text(encoding="utf-8"))
+        assert "WORK/models has 0 folders of finished models" in page.text
+        assert "No submission: submission.csv does not exist" in page.text and "netWORK" not in page.text
+        assert str(tmp_path) not in page.text and "Particle picking: work" in page.text
+
+
+def test_the_data_have_a_name_wherever_the_command_runs(phantom_data, undrawn, monkeypatch, tmp_path):
+    (tmp_path / "mydata").mkdir()
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "mydata")
+    page = Tags(write_report(tmp_path / "work", ".").read_text(encoding="utf-8"))
+    assert "Data: mydata." in page.text
+
+
+def test_tomograms_of_a_copick_project_are_listed(phantom_data, undrawn, tmp_path):
+    """It is a file, and not a folder with train/ and test/."""
+    roots = {f"{kind}_root": f"local://{phantom_data}/train/{kind}" for kind in ("static", "overlay")}
+    objects = [{"name": one.name, "is_particle": True, "label": one.label, "radius": one.radius} for one in PARTICLES]
+    project = tmp_path / "project.json"
+    project.write_text(json.dumps({"config_type": "filesystem", "pickable_objects": objects, **roots}))
+    page = Tags(write_report(tmp_path, project).read_text(encoding="utf-8"))
+    run = find_runs(phantom_data)[0]
+    assert f"{run} train" in page.text and f"{run} test" in page.text
+
+
+def test_an_empty_data_folder_has_no_tomograms_and_says_so(undrawn, tmp_path):
+    (tmp_path / "data").mkdir()
+    page = Tags(write_report(tmp_path, tmp_path / "data").read_text(encoding="utf-8"))
+    assert "from their metadata: not shown. " in page.text and "No objects" not in page.text
+
+
+def test_the_command_takes_the_phantom_of_the_work_folder_unless_told_otherwise(
+    phantom_data, undrawn, monkeypatch, tmp_path
+):
+    make_work(tmp_path / "work", phantom_data)
+    (tmp_path / "work" / "phantom").symlink_to(phantom_data)
+    (tmp_path / "mydata").mkdir()
+    asked = []
+    monkeypatch.setattr(page_module, "write_report", lambda work, data, submission: asked.append(data) or work)
+    monkeypatch.setattr("kaggle_utils.system.environment.find_data", lambda *_, **__: tmp_path / "found")
+    monkeypatch.delenv("CZII_DATA", raising=False)
+    assert main(["report", "--work", str(tmp_path / "work")]) == 0
+    assert main(["report", "--work", str(tmp_path / "work"), "--data", str(phantom_data)]) == 0
+    assert main(["report", "--work", str(tmp_path)]) == 0
+    assert asked == [tmp_path / "work" / "phantom", tmp_path / "found", tmp_path / "found"]
 
 
 def test_the_command_writes_it_and_refuses_what_is_no_folder(tmp_path, monkeypatch, capsys):

@@ -78,6 +78,12 @@ def test_confidences_that_are_none_are_refused(wrong):
         judge_truth(TRUTH, PICKS, PICKS.drop(columns="confidence"))
 
 
+def test_errors_that_cost_nothing_are_not_listed():
+    worthless = make_table([("a", "beta-amylase", 100.0), ("a", "ribosome", 500.0)], [0.9, 0.8])
+    errors = list_errors(worthless, make_table([("a", "beta-amylase", 900.0)]))
+    assert errors["particle_type"].tolist() == ["ribosome"]
+
+
 def scatter(count: int, seed: int) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
     table = pd.DataFrame(rng.uniform(0, 500, (count, 3)), columns=list("xyz"))

@@ -396,6 +396,30 @@ def test_what_earlier_notebooks_left_is_collected_once_whole_and_only_on_kaggle(
     assert collect_outputs(detect({"CZII_WORK": str(tmp_path / "local")}, tmp_path), tmp_path) == []
 
 
+def test_what_a_comparison_found_is_collected_beside_its_models_whole_and_once(tmp_path):
+    """A report of the last notebook shows it."""
+    left = tmp_path / "kaggle/input/czii-05-ensemble/models"
+    (left / "report-full/vnet_model_ribosome").mkdir(parents=True)
+    (left / "report-full/vnet_model_ribosome/config.json").write_text("{}")
+    (left / "other-full").mkdir()
+    for name in ("candidates.csv", "comparison.json"):
+        (left / "report-full" / name).write_text(name)
+        (left / "other-full" / name).write_text("of models that are not there")
+    earlier = tmp_path / "kaggle/input/czii-04-training/models/report-full"
+    earlier.mkdir(parents=True)
+    (earlier / "comparison.json").write_text("older")
+    here = detect(KAGGLE, tmp_path)
+    assert collect_outputs(here, tmp_path) == ["vnet_model_ribosome"]
+    copied = here.models / "report-full"
+    assert [(copied / name).read_text() for name in ("candidates.csv", "comparison.json")] == [
+        "candidates.csv",
+        "comparison.json",
+    ]
+    assert [path.name for path in here.models.iterdir()] == ["report-full"]
+    (copied / "comparison.json").write_text("newer")
+    assert collect_outputs(here, tmp_path) == [] and (copied / "comparison.json").read_text() == "newer"
+
+
 FILES = {
     "config.json": "{}",
     "weights.safetensors": "weights",
