@@ -98,6 +98,17 @@ def test_all_six_go_from_tomograms_to_a_valid_submission(recipe, phantom_data, t
         check_that_the_last_survives_broken_data(env, phantom_data, tmp_path / "broken", given)
 
 
+@pytest.mark.slow
+def test_the_first_looks_at_the_type_that_networks_get(phantom_data, tmp_path):
+    """Runs that were imported as another type have no denoised tomogram at all."""
+    shutil.copytree(phantom_data, tmp_path / "data")
+    for path in (tmp_path / "data" / "train").rglob("denoised.zarr"):
+        shutil.rmtree(path)
+    given = {"CZII_DATA": str(tmp_path / "data"), "CZII_WORK": str(tmp_path / "work"), "CZII_SCALE": "smoke"}
+    (page,) = run_notebooks(detect({**given, "CZII_SET": "tomogram=wbp"}), only=("01",))
+    assert [line for line in complaints(read(page.with_suffix(".ipynb"))) if " names " not in line] == []
+
+
 @pytest.mark.thorough
 def test_two_types_of_particle_are_enough(phantom_data, tmp_path, monkeypatch):
     """Data of one's own rarely have all six."""

@@ -14,10 +14,12 @@ from typing import Any, Literal
 import numpy as np
 from numcodecs import LZ4, Blosc, Zstd
 
-from kaggle_utils.system.files import read_json
+from kaggle_utils.system.files import is_number, read_json
 
 MOST_VOXELS = 2**30  # in a level or a chunk; the competition's volumes have 73 million
 MOST_CHUNKS = 2**18  # the competition's have 9
+# What reading broken metadata may raise.
+MALFORMED = (LookupError, TypeError, AttributeError, StopIteration, ValueError, OSError)
 _NUMBERS = "[<>](f[248]|[iu][248])|[<>|][iu]1"
 # Codecs that only decode into a given buffer.
 _CODECS = {"blosc": Blosc(), "zstd": Zstd(), "lz4": LZ4()}
@@ -80,6 +82,41 @@ def read_level(group: Path, level: int | str, run: str, most_axes: int = 3) -> L
             "`write_ome_zarr`"
         )
     return Level(name, metadata.parent, shape, chunks, np.dtype(dtype), order, codec, separator)
+
+
+def read_multiscale(group: Path) -> dict:
+    """Return what the group's attributes say of its levels and axes, unchecked."""
+    return read_json(group / ".zattrs")["multiscales"][0]
+
+
+def read_scale(multiscale: dict, level: int) -> list[float]:
+    """Return a level's scale, z y x. Raises one of MALFORMED."""
+    entry = next(entry for entry in multiscale["datasets"] if entry["path"] in (level, str(level)))
+    (scale,) = list_scales(entry)
+    return scale[-3:]
+
+
+def list_scales(entry: dict) -> list[list[float]]:
+    """Return the scales in an entry of the metadata. Raises one of MALFORMED."""
+    changes = entry.get("coordinateTransformations") or ()
+    scales = [change["scale"] for change in changes if change["type"] == "scale"]
+    if not all(is_number(value) for scale in scales for value in scale):
+        raise TypeError(f"{scales} are not numbers")
+    return scales
+
+
+def check_pyramid(array: Level, group: Path, run: str) -> None:
+    """Raise ValueError when level 1 has another extent than this level 0, or another type of number."""
+    try:
+        coarse, multiscale = read_level(group, 1, run), read_multiscale(group)
+        lengths = zip(array.shape, read_scale(multiscale, 0), coarse.shape, read_scale(multiscale, 1), strict=True)
+        is_alike = all(abs(size * spacing - less * wider) <= wider for size, spacing, less, wider in lengths)
+    except MALFORMED:
+        return
+    types = array.dtype, coarse.dtype
+    if not is_alike or ({"f"} < {own.kind for own in types} and len({own.itemsize for own in types}) == 1):
+        own, other = (f"{level.shape} voxels of type {level.dtype}" for level in (array, coarse))
+        raise ValueError(f"{array.name} has {own}, but level 1 {other}: one of them is wrong; download it again")
 
 
 def iterate_chunks(level: Level) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:

@@ -6,7 +6,7 @@ DATA/<split>/static/ExperimentRuns/<run>/VoxelSpacing10.000/<type>.zarr. Arrays 
 
 import math
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +14,22 @@ import pandas as pd
 import zarr
 from numcodecs import Blosc
 
-from kaggle_utils.data.levels import Level, UnfitError, iterate_chunks, read_chunk, read_level
+from kaggle_utils.data.levels import (
+    MALFORMED,
+    UnfitError,
+    check_pyramid,
+    iterate_chunks,
+    list_scales,
+    read_chunk,
+    read_level,
+    read_multiscale,
+    read_scale,
+)
 from kaggle_utils.data.portal import has_portal_picks, list_portal_runs, list_portal_tomograms
 from kaggle_utils.data.projects import find_pick_roots, find_tomogram_roots, is_portal
 from kaggle_utils.data.remote import as_store
 from kaggle_utils.system.environment import explain_folder, find_data, find_platform, is_project
-from kaggle_utils.system.files import is_number, read_json
+from kaggle_utils.system.files import read_json
 
 # The competition's four, from the smoothest to the noisiest; its test runs have only the first.
 TOMOGRAM_TYPES = ("denoised", "isonetcorrected", "ctfdeconvolved", "wbp")
@@ -28,8 +38,6 @@ SPACINGS = 0.1, 1000.0  # Angstrom; beyond these limits a particle would have no
 _CHUNK = 256  # voxels at most along an axis; what the competition's volumes have
 _SPACING_TOLERANCE = 1e-3  # relative; the real x differs from z and y in the eighth digit only
 _ANGSTROM = {"angstrom", "angstroms", "\u00e5ngstr\u00f6m", "\u00e5", "a"}
-# What reading broken metadata may raise.
-_MALFORMED = (LookupError, TypeError, AttributeError, StopIteration, ValueError, OSError)
 _VERSION = {"zarr_format": 2} if int(zarr.__version__.split(".")[0]) >= 3 else {}  # zarr 2 knows no other
 
 
@@ -149,7 +157,7 @@ def _check_group(run: str, data: str | Path | None, split: str, kind: str) -> Pa
     try:
         if read_json(path / ".zgroup")["zarr_format"] != 2:
             raise ValueError("zarr_format in .zgroup is not 2")
-        levels = _read_multiscale(path)["datasets"]
+        levels = read_multiscale(path)["datasets"]
     except Exception as error:
         fault = f"{path} is not a readable OME-Zarr group ({error!r})"
         raise ValueError(f"run {run}: {fault}; download it again") from error
@@ -170,13 +178,13 @@ def read_voxel_spacing(group: zarr.Group | Path, level: int = 0) -> float:
     """
     where = _location(group) if isinstance(group, zarr.Group) else group
     try:
-        multiscale = _read_multiscale(where)
-        scale = _read_scale(multiscale, level)
+        multiscale = read_multiscale(where)
+        scale = read_scale(multiscale, level)
         axes = [axis if isinstance(axis, dict) else {"name": axis} for axis in multiscale.get("axes") or ()][-3:]
         names = "".join(str(axis.get("name")).lower() for axis in axes)
         units = {str(axis["unit"]).lower() for axis in axes if axis.get("unit")}
-        again = [scale for scale in _list_scales(multiscale) if set(scale[-3:]) - {1}]
-    except _MALFORMED as error:
+        again = [scale for scale in list_scales(multiscale) if set(scale[-3:]) - {1}]
+    except MALFORMED as error:
         raise ValueError(
             f"{where}: no scale of level {level} in .zattrs, which picks need; download the tomogram again"
         ) from error
@@ -214,7 +222,7 @@ def load_tomogram(
     array = read_level(group, level, run)
     spacing = read_voxel_spacing(group, level)
     if level == 0:
-        _check_pyramid(array, group, run)
+        check_pyramid(array, group, run)
     volume = np.empty(array.shape, np.float32)
     for place, box in iterate_chunks(array):
         volume[box] = read_chunk(array, place)
@@ -224,6 +232,13 @@ def load_tomogram(
         bad = int(volume.size - np.isfinite(volume).sum())
         raise ValueError(f"run {run}: {group} has {bad} voxels that are NaN or infinite; download it again")
     return Tomogram(run, volume, spacing)
+
+
+def load_normalised(run: str, data: str | Path | None = None, split: str = "train", kind: str = "denoised") -> Tomogram:
+    """Read a run's tomogram into memory as networks see it: `normalise` follows `load_tomogram`, which tells what is
+    raised."""
+    tomogram = load_tomogram(run, data, split, kind)
+    return replace(tomogram, volume=normalise(tomogram.volume))
 
 
 def normalise(volume: np.ndarray) -> np.ndarray:
@@ -291,41 +306,6 @@ def _list_groups(run: str, data: str | Path | None, split: str) -> list[tuple[st
         raise FileNotFoundError(f"run {run!r} is not in {where}; its runs: {', '.join(find_runs(data, split))}")
     paths = [path for folder in folders for path in sorted(folder.glob("VoxelSpacing*/*.zarr"))]
     return [(path.stem, path.parent.name.removeprefix("VoxelSpacing"), path) for path in paths]
-
-
-def _read_multiscale(group: Path) -> dict:
-    """Return what the group's attributes say of its levels and axes, unchecked."""
-    return read_json(group / ".zattrs")["multiscales"][0]
-
-
-def _read_scale(multiscale: dict, level: int) -> list[float]:
-    """Return a level's scale, z y x. Raises one of _MALFORMED."""
-    entry = next(entry for entry in multiscale["datasets"] if entry["path"] in (level, str(level)))
-    (scale,) = _list_scales(entry)
-    return scale[-3:]
-
-
-def _list_scales(entry: dict) -> list[list[float]]:
-    """Return the scales in an entry of the metadata. Raises one of _MALFORMED."""
-    changes = entry.get("coordinateTransformations") or ()
-    scales = [change["scale"] for change in changes if change["type"] == "scale"]
-    if not all(is_number(value) for scale in scales for value in scale):
-        raise TypeError(f"{scales} are not numbers")
-    return scales
-
-
-def _check_pyramid(array: Level, group: Path, run: str) -> None:
-    """Raise ValueError when level 1 has another extent than this level 0, or another type of number."""
-    try:
-        coarse, multiscale = read_level(group, 1, run), _read_multiscale(group)
-        lengths = zip(array.shape, _read_scale(multiscale, 0), coarse.shape, _read_scale(multiscale, 1), strict=True)
-        is_alike = all(abs(size * spacing - less * wider) <= wider for size, spacing, less, wider in lengths)
-    except _MALFORMED:
-        return
-    types = array.dtype, coarse.dtype
-    if not is_alike or ({"f"} < {own.kind for own in types} and len({own.itemsize for own in types}) == 1):
-        own, other = (f"{level.shape} voxels of type {level.dtype}" for level in (array, coarse))
-        raise ValueError(f"{array.name} has {own}, but level 1 {other}: one of them is wrong; download it again")
 
 
 def _location(group: zarr.Group) -> Path:

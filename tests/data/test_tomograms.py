@@ -21,6 +21,7 @@ from kaggle_utils.data.tomograms import (
     find_runs,
     find_tomograms,
     list_tomograms,
+    load_normalised,
     load_tomogram,
     read_shape,
     read_voxel_spacing,
@@ -137,6 +138,13 @@ def test_phantom_is_listed_whole(phantom_data):
     assert len(table) == 3 * 4 and set(table["shape (z, y, x)"]) == {"40 x 64 x 64"}
     assert table["voxel spacing (A)"].tolist() == [REAL_SCALE[0]] * 12
     assert list_tomograms(phantom_data, "test")["type"].tolist() == ["denoised"]
+
+
+def test_networks_see_the_type_that_is_asked_for_normalised(phantom_data):
+    run = find_runs(phantom_data)[0]
+    raw, seen = (load(run, phantom_data, kind="wbp") for load in (load_tomogram, load_normalised))
+    np.testing.assert_array_equal(seen.volume, tomograms.normalise(raw.volume))
+    assert (seen.run, seen.voxel_spacing) == (run, raw.voxel_spacing)
 
 
 def test_one_broken_tomogram_does_not_hide_the_others(tmp_path):

@@ -326,12 +326,11 @@ def test_learning_curves_mark_each_networks_best_epoch():
 
 
 def test_places_count_the_picks_that_are_nearer_than_the_lines():
-    points = pd.concat(
-        [POINTS, POINTS[:1].assign(x=320.0)]
-    )  # a second ribosome 120 A from the first; each matches in 75 A
+    """Two ribosomes 120 A apart: each is matched within 75 A, so a pick between them finds both."""
+    points = pd.concat([POINTS, POINTS[:1].assign(x=320.0)])
     neighbours, faces = figures.draw_places(measure_places(points, SIZES)).axes
     between = score_submission(points[:1].assign(x=260.0), points).particles.loc["ribosome"]
-    assert between["tp"] == 2  # one pick finds both
+    assert between["tp"] == 2
     assert [text.get_text() for text in neighbours.texts] == ["0 of 1", "0 of 1", "2 of 2"]
     # An apo-ferritin (radius 60) is 40 A from a face, an amylase (65) 20 A, and both ribosomes (150) within 120 A.
     assert [text.get_text() for text in faces.texts] == ["1 of 1", "1 of 1", "2 of 2"]
