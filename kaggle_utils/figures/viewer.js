@@ -184,8 +184,9 @@ function start(data) {
     const { rows, mean } = score(data, best, threshold);
     rows.forEach((row, type) => {
       const cells = find(`row-${type}`).querySelectorAll("td");
-      const counted = row.truth ? [row.hits, row.missed, row.wrong, row.fBeta.toFixed(3)] : ["–", "–", "–", "–"];
-      [row.picks, ...(data.truth ? counted : [])].forEach((value, i) => (cells[i].textContent = value));
+      const counted = [row.fBeta.toFixed(3), row.picks, row.hits, row.missed, row.wrong];
+      const known = row.truth ? counted : ["–", row.picks, "–", "–", "–"];
+      (data.truth ? known : [row.picks]).forEach((value, i) => (cells[i].textContent = value));
     });
     if (data.truth) find("mean").textContent = mean.toFixed(4);
     find("threshold").textContent = state.step ? `${threshold.toPrecision(3)} and above` : "all picks";

@@ -131,11 +131,12 @@ def make_parts(sources: Sources) -> dict[str, Any]:
     }
 
 
-def tabulate(frame: pd.DataFrame, digits: int = 3) -> Table:
+def tabulate(frame: pd.DataFrame) -> Table:
     """Return a table in letters, with the index as its first column."""
     heads = (str(frame.index.name or ""), *map(_write, frame.columns))
+    digits = [1 if head in ("seconds", "minutes") else 3 for head in frame.columns]
     rows = tuple(
-        (_write(index), *(_write(value, digits) for value in row))
+        (_write(index), *map(_write, row, digits))
         for index, row in zip(frame.index, frame.astype(object).to_numpy(), strict=True)
     )
     return Table(heads, rows)
@@ -200,6 +201,7 @@ def _judge(judged: Judged) -> dict[str, Any]:
     intervals = bootstrap_score(judged.picks, truth, catalogue=catalogue)
     heads = {"tp": "hits", "fp": "false", "fn": "missed", "f_beta": "F-beta"}
     table = score.particles.join(intervals[["low", "high"]]).rename_axis("particle").rename(columns=heads)
+    table = table[["F-beta", "low", "high", *table.columns.drop(["F-beta", "low", "high"])]]  # a phone shows the first
     scored = table.loc[table["weight"] > 0, ["F-beta", "precision", "recall"]]
     low, high = intervals.loc["score", ["low", "high"]]
     return {

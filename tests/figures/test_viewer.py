@@ -130,7 +130,7 @@ def test_in_a_browser_sliders_and_boxes_change_what_is_drawn_and_counted(tmp_pat
     seen = json.loads(result[1].replace("&gt;", ">").replace("&lt;", "<").replace("&amp;", "&"))
 
     def shown(step: str) -> tuple[list, float]:
-        rows = [[0 if cell == "–" else int(cell) for cell in row[1:4]] for row in seen[step]["rows"]]
+        rows = [[0 if cell == "–" else int(cell) for cell in row[2:5]] for row in seen[step]["rows"]]
         return [[hits, wrong, missed] for hits, missed, wrong in rows], float(seen[step]["mean"])
 
     def agrees(step: str, threshold: float) -> None:

@@ -99,8 +99,12 @@ def test_it_has_every_part_with_the_metrics_numbers(whole, phantom_data):
     score = score_submission(picks, read_truth(phantom_data / "test_truth" / "overlay" / "ExperimentRuns"))
     assert f"F-beta {score.score:.3f} (90 % interval" in page.text
     for name, row in score.particles.iterrows():
-        assert f"{name} {row['tp']:.0f} {row['fp']:.0f} {row['fn']:.0f} {row['precision']:.3f}" in page.text
+        counts = f"{row['tp']:.0f} {row['fp']:.0f} {row['fn']:.0f} {row['precision']:.3f}"
+        assert re.search(rf"{name} {row['f_beta']:.3f} [\d.]+ [\d.]+ {counts}", page.text)
     assert "Competition recipe at smoke scale. Data: a phantom" in page.text and "is valid, with" in page.text
+    assert [attrs["style"] for _, attrs in page.found if attrs.get("class") == "swatch"] == [
+        f"background:{particle.colour}" for particle in PARTICLES
+    ]
     assert "unet.epochs 3" in page.text and "Chosen: unet, logits, peaks" in page.text
     assert "4 minutes for all trainings" in page.text and "7 seconds for all test runs" in page.text
     headings = re.findall(r'<section id="(\w+)"', path.read_text(encoding="utf-8"))
@@ -322,3 +326,4 @@ def test_the_command_writes_it_and_refuses_what_is_no_folder(tmp_path, monkeypat
 def test_numbers_in_tables_are_short():
     frame = pd.DataFrame({"a": [1, 20], "b": [0.98765, 5.0], "c": [np.nan, 0.0], "d": [("x", "y"), None]}, index=[3, 4])
     assert tabulate(frame.rename_axis("n")).rows == (("3", "1", "0.988", "", "x, y"), ("4", "20", "5", "0.000", ""))
+    assert tabulate(pd.DataFrame({"seconds": [32.54], "minutes": [0.7]})).rows == (("0", "32.5", "0.7"),)
