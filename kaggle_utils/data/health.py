@@ -1,6 +1,7 @@
 """Whether tomograms and their picks look sound: intensities, power spectra, and where picks stand."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,21 +30,23 @@ class Spectrum:
     max_tilt: float
 
 
-def measure_intensities(data: str | Path, split: str = "train") -> pd.DataFrame:
-    """Return a row for each tomogram of a split, by run and type: its lengths x, y, z in Angstrom, and percentiles of
-    its raw intensities (columns 1, 25, 50, 75, 99), of every 7th voxel. Reads every tomogram. One that is broken is
-    left out, with a warning that tells why."""
+def measure_intensities(
+    data: str | Path, split: str = "train", runs: Sequence[str] | None = None, kind: str | None = None
+) -> pd.DataFrame:
+    """Return a row for each tomogram of a split, or only of some `runs` and of one `kind`, by run and type: its lengths
+    x, y, z in Angstrom, and percentiles of its raw intensities (columns 1, 25, 50, 75, 99), of every 7th voxel. Reads
+    all these tomograms. One that is broken is left out, with a warning that tells why."""
     rows = {}
-    for run in find_runs(data, split):
-        for kind in find_tomograms(run, data, split):
+    for run in find_runs(data, split) if runs is None else runs:
+        for name in find_tomograms(run, data, split) if kind is None else [kind]:
             try:
-                tomogram = load_tomogram(run, data, split, kind)
+                tomogram = load_tomogram(run, data, split, name)
             except (OSError, ValueError) as error:
-                warnings.warn(f"run {run}: {kind} is left out: {error}", stacklevel=2)
+                warnings.warn(f"run {run}: {name} is left out: {error}", stacklevel=2)
                 continue
             lengths = np.array(tomogram.volume.shape[::-1]) * tomogram.voxel_spacing
             values = np.percentile(tomogram.volume.reshape(-1)[::7], PERCENTILES)
-            rows[run, kind] = [*lengths, *values]
+            rows[run, name] = [*lengths, *values]
     index = pd.MultiIndex.from_tuples(rows, names=["experiment", "tomogram"])
     return pd.DataFrame([*rows.values()], index, columns=[*"xyz", *PERCENTILES], dtype=float)
 

@@ -22,7 +22,17 @@ from kaggle_utils.data.picks import PICK_COLUMNS
 from kaggle_utils.data.tomograms import find_runs, list_tomograms
 from kaggle_utils.figures.pages import fill_template
 from kaggle_utils.recipes import list_settings
-from kaggle_utils.report.gallery import choose_runs, draw_confusions, draw_errors, draw_run, view_worst
+from kaggle_utils.report.gallery import (
+    choose_runs,
+    draw_confusions,
+    draw_errors,
+    draw_first,
+    draw_intensities,
+    draw_means,
+    draw_places,
+    draw_run,
+    view_worst,
+)
 from kaggle_utils.report.sources import Judged, Sources
 from kaggle_utils.scoring.bootstrap import bootstrap_score
 from kaggle_utils.scoring.metrics import score_submission
@@ -112,7 +122,12 @@ def make_parts(sources: Sources) -> dict[str, Any]:
         "viewer": lambda: view_worst(sources),  # before the others, which begin with its run
         "runs": lambda: _draw_runs(sources),
         "errors": lambda: draw(draw_errors(sources, choose_runs(sources.shown, _RUNS))),
-        "confusions": lambda: draw(draw_confusions(sources)),
+        "first": lambda: draw(draw_first(sources)),
+        "means": lambda: draw(draw_means(sources, choose_runs(sources.shown, _RUNS))),
+        "test_confusions": lambda: draw(draw_confusions(sources.test)),
+        "left_out_confusions": lambda: draw(draw_confusions(sources.left_out)),
+        "intensities": lambda: draw(draw_intensities(sources)),
+        "places": lambda: draw(draw_places(sources)),
         "states": lambda: count_states(sources.outcomes),
         "outcomes": lambda: _list_outcomes(sources),
         "submission": lambda: _check_submission(sources),

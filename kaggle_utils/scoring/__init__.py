@@ -7,7 +7,7 @@ thresholds and applies them to candidates; `bootstrap` tells the errors;
 This room uses no network and no file. Next: training, evaluation and the command line use these scores."""
 
 from kaggle_utils.scoring.bootstrap import bootstrap_score
-from kaggle_utils.scoring.confusion import count_confusions, judge_picks, judge_truth, list_errors
+from kaggle_utils.scoring.confusion import count_confusions, group_outcomes, judge_picks, judge_truth, list_errors
 from kaggle_utils.scoring.levels import Reference, level_confidences, measure_levels, measure_volume
 from kaggle_utils.scoring.metrics import (
     MATCH_FRACTION,
@@ -54,6 +54,7 @@ __all__ = [
     "explain_score",
     "find_chances",
     "find_matches",
+    "group_outcomes",
     "judge_picks",
     "judge_truth",
     "keep_surest",

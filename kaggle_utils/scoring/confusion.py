@@ -86,6 +86,22 @@ def list_errors(
     return errors
 
 
+def group_outcomes(
+    picks: pd.DataFrame, truth: pd.DataFrame, most: int, catalogue: Catalogue = PARTICLES
+) -> dict[str, pd.DataFrame]:
+    """Return the picks of each outcome of `judge_picks`, and the true particles that are "missed", hit or not by picks
+    of other types: of each type at most `most`, drawn at random with a fixed seed. Outcomes that nothing has are left
+    out."""
+    judged, lost = judge_picks(picks, truth, catalogue), judge_truth(truth, picks, None, catalogue)
+    groups = {outcome: judged[judged["outcome"] == outcome] for outcome in ("hit", AGAIN, "other type", BACKGROUND)}
+    groups[MISSED] = lost[lost["outcome"] != "hit"]
+    return {
+        outcome: own.sample(frac=1, random_state=0).groupby("particle_type").head(most)
+        for outcome, own in groups.items()
+        if len(own)
+    }
+
+
 def count_confusions(picks: pd.DataFrame, truth: pd.DataFrame, catalogue: Catalogue = PARTICLES) -> pd.DataFrame:
     """Count what picks stand on: a row for each particle that is there, then "again" (a second pick on a particle) and
     "background"; a column for each particle that is picked, then "missed".

@@ -107,6 +107,15 @@ def test_it_has_every_part_with_the_metrics_numbers(whole, phantom_data):
     ]
     assert "unet.epochs 3" in page.text and "Chosen: unet, logits, peaks" in page.text
     assert "4 minutes for all trainings" in page.text and "7 seconds for all test runs" in page.text
+    for shown in (
+        "The first of these runs from three sides",
+        "Means of crops at hits",
+        "What stands where each particle was picked: test runs",
+        "What stands where each particle was picked: runs left out of training",
+        "Where picks stand",
+        "Intensities of each run and type",
+    ):
+        assert shown in page.text or any(shown in attrs.get("alt", "") for _, attrs in page.found), shown
     headings = re.findall(r'<section id="(\w+)"', path.read_text(encoding="utf-8"))
     linked = [attrs["href"][1:] for tag, attrs in page.found if tag == "a"]
     assert headings == linked and len(headings) == 9

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from kaggle_utils.particles import PARTICLES
-from kaggle_utils.scoring.confusion import count_confusions, judge_picks, judge_truth, list_errors
+from kaggle_utils.scoring.confusion import count_confusions, group_outcomes, judge_picks, judge_truth, list_errors
 from kaggle_utils.scoring.metrics import score_submission
 
 COLUMNS = ["experiment", "particle_type", "x", "y", "z"]
@@ -76,6 +76,21 @@ def test_confidences_that_are_none_are_refused(wrong):
             call()
     with pytest.raises(ValueError, match="no column confidence"):
         judge_truth(TRUTH, PICKS, PICKS.drop(columns="confidence"))
+
+
+def test_outcomes_are_grouped_with_a_few_of_each_type():
+    groups = group_outcomes(PICKS, TRUTH, 1)
+    assert {what: own["x"].tolist() for what, own in groups.items()} == {
+        "hit": [150],
+        "again": [110],
+        "other type": [425],
+        "background": [440],
+        "missed": groups["missed"]["x"].tolist(),
+    }
+    assert sorted(groups["missed"]["x"]) == [400, 700]
+    assert list(group_outcomes(PICKS[1:2], TRUTH[:1], 1)) == ["hit"]  # what nothing has is left out
+    many = pd.concat([TRUTH.assign(experiment=run) for run in "cdef"])
+    assert len(group_outcomes(PICKS[:0], many, 2)["missed"]) == 2 * 3
 
 
 def test_errors_that_cost_nothing_are_not_listed():
