@@ -2,9 +2,9 @@
 
     python docs/gallery.py
 
-All are drawn of a small phantom. Nothing is trained: candidates are true places moved a little and false ones, with
-confidences drawn at random, and so are losses. Run it when a figure is added or looks different; tests/test_docs.py
-fails while one is missing."""
+It also draws docs/contenders.png, of the accuracy that benchmarks measured. All others are drawn of a small phantom.
+Nothing is trained: candidates are true places moved a little and false ones, with confidences drawn at random, and so
+are losses. Run it when a figure is added or looks different; tests/test_docs.py fails while one is missing."""
 
 import io
 import tempfile
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import result_tables
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -24,7 +25,7 @@ from kaggle_utils.recipes import get_recipe
 
 PAGE = Path(__file__).with_suffix(".md")
 FOLDER = PAGE.with_suffix("")
-WIDTH = 300  # pixels of a thumbnail
+SIZE = 450, 340  # pixels of a thumbnail at most, wide and high: captions of panels can be read
 NAMES = list(PARTICLES.names)
 HEAD = """# The figures, and which call draws each
 
@@ -48,13 +49,28 @@ def main() -> None:
                 lines.append(f"| {question} | `figures.{call}` | ![{text}](gallery/{name}.png) |")
             lines.append("")
     PAGE.write_text("\n".join(lines), encoding="utf-8")
+    write_thumbnail(draw_contenders(), PAGE.with_name("contenders.png"), (640, 640))
 
 
-def write_thumbnail(figure: Figure, path: Path) -> str:
+def draw_contenders() -> Figure:
+    """Draw the networks, ensembles and recipes that ran on all of the benchmarks' data sets, as docs/results.md has
+    them in a table."""
+    groups = result_tables.read_contest()
+    sets = result_tables.list_sets(groups)
+    scores = {
+        name: result_tables.accuracy.average(group, "all")
+        for name, group in groups.items()
+        if result_tables.is_whole(group, sets)
+    }
+    table = pd.DataFrame.from_dict(scores, orient="index")
+    return figures.draw_forest(table, "Contenders on simulated tomograms, each trained for ten minutes", "competition")
+
+
+def write_thumbnail(figure: Figure, path: Path, size: tuple[int, int] = SIZE) -> str:
     """Write a small PNG of a figure; return the first of its alternative text."""
     content, metadata = figures.encode_figure(figure)
     image = Image.open(io.BytesIO(b64decode(content["image/png"]))).convert("RGB")
-    image = image.resize((WIDTH, round(image.height * WIDTH / image.width)), Image.Resampling.LANCZOS)
+    image.thumbnail(size, Image.Resampling.LANCZOS)
     image.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
     return metadata["image/png"]["alt"].partition(";")[0]
 
