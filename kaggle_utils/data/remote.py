@@ -1,16 +1,37 @@
 """Folders and files in remote stores, read through fsspec."""
 
 import hashlib
+import os
+import secrets
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any, TypeVar, cast
 
+from kaggle_utils.system.files import write_bytes
+
 _Result = TypeVar("_Result")
 
 # Where chunks are kept that were read once. Each is asked for its date or tag before it is used again.
-CACHE = Path.home() / ".cache" / "kaggle-utils"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "kaggle-utils")
+# What stores call the date or tag of a file.
+_TAGS = (
+    "ETag",
+    "LastModified",
+    "Last-Modified",
+    "Content-MD5",
+    "etag",
+    "mtime",
+    "updated",
+    "last_modified",
+    "sha",
+    "created",
+)
+# Seconds for which a web server's listings count. Other stores keep theirs by themselves.
+_LISTED = {"use_listings_cache": True, "listings_expiry_time": 60}
 
 
 def open_remote(url: str, options: Mapping[str, Any]) -> Path:
@@ -21,7 +42,7 @@ def open_remote(url: str, options: Mapping[str, Any]) -> Path:
     try:
         import fsspec
 
-        fs, path = fsspec.url_to_fs(url, **options)
+        fs, path = fsspec.url_to_fs(url, **(_LISTED if url.startswith("http") else {}), **options)
     except (ImportError, ValueError, TypeError) as error:
         raise ValueError(f"{url} cannot be opened ({error}); install what it needs, such as s3fs for s3://") from error
     return cast(Path, RemotePath(fs, path.rstrip("/")))
@@ -75,7 +96,10 @@ class RemotePath:
 
     def is_file(self) -> bool:
         """Whether it is a file."""
-        return self._ask(lambda: self.fs.isfile(self.path))
+        try:
+            return self._info["type"] == "file"
+        except FileNotFoundError:
+            return False
 
     def glob(self, pattern: str) -> Iterator["RemotePath"]:
         """Yield what is below that fits a pattern; nothing for a folder that does not exist."""
@@ -90,22 +114,36 @@ class RemotePath:
         return self._ask(lambda: self.fs.open(self.path, mode))
 
     def stat(self) -> SimpleNamespace:
-        """Its size in bytes, as `st_size`."""
-        return SimpleNamespace(st_size=self._ask(lambda: self.fs.size(self.path)))
+        """Its size in bytes, as `st_size`; 0 where the store does not say it."""
+        return SimpleNamespace(st_size=self._info["size"] or 0)
 
     def read_bytes(self) -> bytes:
-        """Return a file's content, and keep a copy in CACHE for the next time."""
-        from fsspec.implementations.cached import WholeFileCacheFileSystem
-
-        kept = WholeFileCacheFileSystem(fs=self.fs, cache_storage=str(CACHE), check_files=True)
-        return self._ask(lambda: kept.cat_file(self.path))
+        """Return a file's content, and keep a copy in CACHE, if that can be written, for the next time; none of a file
+        whose store tells neither date nor tag."""
+        kept = CACHE / hashlib.sha256(str(self).encode()).hexdigest()
+        tag = hashlib.sha256(_tag(self._info).encode()).digest()
+        with suppress(OSError):
+            if (content := kept.read_bytes()).startswith(tag):
+                return content[len(tag) :]
+        content = self._ask(lambda: self.fs.cat_file(self.path))
+        if _is_dated(self._info):
+            with suppress(OSError):
+                write_bytes(kept, tag + content)
+        return content
 
     def sign(self) -> str:
-        """Return a fingerprint of all files below: of their names, sizes and tags or dates. No file is read."""
-        found = self._ask(lambda: self.fs.find(self.path, detail=True))
-        told = ("size", "ETag", "LastModified", "created", "mtime")
-        entries = [(name, *(str(entry.get(key)) for key in told)) for name, entry in sorted(found.items())]
-        return hashlib.sha256(repr(entries).encode()).hexdigest()
+        """Return a fingerprint of a tomogram: of the names, sizes and tags or dates of its metadata and of the chunks
+        of its finest level. No file is read. Where the store tells neither date nor tag, it differs each time."""
+        found = self._ask(lambda: self.fs.find(f"{self.path}/0", detail=True))
+        files = [(RemotePath(self.fs, path), info) for path, info in found.items()]
+        files += [(path, path._info) for name in (".zgroup", ".zattrs") if (path := self / name).is_file()]
+        tags = [(path.path, _tag(info if _is_dated(info) else path._info)) for path, info in files]
+        return hashlib.sha256(repr(sorted(tags)).encode()).hexdigest()
+
+    @cached_property
+    def _info(self) -> dict[str, Any]:
+        """What the store says of the file, asked once for each path that is made."""
+        return self._ask(lambda: self.fs.info(self.path))
 
     def _ask(self, question: Callable[[], _Result]) -> _Result:
         try:
@@ -114,3 +152,12 @@ class RemotePath:
             raise
         except Exception as error:  # each store has its own
             raise OSError(f"{self} cannot be read: {error!r}") from error
+
+
+def _is_dated(info: Mapping[str, Any]) -> bool:
+    return any(info.get(key) for key in _TAGS)
+
+
+def _tag(info: Mapping[str, Any]) -> str:
+    """Return a text that differs when a file may have changed."""
+    return repr([info.get(key) for key in ("size", *_TAGS)]) if _is_dated(info) else secrets.token_hex()

@@ -22,13 +22,17 @@ def resample(volume: np.ndarray, voxel_spacing: float, wanted: float, run: str) 
 
     The first voxel's centre stays where it is, so coordinates in Angstrom stay, too. Each new voxel is a weighted mean
     of those around it (cubic convolution; Keys 1981), over a wider stretch where voxels become larger, so that detail
-    which these cannot hold is not folded into them. Raises ValueError, naming the run, for a factor of more than 2."""
+    which these cannot hold is mostly not folded into them: from 10 to 13.48 A, the finest keeps 0.3 of its height.
+    Raises ValueError, naming the run, for a factor of more than 2."""
     if is_same_spacing(voxel_spacing, wanted):
         return volume, voxel_spacing
     shape = find_shape(volume.shape, voxel_spacing, wanted, run)
     z, y, x = (_weigh(size, new, wanted / voxel_spacing) for size, new in zip(volume.shape, shape, strict=True))
     volume = (z @ volume.reshape(len(volume), -1)).reshape(-1, *volume.shape[1:])
-    return np.stack([(x @ (y @ part).T).T for part in volume]), wanted
+    new = np.empty(shape, np.float32)  # stacked, the transposed slices would stay so, and all that follows be slow
+    for part, old in zip(new, volume, strict=True):
+        part[...] = (x @ (y @ old).T).T
+    return new, wanted
 
 
 def find_shape(shape: tuple[int, ...], voxel_spacing: float, wanted: float, run: str) -> tuple[int, ...]:

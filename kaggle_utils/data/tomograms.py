@@ -176,9 +176,9 @@ def read_voxel_spacing(group: zarr.Group | Path, level: int = 0) -> float:
     than 0.1 % between the axes, and when the metadata scale all levels once more. Raises UnfitError for axes in another
     order than z, y, x.
     """
-    where = _location(group) if isinstance(group, zarr.Group) else group
+    where = group.store if isinstance(group, zarr.Group) else group
     try:
-        multiscale = read_multiscale(where)
+        multiscale = group.attrs["multiscales"][0] if isinstance(group, zarr.Group) else read_multiscale(group)
         scale = read_scale(multiscale, level)
         axes = [axis if isinstance(axis, dict) else {"name": axis} for axis in multiscale.get("axes") or ()][-3:]
         names = "".join(str(axis.get("name")).lower() for axis in axes)
@@ -306,12 +306,6 @@ def _list_groups(run: str, data: str | Path | None, split: str) -> list[tuple[st
         raise FileNotFoundError(f"run {run!r} is not in {where}; its runs: {', '.join(find_runs(data, split))}")
     paths = [path for folder in folders for path in sorted(folder.glob("VoxelSpacing*/*.zarr"))]
     return [(path.stem, path.parent.name.removeprefix("VoxelSpacing"), path) for path in paths]
-
-
-def _location(group: zarr.Group) -> Path:
-    """Return the group's folder; zarr 2 and 3 have different names for it."""
-    store = group.store
-    return Path(getattr(store, "path", None) or store.root)
 
 
 def _halve(volume: np.ndarray) -> np.ndarray:

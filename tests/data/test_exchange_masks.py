@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kaggle_utils.data.exchange import masks
 from kaggle_utils.data.exchange.masks import make_filter
 from kaggle_utils.data.picks import make_picks
 from kaggle_utils.data.tomograms import write_ome_zarr
@@ -105,3 +106,15 @@ def test_a_wrong_mask_or_margin_is_refused_before_anything_is_computed(data, tmp
 def test_a_mask_of_another_tomogram_belongs_to_no_run(data, tmp_path):
     with pytest.raises(ValueError, match=r"TS_1_2_mask.mrc: is the mask of no run"):
         keep(data, [write_mask(tmp_path / "TS_1_2_mask.mrc", np.zeros(SHAPE))], [], [(0, 0, 0)])
+
+
+def test_a_mask_is_read_when_the_filter_is_made_and_not_each_time_that_picks_are_asked_for(data, tmp_path, monkeypatch):
+    """A submission is written again after each run, and a mask may have a gigabyte."""
+    read, files = masks.read_volume, []
+    monkeypatch.setattr(masks, "read_volume", lambda path, spacing: files.append(path) or read(path, spacing))
+    mask = np.zeros(SHAPE)
+    mask[0, 0, 0] = 1
+    chosen, _ = make_filter([write_mask(tmp_path / "a.mrc", mask)], [], ["TS_1", "TS_2"], data, "test", "denoised")
+    for xyz, left in ([(0, 0, 0), (90, 0, 0)], 1), ([(90, 0, 0), (80, 0, 0)], 2), ([(0, 0, 0), (90, 0, 0)], 1):
+        assert len(chosen("TS_1", make_picks("TS_1", ["ribosome"] * 2, xyz))) == left
+    assert len(files) == 1

@@ -2,10 +2,15 @@
 the competition's layout give, and no more is fetched than that."""
 
 import json
+import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +20,14 @@ from kaggle_utils.data import remote
 from kaggle_utils.data.exchange import export_picks
 from kaggle_utils.data.picks import make_picks, read_run, read_truth, write_picks
 from kaggle_utils.data.salvage import salvage_tomogram
-from kaggle_utils.data.tomograms import find_group, find_runs, find_tomograms, load_tomogram, read_zarr
+from kaggle_utils.data.tomograms import (
+    find_group,
+    find_runs,
+    find_tomograms,
+    load_tomogram,
+    read_voxel_spacing,
+    read_zarr,
+)
 from kaggle_utils.particles import PARTICLES, read_particles
 
 fsspec = pytest.importorskip("fsspec")
@@ -45,13 +57,15 @@ def store(project, phantom_data, tmp_path, monkeypatch):
     memory = fsspec.filesystem("memory")
     memory.put(str(phantom_data / "train" / "static"), "/bucket/static", recursive=True)
     memory.put(str(tmp_path / "overlay"), "/bucket/overlay", recursive=True)
-    read, opened = [], type(memory)._open
+    read = []
+    for way in ("_open", "cat_file"):
+        reader = getattr(type(memory), way)
 
-    def count(self, path, *args, **kwargs):
-        read.append(path)
-        return opened(self, path, *args, **kwargs)
+        def count(self, path, *args, reader=reader, **kwargs):
+            read.append(path)
+            return reader(self, path, *args, **kwargs)
 
-    monkeypatch.setattr(type(memory), "_open", count)
+        monkeypatch.setattr(type(memory), way, count)
     monkeypatch.setattr(remote, "CACHE", tmp_path / "cache")
     write_project(project, static_root="memory://bucket/static", overlay_root="memory://bucket/overlay")
     yield read
@@ -70,7 +84,8 @@ def check_same(project, data):
         mine = read_run(run, project).sort_values(["particle_type", "x"], ignore_index=True)
         assert mine.equals(read_run(run, data).sort_values(["particle_type", "x"], ignore_index=True))
     assert read_particles(project) == PARTICLES
-    assert read_zarr(runs[0], project)["0"].shape == load_tomogram(runs[0], data).volume.shape
+    group, tomogram = read_zarr(runs[0], project), load_tomogram(runs[0], data)
+    assert (group["0"].shape, read_voxel_spacing(group)) == (tomogram.volume.shape, tomogram.voxel_spacing)
 
 
 def test_a_local_project_is_read_as_the_competitions_layout_is(project, phantom_data):
@@ -101,6 +116,68 @@ def test_a_remote_chunk_that_has_changed_is_fetched_again(project, store, phanto
     memory.pipe(f"/bucket/static/ExperimentRuns/{run}/VoxelSpacing10.000/denoised.zarr/0/0/0/0", other.read_bytes())
     assert not np.array_equal(load_tomogram(run, project).volume, before)
     assert find_group(run, project).sign() != sign
+
+
+@pytest.fixture
+def web(project, phantom_data, tmp_path, monkeypatch):
+    """The same behind a web server, with the requests that it gets; and the folder of tomograms that it serves."""
+    pytest.importorskip("aiohttp")
+    shutil.copytree(phantom_data / "train" / "static", tmp_path / "static")
+    asked = []
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            asked.append(f"{self.command} {self.path}")
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=tmp_path))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(remote, "CACHE", tmp_path / "cache")
+    address = f"http://127.0.0.1:{server.server_port}"
+    write_project(project, static_root=f"{address}/static", overlay_root=f"{address}/overlay")
+    yield tmp_path / "static/ExperimentRuns", asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_project_on_a_web_server_is_read_as_the_competitions_layout_is_and_what_changed_again(
+    web, project, phantom_data
+):
+    """Web servers list no dates, and fsspec takes their files for such that never change."""
+    static, _ = web
+    check_same(project, phantom_data)
+    run, other = find_runs(project)[:2]
+    before, group = load_tomogram(run, project).volume, find_group(run, project)
+    sign, chunk = group.sign(), static / run / "VoxelSpacing10.000/denoised.zarr/0/0/0/0"
+    assert group.sign() == sign
+    shutil.copyfile(find_group(other, phantom_data) / "0/0/0/0", chunk)
+    os.utime(chunk, (1e9, 1e9))  # the dates of HTTP have no fractions
+    assert not np.array_equal(load_tomogram(run, project).volume, before)
+    assert find_group(run, project).sign() != sign
+
+
+def test_a_web_server_gets_few_requests(web, project):
+    run, asked = find_runs(project)[0], web[1]
+    load_tomogram(run, project)
+    asked.clear()
+    load_tomogram(run, project)
+    assert len(asked) <= 17 and not [line for line in asked if line.startswith("GET") and line.endswith("0/0/0/0")]
+
+
+def test_a_file_without_date_or_tag_is_read_each_time(store, project, tmp_path, monkeypatch):
+    monkeypatch.setattr(remote, "_TAGS", ())
+    group = find_group(find_runs(project)[0], project)
+    load_tomogram(find_runs(project)[0], project)
+    assert not (tmp_path / "cache").exists() and group.sign() != group.sign()
+
+
+def test_a_remote_tomogram_is_read_where_nothing_can_be_kept(store, project, tmp_path):
+    (tmp_path / "cache").write_text("a file, where a folder is wanted")
+    assert load_tomogram(find_runs(project)[0], project).volume.size
+
+
+def test_the_cache_is_where_the_environment_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert runpy.run_path(remote.__file__)["CACHE"] == tmp_path / "kaggle-utils"
 
 
 def test_a_store_that_fails_is_told_with_its_address(project, store, monkeypatch):

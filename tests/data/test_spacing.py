@@ -1,4 +1,4 @@
-"""Resampling: particles stay where they are in Angstrom, and what coarser voxels cannot hold is not folded in."""
+"""Resampling: particles stay where they are in Angstrom, and little is folded in of what coarser voxels cannot hold."""
 
 import numpy as np
 import pytest
@@ -23,6 +23,7 @@ def test_a_resampled_tomogram_has_the_same_centres_within_a_tenth_of_a_voxel(spa
     shape = tuple(int(length / spacing) for length in (340, 660, 700))
     volume, found = resample(draw_balls(shape, spacing, xyz), spacing, wanted, "TS_1")
     assert found == wanted and volume.dtype == np.float32
+    assert volume.flags.c_contiguous  # else normalisation and all that follows take three times as long
     assert volume.shape == find_shape(shape, spacing, wanted, "TS_1")
     blobs, count = label(volume > 0.5)
     centres = voxel_to_angstrom(np.array(center_of_mass(volume, blobs, range(1, count + 1))), wanted)
@@ -36,11 +37,12 @@ def test_the_last_voxel_is_inside_the_old_tomogram():
     assert find_shape((64, 160, 161), 10.0, 5.0, "TS_1") == (127, 319, 321)
 
 
-def test_coarser_voxels_hold_no_stripes_that_they_cannot_show():
+@pytest.mark.parametrize(("wanted", "most"), [(13.48, 0.32), (16.0, 0.1)])
+def test_coarser_voxels_hold_little_of_stripes_that_they_cannot_show(wanted, most):
     """Every second voxel dark: half the voxels alone would be a volume of one sign, or stripes of a false width."""
     volume = np.tile(np.array([1, -1], np.float32), (20, 20, 30))
-    coarse, _ = resample(volume, 10.0, 16.0, "TS_1")
-    assert np.abs(coarse[2:-2, 2:-2, 2:-2]).max() < 0.1
+    coarse, _ = resample(volume, 10.0, wanted, "TS_1")
+    assert np.abs(coarse[2:-2, 2:-2, 2:-2]).max() < most
 
 
 def test_a_constant_stays_constant_up_to_the_faces():

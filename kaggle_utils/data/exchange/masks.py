@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ def make_filter(
     if not (np.isfinite(margins) & (margins >= 0)).all():
         raise ValueError(f"--margin is {' '.join(f'{value:g}' for value in margins)}, but must be 0 or more Angstrom")
     owners, told = _share_out(masks, runs), []
+    read, chosen = lru_cache(1)(_read), dict[tuple[str, int], np.ndarray]()
     for run in runs:
         try:
             shape, spacing = _measure(run, data, split, kind)
@@ -39,7 +41,7 @@ def make_filter(
             size = " x ".join(f"{length:.0f}" for length in lengths)
             raise ValueError(f"run {run}: --margin leaves nothing of {size} A (x, y, z); give a smaller one")
         if run in owners:
-            share = float(_read(owners[run], shape)[0].mean())
+            share = float(read(owners[run], shape)[0].mean())
             if share == 1:
                 raise ValueError(f"{owners[run]}: leaves out all of run {run}; a mask is 0 where particles are wanted")
             told.append(f"{owners[run]} leaves out {share:.1%} of run {run}")
@@ -47,18 +49,22 @@ def make_filter(
     def keep(run: str, picks: pd.DataFrame) -> pd.DataFrame:
         if not len(picks):
             return picks
+        xyz = picks[["x", "y", "z"]].to_numpy(dtype=float)
+        key = run, hash(xyz.tobytes())
+        if key in chosen:  # the same picks come each time that the submission is written
+            return picks[chosen[key]]
         try:
             shape, spacing = _measure(run, data, split, kind)
         except (OSError, ValueError) as error:
             warnings.warn(f"run {run}: no pick is left out, because its size is unknown: {error}", stacklevel=2)
             return picks
-        xyz = picks[["x", "y", "z"]].to_numpy(dtype=float)
         ends = (np.array(shape[::-1]) - 1) * spacing
         wanted = ((xyz >= margins) & (xyz <= ends - margins)).all(axis=1)
         if run in owners:
-            mask, size = _read(owners[run], shape)
+            mask, size = read(owners[run], shape)
             index = ((angstrom_to_voxel(xyz, spacing) + 0.5) / size).astype(int)
             wanted &= ~mask[tuple(np.clip(index, 0, np.array(mask.shape) - 1).T)]
+        chosen[key] = wanted
         return picks[wanted]
 
     return keep, told
