@@ -12,7 +12,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -33,6 +32,7 @@ from kaggle_utils.report.gallery import (
     draw_run,
     view_worst,
 )
+from kaggle_utils.report.letters import Table, tabulate, write_time
 from kaggle_utils.report.sources import Judged, Sources
 from kaggle_utils.scoring.bootstrap import bootstrap_score
 from kaggle_utils.scoring.metrics import score_submission
@@ -48,14 +48,6 @@ _RUNS = 3  # that are drawn
 _MOST_REASON = 500  # letters
 _PACKAGES = ("kaggle-utils", "torch", "numpy", "scipy", "pandas", "matplotlib", "zarr", "connected-components-3d")
 _STEPS = ("networks", "training data", "training", "merging", "picks", "thresholds", "choice")
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table in letters; `heads` has one for the first column, too."""
-
-    heads: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -132,8 +124,8 @@ def make_parts(sources: Sources) -> dict[str, Any]:
         "outcomes": lambda: _list_outcomes(sources),
         "submission": lambda: _check_submission(sources),
         "makers": lambda: _check_makers(sources),
-        "hours": lambda: _write_time(sources.train_seconds()),
-        "seconds": lambda: _write_time(sum(outcome.seconds for outcome in sources.outcomes)),
+        "hours": lambda: write_time(sources.train_seconds()),
+        "seconds": lambda: write_time(sum(outcome.seconds for outcome in sources.outcomes)),
     }
     made = {name: make(part) for name, part in parts.items()}
     data = sources.data
@@ -142,19 +134,8 @@ def make_parts(sources: Sources) -> dict[str, Any]:
         "work": sources.work.name,
         "date": time.strftime("%-d %B %Y" if platform.system() != "Windows" else "%d %B %Y"),
         "versions": _list_versions(),
-        "took": _write_time(time.perf_counter() - start),
+        "took": write_time(time.perf_counter() - start),
     }
-
-
-def tabulate(frame: pd.DataFrame) -> Table:
-    """Return a table in letters, with the index as its first column."""
-    heads = (str(frame.index.name or ""), *map(_write, frame.columns))
-    digits = [1 if head in ("seconds", "minutes") else 3 for head in frame.columns]
-    rows = tuple(
-        (_write(index), *map(_write, row, digits))
-        for index, row in zip(frame.index, frame.astype(object).to_numpy(), strict=True)
-    )
-    return Table(heads, rows)
 
 
 def draw(figure: Figure) -> Picture:
@@ -291,21 +272,6 @@ def _list_versions() -> Table:
 
 
 # ---- letters
-
-
-def _write(value: Any, digits: int = 3) -> str:
-    if isinstance(value, float | np.floating):
-        whole = abs(float(value)) >= 2 and float(value).is_integer()
-        return "" if np.isnan(value) else f"{value:.{0 if whole else digits}f}"
-    if value is None:
-        return ""
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def _write_time(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"
 
 
 def _require_rows(frame: pd.DataFrame, reason: str) -> pd.DataFrame:

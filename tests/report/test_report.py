@@ -19,7 +19,7 @@ from kaggle_utils.models.folder import save_config
 from kaggle_utils.particles import PARTICLES
 from kaggle_utils.report import page as page_module
 from kaggle_utils.report import write_report
-from kaggle_utils.report.page import tabulate
+from kaggle_utils.report.letters import tabulate
 from kaggle_utils.scoring.metrics import score_submission
 from kaggle_utils.submission.budget import Level
 from kaggle_utils.submission.csv_file import write_submission
