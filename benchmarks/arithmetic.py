@@ -9,8 +9,8 @@ sum of both over a GPU's speeds. The speeds are assumptions: a T4's tensor cores
 which 3D convolutions may reach a quarter or less, and its memory 320 GB/s. So these are lower bounds: the host's work,
 the optimiser and the microseconds of each small kernel come on top, and the faster the GPU, the more they count. On an
 H100 with 250 TFLOP/s and 2,500 GB/s, 2.1 and 0.9 ms would be expected for the two networks' steps; 5.2 and 6.4 were
-measured (results/gpu-nvidia-h100-80gb-hbm3.json). Networks share the GPUs, and so do tomograms. Reading is left out, and so
-is picking. What a training of the report's recipe costs depends on its sub-volumes, and is not told.
+measured (results/gpu-nvidia-h100-80gb-hbm3.json). Networks share the GPUs, and so do tomograms. Reading is left out,
+and so is picking. What a training of the report's recipe costs depends on its sub-volumes, and is not told.
 """
 
 import argparse
