@@ -116,6 +116,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "settings": describe_settings,
     "steps": result_tables.show_steps,
     "thresholds": result_tables.show_thresholds,
+    "walk": result_tables.show_walk,
     "ways": result_tables.show_ways,
 }
 

@@ -166,6 +166,20 @@ def show_aims() -> str:
     return tabulate([*heads, *(f"{particle}: precision / recall" for particle in accuracy.SCORED)], rows)
 
 
+def show_walk() -> str:
+    """Return the scores of particles that are none of the competition's, by the aim of thresholds and the voxel
+    spacing."""
+    cells: dict[str, list[str]] = {"fbeta": ["thresholds as they are"], "f1": ["`--aim f1`"]}
+    heads = [""]
+    for score in read("walk.json")["scores"]:
+        counts = pd.DataFrame(score["particles"]).T
+        f1 = (2 * counts["tp"] / (2 * counts["tp"] + counts["fp"] + counts["fn"])).mean()
+        cells[score["aim"]] += [f"{score['f_beta']:.3f}", f"{f1:.2f}"]
+        if score["aim"] == "f1":
+            heads += [f"{score['voxel spacing (A)']:.2f} A: F-beta", "F1"]
+    return tabulate(heads, cells.values())
+
+
 # ---- the demo
 
 
