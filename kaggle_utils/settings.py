@@ -10,6 +10,9 @@ from re import fullmatch, sub
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
+# A type of tomogram, or type@spacing.
+TOMOGRAM = r"\w[\w.+-]{0,99}(@\d{1,4}(\.\d{1,6})?)?"
+
 # Field: its meaning, and the values that it takes: the least and the most, a list of words, or a pattern for them. No
 # two dataclasses have a field of one name.
 TABLE: dict[str, tuple[str, Any]] = {
@@ -32,8 +35,8 @@ TABLE: dict[str, tuple[str, Any]] = {
     "average": ("decay of the weights' moving average; 0: none is kept", (0.0, 0.9999999)),
     "best": ("how many of the best validated weights are averaged at the end", (1, 100)),
     # of the whole
-    "tomogram": ("type of tomogram that the networks see, or type@spacing", r"\w[\w.+@-]{0,99}"),
-    "other_tomograms": ("further types that crops are read from, where a run has them", r"\w[\w.+@-]{0,99}"),
+    "tomogram": ("type of tomogram that the networks see, or type@spacing", TOMOGRAM),
+    "other_tomograms": ("further types that crops are read from, where a run has them", TOMOGRAM),
     "voxel_spacing": ("edge in Angstrom of the voxels that the networks see; none: the tomograms' own", (1.0, 100.0)),
     "subvolume_size": ("edge in voxels of sub-volumes and crops", (8, 512)),
     "background_ratio": ("background sub-volumes kept for each one with a particle", (0.0, 1000.0)),

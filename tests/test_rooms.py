@@ -22,7 +22,7 @@ IMPORTS = {
     "system": (),
     "particles": ("system",),
     "data": ("particles", "system"),
-    "models": ("particles", "system"),
+    "models": ("settings", "particles", "system"),
     "scoring": ("particles",),
     "preprocessing": ("particles", "recipes", "data"),
     "training": ("particles", "recipes", "system", "data", "models", "scoring", "preprocessing"),

@@ -280,7 +280,11 @@ def _to_copick_json(record: dict) -> str:
 @cache
 def _tell_unknown(path: Path, fault: str) -> None:
     """Warn of files of a particle that the table lacks: once, not for each run."""
-    warnings.warn(f"{path} is left out: {fault}; {PARTICLES_FILE} beside train/ can list others", stacklevel=4)
+    warnings.warn(
+        f"{path} is left out: {fault}; {PARTICLES_FILE} beside train/, or pickable_objects of a copick "
+        "project, can list others",
+        stacklevel=4,
+    )
 
 
 def _holds_picks(folder: Path) -> bool:

@@ -1,6 +1,7 @@
 """Projects of the CryoET Data Portal, through copick, which asks the portal what there is. Tomograms are read where the
 portal has them; no more is downloaded than what is read. Runs have the portal's numbers as names, as in copick."""
 
+import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,14 @@ def list_portal_runs(project: str | Path) -> list[str]:
 
 def list_portal_tomograms(run: str, project: str | Path) -> list[tuple[str, str, Path]]:
     """Return type, voxel spacing and place of each tomogram of a run."""
-    tomograms = [tomogram for spacing in _find(run, project).voxel_spacings for tomogram in spacing.tomograms]
-    return [
-        (tomogram.tomo_type, f"{tomogram.voxel_spacing.voxel_size:.3f}", open_remote(tomogram.static_path, _OPEN))
-        for tomogram in tomograms
-        if tomogram.portal_tomo
-    ]
+    found: dict[tuple[str, str], str] = {}
+    for tomogram in (tomogram for spacing in _find(run, project).voxel_spacings for tomogram in spacing.tomograms):
+        if tomogram.portal_tomo:
+            kind, place = (tomogram.tomo_type, f"{tomogram.voxel_spacing.voxel_size:.3f}"), tomogram.static_path
+            if place != found.setdefault(kind, place):
+                fault = f"run {run}: the portal has two tomograms {'@'.join(kind)}, {found[kind]} and {place}"
+                warnings.warn(f"{fault}; the first is taken", stacklevel=3)
+    return [(*kind, open_remote(place, _OPEN)) for kind, place in found.items()]
 
 
 def has_portal_picks(run: str, project: str | Path) -> bool:
@@ -33,8 +36,8 @@ def has_portal_picks(run: str, project: str | Path) -> bool:
 
 def read_portal_picks(run: str, project: str | Path) -> list[tuple[str, list[list[float]]]]:
     """Return the points (n, 3), x y z in Angstrom, of each of a run's annotations, with the particle's name. One that
-    is there with rotations and without is read once. Where some are what the portal calls ground truth, the others are
-    left out."""
+    is there with rotations and without is read once. Of a particle, where some are what the portal calls ground truth,
+    the others are left out, with a warning."""
     return [
         (picks.pickable_object_name, [[point.location.x, point.location.y, point.location.z] for point in picks.points])
         for picks in _choose_picks(run, project)
@@ -44,8 +47,14 @@ def read_portal_picks(run: str, project: str | Path) -> list[tuple[str, list[lis
 def _choose_picks(run: str, project: str | Path) -> list[Any]:
     picks = [picks for picks in _find(run, project).picks if picks.read_only]
     found = {entry.meta.portal_metadata.annotation_id: entry for entry in picks}.values()
-    true = [entry for entry in found if entry.meta.portal_metadata.portal_annotation.ground_truth_status]
-    return true or list(found)
+    chosen = []
+    for name in sorted({entry.pickable_object_name for entry in found}):
+        own = [entry for entry in found if entry.pickable_object_name == name]
+        true = [entry for entry in own if entry.meta.portal_metadata.portal_annotation.ground_truth_status]
+        if 0 < len(true) < len(own):
+            warnings.warn(f"{project}: annotations of {name} that are no ground truth are left out", stacklevel=3)
+        chosen += true or own
+    return chosen
 
 
 def _find(run: str, project: str | Path) -> Any:

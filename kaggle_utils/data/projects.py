@@ -5,6 +5,7 @@ that fsspec knows. It has no splits: "train" is its runs with picks, "test" all 
 but for projects of the CryoET Data Portal (`portal`)."""
 
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from kaggle_utils.system.files import read_json
 PREDICTION_USER = "kaggle-utils"
 _LOCAL = re.compile("^(local|file)://")
 _PORTAL = "cryoet_data_portal"
+_ROOTS = "static", "overlay"
 
 
 def find_tomogram_roots(data: str | Path, split: str) -> list[Path]:
@@ -30,7 +32,10 @@ def find_pick_roots(data: str | Path, split: str) -> list[Path]:
 
 
 def read_project(path: str | Path) -> dict[str, Any]:
-    """Return a copick configuration. Raises ValueError, naming the file, for any other JSON, and as `read_json`."""
+    """Return a copick configuration. Its roots on this machine become absolute: relative ones count from its folder, as
+    notebooks and workers start in others.
+
+    Raises ValueError, naming the file, for any other JSON and wrong types, and as `read_json`."""
     config = read_json(path)
     if not isinstance(config, dict) or not isinstance(config.get("overlay_root"), str):
         raise ValueError(f"{path}: is no copick configuration, for it has no overlay_root; give one, or a data folder")
@@ -39,6 +44,13 @@ def read_project(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: its config_type is {kind!r}, but must be filesystem or {_PORTAL}")
     if kind == _PORTAL and not config.get("dataset_ids"):
         raise ValueError(f"{path}: has no dataset_ids; say which datasets of the CryoET Data Portal it is of")
+    for name in _ROOTS:
+        root, options = config.get(f"{name}_root"), config.get(f"{name}_fs_args") or {}
+        if not isinstance(root or "", str) or not isinstance(options, dict):
+            raise ValueError(f"{path}: {name}_root must be a text, and {name}_fs_args an object of settings")
+        local = _LOCAL.sub("", root or "")
+        if root and "://" not in local:
+            config[f"{name}_root"] = f"local://{Path(path).absolute().parent / Path(local).expanduser()}"
     return config
 
 
@@ -58,27 +70,23 @@ def find_pick_files(run: str, data: str | Path, split: str) -> list[Path]:
     files = [found[name] for name in sorted(found)]
     if not is_project(data):
         return files
-    config, chosen = read_project(data), []
-    files = [path for path in files if not path.name.startswith(f"{PREDICTION_USER}_")]
-    for particle in sorted({path.stem.rsplit("_", 1)[-1] for path in files}):
-        own = [path for path in files if path.stem.rsplit("_", 1)[-1] == particle]
-        if len(own) > 1:
-            wanted = [(place, config.get(key)) for place, key in enumerate(("user_id", "session_id"))]
-            fit = [f for f in own if all(value in (None, f.stem.split("_")[place]) for place, value in wanted)]
-            if len(fit) != 1:
-                authors = ", ".join(path.stem for path in own)
-                raise ValueError(
-                    f"run {run}: several people's picks of {particle} ({authors}); write into {data} whose count, as "
-                    f'"user_id": "{own[0].stem.split("_")[0]}", and "session_id" if one has several'
-                )
-            own = fit
-        chosen += own
-    return chosen
+    config, own = read_project(data), dict[str, list[Path]]()
+    for path in filter(is_truth, files):
+        own.setdefault(path.stem.rsplit("_", 1)[-1], []).append(path)
+    return [_choose_author(own[particle], particle, run, config, data) for particle in sorted(own)]
 
 
-def describe_project(data: str | Path, overlay: str | Path, split: str, catalogue: Catalogue) -> dict[str, Any]:
-    """Return a copick configuration with the tomograms of the data, and the particles and the folder `overlay` (which
-    holds ExperimentRuns) of picks."""
+def is_truth(path: Path) -> bool:
+    """Whether a file of picks is somebody's, and not of this kit."""
+    return not path.name.startswith((".", f"{PREDICTION_USER}_"))
+
+
+def describe_project(
+    data: str | Path, overlay: str | Path, split: str, catalogue: Catalogue, kind: str = "*"
+) -> dict[str, Any]:
+    """Return a copick configuration with the data's tomograms of a type, and the particles and the folder `overlay`
+    (which holds ExperimentRuns) of picks. It has one place for tomograms: of a project that has them in both roots, a
+    warning says which are left out."""
     particles = [
         {
             "name": p.name,
@@ -92,9 +100,23 @@ def describe_project(data: str | Path, overlay: str | Path, split: str, catalogu
     if is_project(data):
         config = read_project(data)
         if config.get("config_type") != _PORTAL:
-            static = config.get("static_root") or config["overlay_root"]
-            options = config.get("static_fs_args" if config.get("static_root") else "overlay_fs_args") or {}
-            config |= {"config_type": "filesystem", "static_root": static, "static_fs_args": options}
+            pattern = f"[!.]*/VoxelSpacing*/{kind.partition('@')[0]}.zarr"
+            names = [name for name in _ROOTS if config.get(f"{name}_root")]
+            found = dict(zip(names, find_tomogram_roots(data, split), strict=False))  # one, where both are the same
+            holding = [name for name, root in found.items() if len(found) > 1 and any(root.glob(pattern))]
+            if len(holding) > 1:
+                warnings.warn(
+                    f"{data} has tomograms in both roots, but beside our picks copick can open those of one only: of "
+                    f"{config['static_root']}",
+                    stacklevel=3,
+                )
+            name = (holding or names)[0]
+            options = config.get(f"{name}_fs_args") or {}
+            config |= {
+                "config_type": "filesystem",
+                "static_root": config[f"{name}_root"],
+                "static_fs_args": options,
+            }
         known = {entry.get("name"): entry for entry in config["pickable_objects"]}
         particles = [known.get(particle["name"], {}) | particle for particle in particles]
     else:
@@ -113,14 +135,31 @@ def describe_project(data: str | Path, overlay: str | Path, split: str, catalogu
     }
 
 
+def _choose_author(files: list[Path], particle: str, run: str, config: dict[str, Any], data: str | Path) -> Path:
+    """Return the one of a run's files of a particle that counts."""
+    authors = [[*path.stem.rpartition("_")[0].split("_"), ""] for path in files]  # bare names have none
+    wanted = [(place, config[key]) for place, key in enumerate(("user_id", "session_id")) if config.get(key)]
+    fit = [f for f, author in zip(files, authors, strict=True) if all(author[n] == value for n, value in wanted)]
+    if len(fit) == 1:
+        return fit[0]
+    names = ", ".join(path.stem for path in files)
+    if len(files) == 1:
+        asked = " ".join(value for _, value in wanted)
+        warnings.warn(f"{data} wants picks by {asked}, but of {particle} has only {names}, which is read", stacklevel=4)
+        return files[0]
+    raise ValueError(
+        f"run {run}: several people's picks of {particle} ({names}); write into {data} whose count, as "
+        f'"user_id": "{next(author[0] for author in authors if author[0])}", and "session_id" if one has several'
+    )
+
+
 def _find_roots(data: str | Path, split: str, kind: str) -> list[Path]:
     if not is_project(data):
         return [Path(data).absolute() / split / kind / "ExperimentRuns"]
     config, roots = read_project(data), dict[str, Path]()
-    for name in ("static", "overlay"):
+    for name in _ROOTS:
         if url := config.get(f"{name}_root"):
             options = config.get(f"{name}_fs_args") or {}
-            is_local = _LOCAL.match(url) or "://" not in url
-            root = Path(_LOCAL.sub("", url)).expanduser().absolute() if is_local else open_remote(url, options)
+            root = Path(_LOCAL.sub("", url)) if _LOCAL.match(url) else open_remote(url, options)
             roots.setdefault(str(root), root / "ExperimentRuns")
     return list(roots.values())

@@ -43,7 +43,9 @@ def open_remote(url: str, options: Mapping[str, Any]) -> Path:
         import fsspec
 
         fs, path = fsspec.url_to_fs(url, **(_LISTED if url.startswith("http") else {}), **options)
-    except (ImportError, ValueError, TypeError) as error:
+    except TypeError as error:
+        raise ValueError(f"{url} cannot be opened with the settings {dict(options)} ({error})") from error
+    except (ImportError, ValueError) as error:
         raise ValueError(f"{url} cannot be opened ({error}); install what it needs, such as s3fs for s3://") from error
     return cast(Path, RemotePath(fs, path.rstrip("/")))
 

@@ -26,8 +26,9 @@ from kaggle_utils.data.levels import (
     read_scale,
 )
 from kaggle_utils.data.portal import has_portal_picks, list_portal_runs, list_portal_tomograms
-from kaggle_utils.data.projects import find_pick_roots, find_tomogram_roots, is_portal
+from kaggle_utils.data.projects import find_pick_roots, find_tomogram_roots, is_portal, is_truth, read_project
 from kaggle_utils.data.remote import as_store
+from kaggle_utils.data.spacing import SAME_SPACING
 from kaggle_utils.system.environment import explain_folder, find_data, find_platform, is_project
 from kaggle_utils.system.files import read_json
 
@@ -74,15 +75,23 @@ def find_runs(data: str | Path, split: str = "train") -> list[str]:
         roots = [Path(data)]
     else:
         roots = find_tomogram_roots(data, split)
-        runs = sorted({path.name for root in roots for path in root.glob("[!.]*") if path.is_dir()})
+        if is_project(data) and not roots[0].is_dir():
+            key = "static_root" if read_project(data).get("static_root") else "overlay_root"
+            raise FileNotFoundError(f"{data}: there is no {roots[0]}, where its {key} should have runs; correct it")
+        found = {path.name for path in roots[0].glob("[!.]*") if path.is_dir()}
+        # The overlay may have picks of runs that are no longer there.
+        found |= {path.parent.name for root in roots[1:] for path in root.glob("[!.]*/VoxelSpacing*")}
         if is_project(data) and split == "train":
             files = [path for root in find_pick_roots(data, split) for path in root.glob("[!.]*/Picks/*.json")]
-            picked = {path.parent.parent.name for path in files}
-            runs = [run for run in runs if run in picked]
+            found &= {path.parent.parent.name for path in files if is_truth(path)}
+        runs = sorted(found)
     if not runs:
-        fault, kind = explain_folder(Path(data)), " with picks" * is_project(data) * (split == "train")
+        kind, wanted = "", "VoxelSpacing*/<type>.zarr"
+        if is_project(data) and split == "train":
+            kind, wanted = " with picks", "Picks/<user>_<session>_<particle>.json"
         where = " or ".join(map(str, roots))
-        raise FileNotFoundError(fault or f"no runs{kind} in {where}; expected folders <run>/VoxelSpacing*/<type>.zarr")
+        fault = f"no runs{kind} in {where}; expected <run>/{wanted}"
+        raise FileNotFoundError(explain_folder(Path(data)) or fault)
     return runs
 
 
@@ -113,14 +122,23 @@ def list_tomograms(data: str | Path, split: str = "train") -> pd.DataFrame:
 def find_group(run: str, data: str | Path | None = None, split: str = "train", kind: str = "denoised") -> Path:
     """Return the folder <type>.zarr of a run's tomogram; `kind` is its type, or type@spacing, such as wbp@10.012.
 
+    The spacing chooses, within 1 %, between several; where there is only one, it is taken, for networks read tomograms
+    of other spacings as well as those that they were trained on.
+
     Raises FileNotFoundError for a missing run or type, and for a run's name that leads out of the data, and ValueError
     for a type that is there at two voxel spacings."""
     groups = _list_groups(run, data, split)
     name, _, wanted = kind.partition("@")
-    found = [(spacing, path) for own, spacing, path in groups if own == name and wanted in ("", spacing)]
+    found = [(spacing, path) for own, spacing, path in groups if own == name]
+    if wanted and len(found) > 1:
+        nearest = min(found, key=lambda entry: _compare(entry[0], wanted))
+        found = [nearest] if _compare(nearest[0], wanted) <= SAME_SPACING else []
     if not found:
-        types = ", ".join(find_tomograms(run, data, split)) or "none"
-        raise FileNotFoundError(f"run {run}: no {kind}.zarr in VoxelSpacing*; its tomograms: {types}")
+        types = ", ".join(f"{kind}@{spacing}" for kind, spacing, _ in groups) or "none"
+        raise FileNotFoundError(
+            f"run {run}: no {kind}.zarr in VoxelSpacing*; its tomograms: {types} (`--set tomogram=TYPE` trains on "
+            "others)"
+        )
     if len(found) > 1:
         places = ", ".join(str(path) for _, path in found)
         raise ValueError(
@@ -305,7 +323,16 @@ def _list_groups(run: str, data: str | Path | None, split: str) -> list[tuple[st
         where = " or ".join(map(str, roots))
         raise FileNotFoundError(f"run {run!r} is not in {where}; its runs: {', '.join(find_runs(data, split))}")
     paths = [path for folder in folders for path in sorted(folder.glob("VoxelSpacing*/*.zarr"))]
-    return [(path.stem, path.parent.name.removeprefix("VoxelSpacing"), path) for path in paths]
+    found = {(path.stem, path.parent.name.removeprefix("VoxelSpacing")): path for path in paths}
+    return [(*key, path) for key, path in found.items()]  # of one in both roots it is the overlay's, as of picks
+
+
+def _compare(spacing: str, wanted: str) -> float:
+    """Return the relative difference of two voxel spacings; infinity where one is no number."""
+    try:
+        return abs(float(wanted) / float(spacing) - 1)
+    except (ValueError, ZeroDivisionError):
+        return math.inf
 
 
 def _halve(volume: np.ndarray) -> np.ndarray:

@@ -62,11 +62,16 @@ def load_runs(data: str | Path, runs: Iterable[str], recipe: Recipe) -> list[Run
 def choose_spacing(data: str | Path, runs: Sequence[str], recipe: Recipe) -> float:
     """Return the voxel spacing, in Angstrom, at which networks see the runs: the recipe's, else that of most runs.
 
-    Those within 1 % count together. Of two as common it is the coarser, as resampling cannot add detail. Raises as
-    `find_group` and `read_voxel_spacing` do."""
+    Those within 1 % count together. Of two as common it is the coarser, as resampling cannot add detail. Raises
+    ValueError, naming the run, for a tomogram at another spacing than a recipe's type@spacing, and as `find_group` and
+    `read_voxel_spacing` do."""
+    found = [read_voxel_spacing(find_group(run, data, "train", recipe.tomogram)) for run in runs]
+    kind, _, asked = recipe.tomogram.partition("@")
+    for run, spacing in zip(runs, found, strict=True):
+        if asked and not is_same_spacing(float(asked), spacing):
+            raise ValueError(f"run {run}: has no {recipe.tomogram}, but {kind}@{spacing:.3f}; set tomogram to that")
     if recipe.voxel_spacing is not None:
         return recipe.voxel_spacing
-    found = [read_voxel_spacing(find_group(run, data, "train", recipe.tomogram)) for run in runs]
 
     def rank(wanted: float) -> tuple[int, int, float]:
         return sum(is_same_spacing(spacing, wanted) for spacing in found), found.count(wanted), wanted

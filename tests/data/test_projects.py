@@ -9,6 +9,8 @@ import shutil
 import subprocess
 import sys
 import threading
+import warnings
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -29,6 +31,8 @@ from kaggle_utils.data.tomograms import (
     read_zarr,
 )
 from kaggle_utils.particles import PARTICLES, read_particles
+from kaggle_utils.preprocessing.subvolumes import choose_spacing
+from kaggle_utils.recipes import get_recipe
 
 fsspec = pytest.importorskip("fsspec")
 DOCS = Path(__file__).parents[2] / "docs" / "your-own-data.md"
@@ -199,7 +203,10 @@ def test_a_store_that_fails_is_told_with_its_address(project, store, monkeypatch
         ({"overlay_root": "/o", "config_type": "mlcroissant"}, "config_type is 'mlcroissant'"),
         ({"overlay_root": "/o", "config_type": "cryoet_data_portal"}, "has no dataset_ids"),
         ({"overlay_root": "nowhere://bucket"}, "nowhere://bucket cannot be opened"),
-        ({"overlay_root": "/no/such/folder"}, "no runs with picks in /no/such/folder/ExperimentRuns"),
+        ({"overlay_root": "/no/such/folder"}, "there is no /no/such/folder/ExperimentRuns, where its overlay_root"),
+        ({"overlay_root": "/o", "static_root": ["/s"]}, "project.json: static_root must be a text, and static_fs_args"),
+        ({"overlay_root": "/o", "static_fs_args": ["a"]}, "static_fs_args an object of settings"),
+        ({"overlay_root": "github://a", "overlay_fs_args": {"x": 1}}, "opened with the settings {'x': 1} .*missing 2"),
     ],
 )
 def test_a_project_that_cannot_be_read_says_why(tmp_path, config, fault):
@@ -367,3 +374,99 @@ def test_picks_beside_a_portal_project_open_with_its_tomograms(portal, tmp_path)
     assert [point.location.x for point in found[0].points] == [101.5]
     assert root.get_run("7").voxel_spacings[0].get_tomograms(kind)
     assert (tmp_path / "out/star/7/ribosome.star").is_file()
+
+
+def test_a_bare_file_of_picks_beside_an_authors_is_one_of_several_peoples(project, tmp_path):
+    run = find_runs(project)[0]
+    folder = tmp_path / "overlay/ExperimentRuns"
+    write_picks(make_picks(run, ["ribosome"], [[1, 2, 3]]), folder, prefix=False)
+    with pytest.raises(ValueError, match=r'curation_0_ribosome, ribosome\); write .*"user_id": "curation"'):
+        read_run(run, project)
+
+
+def test_picks_by_another_than_the_project_names_are_told(project):
+    config = json.loads(project.read_text())
+    project.write_text(json.dumps(config | {"user_id": "bob"}))
+    with pytest.warns(UserWarning, match="wants picks by bob, but of ribosome has only curation_0_ribosome"):
+        assert len(read_run(find_runs(project)[0], project))
+
+
+def test_a_run_with_picks_of_this_kit_alone_is_no_training_run(project, tmp_path):
+    """As in the project that is written beside predicted picks."""
+    first, *others = find_runs(project)
+    picks = tmp_path / "overlay/ExperimentRuns" / first / "Picks"
+    shutil.rmtree(picks)
+    write_picks(make_picks(first, ["ribosome"], [[1, 2, 3]]), picks.parents[1], "kaggle-utils")
+    assert find_runs(project) == others
+    for run in others:
+        shutil.rmtree(picks.parents[1] / run)
+    with pytest.raises(FileNotFoundError, match="no runs with picks .*<run>/Picks/<user>_<session>_<particle>.json"):
+        find_runs(project)
+
+
+@pytest.mark.parametrize("lying", [["static"], ["overlay"], ["static", "overlay"]])
+def test_the_project_beside_our_picks_has_the_tomograms_of_the_predicted_type(phantom_data, tmp_path, lying):
+    """The project's roots are relative to its folder, wherever the kit is started; ours are absolute."""
+    run = find_runs(phantom_data)[0]
+    for root in ("static", "overlay"):
+        for kind in ["denoised"] * (root in lying) + ["wbp"] * (root == "static"):
+            place = tmp_path / root / "ExperimentRuns" / run / "VoxelSpacing10.000" / f"{kind}.zarr"
+            shutil.copytree(find_group(run, phantom_data, kind=kind), place)
+    project = write_project(tmp_path / "project.json", static_root="static", overlay_root="local://overlay")
+    with warnings.catch_warnings(record=True, action="always") as told:
+        export_picks(make_picks(run, ["ribosome"], [[1, 2, 3]]), tmp_path, ["copick"], project, "test", "denoised@10.0")
+    assert [str(warning.message) for warning in told if "tomograms in both roots" in str(warning.message)] or (
+        len(lying) == 1
+    )
+    config = json.loads((tmp_path / "copick/copick_config.json").read_text())
+    assert config["static_root"] == f"local://{tmp_path / lying[0]}"
+    assert config["overlay_root"] == f"local://{tmp_path / 'copick'}"
+    # Of a tomogram in both, the overlay's is read, as of picks.
+    assert find_group(run, project).is_relative_to(tmp_path / lying[-1])
+
+
+def test_runs_are_those_with_tomograms_and_a_missing_root_is_told(project, tmp_path):
+    runs = find_runs(project)
+    write_picks(make_picks("TS_9", ["ribosome"], [[1, 2, 3]]), tmp_path / "overlay/ExperimentRuns")
+    assert find_runs(project) == find_runs(project, "test") == runs
+    config = json.loads(project.read_text())
+    project.write_text(json.dumps(config | {"static_root": "no/such"}))
+    with pytest.raises(
+        FileNotFoundError, match=rf"project.json: there is no {tmp_path}/no/such/ExperimentRuns, .*stat"
+    ):
+        find_runs(project, "test")
+
+
+def test_a_spacing_chooses_within_a_hundredth_and_leaves_the_only_tomogram(project, phantom_data, tmp_path):
+    """Networks read tomograms of other spacings than their own; a training gets what it asks for."""
+    run, recipe = find_runs(project)[0], get_recipe("competition", "smoke")
+    only = find_group(run, project, kind="wbp")
+    assert find_group(run, project, kind="wbp@13.48") == only
+    with pytest.raises(ValueError, match=rf"run {run}: has no wbp@13.48, but wbp@10.012"):
+        choose_spacing(project, [run], replace(recipe, tomogram="wbp@13.48", voxel_spacing=12.0))
+    coarse = tmp_path / "overlay/ExperimentRuns" / run / "VoxelSpacing20.000" / "wbp.zarr"
+    shutil.copytree(only, coarse)
+    assert find_group(run, project, kind="wbp@20.1") == coarse and find_group(run, project, kind="wbp@9.95") == only
+    with pytest.raises(FileNotFoundError, match=r"no wbp@13.48.zarr .*wbp@10.000, wbp@20.000 .*--set tomogram="):
+        find_group(run, project, kind="wbp@13.48")
+
+
+def test_ground_truth_is_chosen_for_each_particle_and_the_rest_is_told(portal, phantom_data):
+    """Of ribosomes the portal has no ground truth here: both annotations are read."""
+    path, _ = portal
+    for record in pytest.importorskip("copick.impl.cryoet_data_portal").cdp.Annotation.find(None, []):
+        record.to_dict()["ground_truth_status"] &= record.object_name != "ribosome"
+    with pytest.warns(UserWarning, match="annotations of thyroglobulin that are no ground truth are left out"):
+        mine = read_run("7", path)
+    wanted = read_run(find_runs(phantom_data)[0], phantom_data)
+    counts = wanted["particle_type"].value_counts().to_dict()
+    assert mine["particle_type"].value_counts().to_dict() == counts | {"ribosome": 2 * counts["ribosome"]}
+
+
+def test_of_two_tomograms_of_a_type_the_portals_first_is_taken_and_told(portal):
+    path, _ = portal
+    records = pytest.importorskip("copick.impl.cryoet_data_portal").cdp.Tomogram.find(None, [])
+    again = type(records[0])(records[0].to_dict() | {"id": 2, "s3_omezarr_dir": "memory://portal/10440/other.zarr"})
+    records.append(again)
+    with pytest.warns(UserWarning, match="two tomograms .*TS.zarr and .*other.zarr; the first"):
+        assert find_group("7", path, kind="wbp-denoised-denoiset-ctfdeconv").name == "TS.zarr"

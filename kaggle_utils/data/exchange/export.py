@@ -45,7 +45,7 @@ def export_picks(
     if "copick" in formats:
         with replacing_folder(folder / "copick" / "ExperimentRuns") as partial:
             write_picks(picks, partial, PREDICTION_USER, catalogue=catalogue)
-        config = describe_project(data, folder / "copick", split, catalogue)
+        config = describe_project(data, folder / "copick", split, catalogue, kind)
         write_text(folder / "copick" / "copick_config.json", json.dumps(config, indent=1) + "\n")
         written.append(folder / "copick" / "ExperimentRuns")
     if "csv" in formats:
