@@ -111,6 +111,7 @@ def train(
     the models have not seen. Finished models are kept, and started ones go on."""
     import pandas as pd
 
+    from kaggle_utils.data.picks import read_runs
     from kaggle_utils.data.tomograms import find_runs
     from kaggle_utils.evaluation.comparison import compare
     from kaggle_utils.inference.ensemble import ENSEMBLES
@@ -118,7 +119,7 @@ def train(
     from kaggle_utils.particles import read_particles
     from kaggle_utils.preprocessing.subvolumes import load_runs
     from kaggle_utils.recipes import CompetitionRecipe, get_recipe
-    from kaggle_utils.system.environment import detect
+    from kaggle_utils.system.environment import detect, find_split
     from kaggle_utils.system.machine import check_devices
     from kaggle_utils.training.parallel import is_launched
     from kaggle_utils.training.train import train_models
@@ -128,6 +129,12 @@ def train(
     here = detect({**os.environ, **{name: value for name, value in given.items() if value is not None}})
     chosen, devices = get_recipe(here.recipe, here.scale, settings or here.settings), device or here.devices
     runs, scored = find_runs(data), read_particles(data).scored.names
+    found = set(read_runs(runs, data)["particle_type"])
+    if lacking := [name for name in scored if name not in found]:
+        raise ValueError(
+            f"no run in {find_split(data, 'train')} has a pick of {', '.join(lacking)}: nothing would be learnt of it; "
+            "correct the name in the table of particles or of the picks, or give it a weight of 0 there"
+        )
     changed = f" with {' '.join(settings or here.settings)}" if settings or here.settings else ""
     print(
         f"{chosen.name} recipe at {chosen.scale} scale{changed} on {', '.join(devices)}: {_count(len(runs), 'run')}, "
@@ -174,7 +181,7 @@ def predict(
     from kaggle_utils.models.folder import agree, load_model
     from kaggle_utils.submission.parts import count_states, gather_picks, show_name
     from kaggle_utils.submission.pipeline import assemble, submit
-    from kaggle_utils.system.environment import check_hours
+    from kaggle_utils.system.environment import check_hours, find_split
     from kaggle_utils.system.files import write_text
     from kaggle_utils.system.machine import check_devices, find_devices
 
@@ -194,7 +201,8 @@ def predict(
         raise ValueError(f"--precision is {aim:g}, but must be between 0 and 1")
     present = find_runs(data, split)
     if unknown := sorted(set(runs) - set(present)):
-        raise ValueError(f"--runs {' '.join(unknown)}: not in {data / split}, whose runs are {', '.join(present)}")
+        where = find_split(data, split)
+        raise ValueError(f"--runs {' '.join(unknown)}: not in {where}, whose runs are {', '.join(present)}")
     chosen = sorted(set(runs)) or present
     if len(margin) not in (0, 1, 3):
         raise ValueError(f"--margin has {len(margin)} numbers; give one, or three for x, y and z")

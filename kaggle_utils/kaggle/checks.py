@@ -8,7 +8,7 @@ from pathlib import Path
 from kaggle_utils.kaggle.notebooks import find_notebooks
 from kaggle_utils.particles import read_particles
 from kaggle_utils.recipes import CompetitionRecipe, Recipe, get_recipe, list_changes
-from kaggle_utils.system.environment import Environment, choose_models
+from kaggle_utils.system.environment import Environment, choose_models, find_split
 
 # data, inference and submission are imported where they are used: torch and zarr are slow to import.
 
@@ -47,7 +47,7 @@ def _find_data_faults(data: Path, numbers: set[str], recipe: Recipe) -> list[str
 
     cut = {"03", "04", "05"} | ({"02"} if recipe.name == "report" else set())  # crops may reach beyond a volume
     edge = recipe.subvolume_size if numbers & cut else 0
-    faults, found, kinds, wanted = [], set(), set(), 0.0
+    faults, found, kinds, wanted, where = [], set(), set(), 0.0, find_split(data, "train")
     try:
         catalogue = read_particles(data)
         runs = find_runs(data) if numbers & {"01", "02", "03", "04", "05"} else []
@@ -74,7 +74,7 @@ def _find_data_faults(data: Path, numbers: set[str], recipe: Recipe) -> list[str
     if kinds and (unknown := [kind for kind in recipe.other_tomograms if kind not in kinds]):
         known = ", ".join(sorted(kinds - {recipe.tomogram})) or "none"
         faults.append(
-            f"other_tomograms has {', '.join(unknown)}, but no run in {data / 'train'} has such a tomogram; there are, "
+            f"other_tomograms has {', '.join(unknown)}, but no run in {where} has such a tomogram; there are, "
             f"beside {recipe.tomogram}: {known}"
         )
     if runs and inf > _count_folds(recipe) > max(len(runs), 2):
@@ -83,10 +83,10 @@ def _find_data_faults(data: Path, numbers: set[str], recipe: Recipe) -> list[str
         )
     lacking = [particle.name for particle in catalogue.scored if particle.name not in found]
     if runs and not found and not faults:
-        faults.append(f"no run in {data / 'train'} has a pick of a known particle: the networks would learn nothing")
+        faults.append(f"no run in {where} has a pick of a known particle: the networks would learn nothing")
     elif recipe.name == "report" and numbers & {"03", "04"} and lacking and not faults:
         faults.append(
-            f"no run in {data / 'train'} has a pick of {', '.join(lacking)}, but the report recipe trains a model for "
+            f"no run in {where} has a pick of {', '.join(lacking)}, but the report recipe trains a model for "
             "each particle with a weight; use the competition recipe"
         )
     return faults

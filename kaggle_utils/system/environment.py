@@ -267,6 +267,11 @@ def is_project(data: str | Path) -> bool:
     return Path(data).suffix == ".json"
 
 
+def find_split(data: str | Path, split: str) -> Path:
+    """Return where the runs of a split are, for messages: a folder, or the file of a project, which has no splits."""
+    return Path(data) if is_project(data) else Path(data) / split
+
+
 def has_layout(data: Path) -> bool:
     """Whether `data` holds runs in the competition's layout, or is a file of a copick project."""
     if is_project(data):

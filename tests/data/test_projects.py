@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kaggle_utils.cli import main
 from kaggle_utils.data import remote
 from kaggle_utils.data.exchange import export_picks
 from kaggle_utils.data.picks import make_picks, read_run, read_truth, write_picks
@@ -435,6 +436,21 @@ def test_runs_are_those_with_tomograms_and_a_missing_root_is_told(project, tmp_p
         FileNotFoundError, match=rf"project.json: there is no {tmp_path}/no/such/ExperimentRuns, .*stat"
     ):
         find_runs(project, "test")
+
+
+@pytest.mark.parametrize("recipe", ["competition", "report"])
+def test_a_scored_particle_without_a_pick_stops_a_training_of_a_project(project, tmp_path, capsys, recipe):
+    """A name that is written otherwise would be trained to a score of 0."""
+    objects = [entry | {"name": {"ribosome": "Rubisco"}.get(entry["name"], entry["name"])} for entry in OBJECTS]
+    write_project(project, **(json.loads(project.read_text()) | {"pickable_objects": objects}))
+    with pytest.warns(UserWarning, match="unknown particle 'ribosome'.*pickable_objects of a copick project"):
+        assert main(["train", "--data", str(project), "--models", str(tmp_path / "m"), "--recipe", recipe]) == 2
+    assert f"no run in {project} has a pick of Rubisco: nothing" in capsys.readouterr().err
+
+
+def test_a_missing_run_of_a_project_is_told_with_its_file(project, tmp_path, capsys):
+    assert main(["predict", "--data", str(project), "--models", "m", "--out", str(tmp_path / "o"), "--runs", "X"]) == 2
+    assert f"--runs X: not in {project}, whose runs are TS_1_1" in capsys.readouterr().err
 
 
 def test_a_spacing_chooses_within_a_hundredth_and_leaves_the_only_tomogram(project, phantom_data, tmp_path):
