@@ -126,6 +126,8 @@ def test_models_refuse_data_with_another_table_by_name(tmp_path, smoke, capsys):
     (data / "particles.json").write_text(
         json.dumps([{**THREE[0], "radius": 70}, THREE[1], {**THREE[2], "name": "cone"}])
     )
+    for path in data.glob("train/overlay/ExperimentRuns/*/Picks/big-cone.json"):
+        path.write_text(path.read_text().replace("big-cone", "cone"))
     capsys.readouterr()
     assert main(predict) == 2
     said = capsys.readouterr().err
