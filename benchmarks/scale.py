@@ -71,8 +71,8 @@ def submit(folder: Path, runs: int) -> Callable[[], object]:
     """Write the submission of the part files."""
     parts = Parts(folder / "parts", "models")
     names = [name(number) for number in range(runs)]
-    outcomes = [Outcome(run, partial(parts.read_picks, run, "files"), (), Level(1, 1)) for run in names]
-    return lambda: write_submission(list_picks(outcomes), folder / "submission.csv")
+    outcomes = {run: Outcome(run, partial(parts.read_picks, run, "files"), (), Level(1, 1)) for run in names}
+    return lambda: write_submission(list_picks({**outcomes}), folder / "submission.csv")
 
 
 def check(folder: Path, runs: int) -> Callable[[], object]:

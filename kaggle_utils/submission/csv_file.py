@@ -23,7 +23,7 @@ COLUMNS = ("id", *PICK_COLUMNS)
 DECIMALS = 4  # of an Angstrom: a hundred-thousandth of a voxel, far below the error of any pick
 EDGE = 10.0**-DECIMALS  # Angstrom; rounding may move a pick on the edge of a tomogram outside by half of this
 _LONGEST_HEADER = 2**16  # bytes
-_MOST_BYTES = 2**28  # some five million picks: 10,000 in each of 500 runs, where a run has some 200 particles
+_MOST_BYTES = 2**31  # some forty million picks: 2,000 in each of 20,000 runs, where a run has some 200 particles
 _AT_ONCE = 50_000  # rows that are written or read together
 SHOWN = 10  # lines that a violation lists before "and 123 more", and wrong names that get a line of their own
 
@@ -112,7 +112,7 @@ def read_submission(path: str | Path) -> pd.DataFrame:
     """Return a submission's rows: id (integer), experiment, particle_type (text), x, y, z (Angstrom).
 
     Raises OSError for a file that is missing or cannot be read. Raises ValueError, listing all that is wrong, for one
-    that is empty, larger than 256 MB or not UTF-8, and for other columns, rows of another length, ids that are not
+    that is empty, larger than 2 GB or not UTF-8, and for other columns, rows of another length, ids that are not
     integers and coordinates that are not finite.
     """
     broken = Violations()

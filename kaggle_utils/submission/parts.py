@@ -71,25 +71,31 @@ class Parts:
 
     def read_picks(self, run: str, source: str) -> pd.DataFrame:
         """Return the stored picks of a run; raises OSError when they are no longer there as they were."""
-        outcome = self.read(run, source)
-        if outcome is None:
-            raise OSError(f"{find_part(self.folder, run)} was removed or changed while it was in use; run again")
-        return outcome.picks
+        path = find_part(self.folder, run)
+        try:
+            if outcome := self._load(path, run, source):
+                return outcome.picks
+        except _MALFORMED as error:
+            raise OSError(f"its part file cannot be read any more ({_tell(error)}); run again") from error
+        raise OSError(f"its part file {path} was changed while it was in use; run again")
 
     def read(self, run: str, source: str) -> Outcome | None:
         """Return the stored outcome of a run. Return None, for the run to be computed again, when there is none or when
         models, settings or files have changed. `source` is the fingerprint of the run's files."""
         path = find_part(self.folder, run)
         try:
-            record = read_json(path)
-            if (record["run"], record["fingerprint"], record["source"]) != (run, self.fingerprint, source):
-                return None
-            return _parse(record, run, self.catalogue)
+            return self._load(path, run, source)
         except FileNotFoundError:
             return None
         except _MALFORMED as error:
             warnings.warn(f"{path} cannot be read ({_tell(error)}); run {run} is computed again", stacklevel=2)
             return None
+
+    def _load(self, path: Path, run: str, source: str) -> Outcome | None:
+        record = read_json(path)
+        if (record["run"], record["fingerprint"], record["source"]) != (run, self.fingerprint, source):
+            return None
+        return _parse(record, run, self.catalogue)
 
     def write(self, outcome: Outcome, source: str) -> bool:
         """Store a run's outcome, atomically, and say whether it is stored. A failed run is not: it may succeed the next
@@ -173,9 +179,17 @@ def gather_picks(outcomes: Iterable[Outcome]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True) if tables else make_picks()
 
 
-def list_picks(outcomes: Iterable[Outcome]) -> Iterator[pd.DataFrame]:
-    """Yield the picks of one run after the other, in the order of their names, as `write_submission` takes them."""
-    return (outcome.picks for outcome in sorted(outcomes, key=lambda outcome: outcome.run))
+def list_picks(outcomes: dict[str, Outcome | None]) -> Iterator[pd.DataFrame]:
+    """Yield the picks of one run after the other, in the order of their names, as `write_submission` takes them. A run
+    whose picks can no longer be read becomes a failed one among `outcomes`, and the others go on."""
+    for run in sorted(outcomes):
+        if outcome := outcomes[run]:
+            try:
+                picks = outcome.picks
+            except OSError as error:
+                outcomes[run] = Outcome(run, problems=(*outcome.problems, str(error)))
+            else:
+                yield picks
 
 
 def summarise(outcomes: Sequence[Outcome]) -> pd.DataFrame:

@@ -34,7 +34,7 @@ from kaggle_utils.models.folder import (
 )
 from kaggle_utils.particles import PARTICLES_FILE, read_particles
 from kaggle_utils.submission.budget import Level
-from kaggle_utils.submission.csv_file import is_run_name, read_submission, set_aside, write_submission
+from kaggle_utils.submission.csv_file import Violations, is_run_name, read_tables, set_aside, write_submission
 from kaggle_utils.submission.parts import Outcome, Parts, list_picks, sign_files
 from kaggle_utils.submission.workers import predict_runs
 from kaggle_utils.system import environment
@@ -139,7 +139,8 @@ def submit(
     less than all views and networks, or that was degraded, is computed again. `keep` returns those of a run's picks
     that are wanted; part files hold all. The other parameters are those of `predict_runs`.
 
-    A run that cannot be read or computed costs its own picks at most; what was wrong is in its outcome. With `strict`
+    A run that cannot be read or computed, or whose part file is lost meanwhile, costs its own picks at most; what was
+    wrong is in its outcome. With `strict`
     that is an error instead: ValueError naming the run. Raises ValueError for `hours` that are none, OSError when the
     submission could not be written last (on a full disk the one before stays), and as `predict_runs` does."""
     hours = environment.check_hours(hours)
@@ -168,8 +169,9 @@ def submit(
     arguments = waiting, data, ensemble, split, devices, views, compiled, deadline, cluster
     with closing(predict_runs(*arguments)) as results:
         _keep_other(out, before)
-        write_submission(list_picks(_list_known(outcomes)), out, store.catalogue)
+        write_submission(list_picks(outcomes), out, store.catalogue)
         _keep_each(results, outcomes, store, sources, out, strict, keep)
+    _refuse_problems(_list_known(outcomes), strict)  # also of part files that were lost meanwhile
     if cut := [outcome for outcome in _list_known(outcomes) if outcome.level and outcome.level != full]:
         print(f"{len(cut)} of {len(runs)} runs were computed with less than {full}, because time was short")
     return _list_known(outcomes)
@@ -199,12 +201,12 @@ def _keep_each(
                 outcomes[outcome.run], pending = found, True
             if (started := time.monotonic()) >= due:
                 with suppress(OSError):  # a disk that is full now may have room when the next run is finished
-                    write_submission(list_picks(_list_known(outcomes)), out, store.catalogue)
+                    write_submission(list_picks(outcomes), out, store.catalogue)
                     pending = False
                 due = time.monotonic() + _PAUSE * (time.monotonic() - started)
     finally:
         if pending:
-            write_submission(list_picks(_list_known(outcomes)), out, store.catalogue)
+            write_submission(list_picks(outcomes), out, store.catalogue)
 
 
 def _shelve(
@@ -212,7 +214,10 @@ def _shelve(
 ) -> Outcome | None:
     """Return an outcome that is in its part file as one that reads its picks there, each time, and returns those that
     are wanted: thousands of outcomes then need no memory for them. None, which is no outcome, stays None."""
-    return outcome and replace(outcome, table=lambda: keep(outcome.run, store.read_picks(outcome.run, source)))
+    if outcome is None:
+        return None
+    run = outcome.run  # the function must not hold the outcome, which has the table
+    return replace(outcome, table=lambda: keep(run, store.read_picks(run, source)))
 
 
 def _list_known(outcomes: dict[str, Any]) -> list[Outcome]:
@@ -249,10 +254,12 @@ def _find_sources(folder: Traversable) -> Iterator[Traversable]:
 def _keep_other(out: str | Path, finished: Sequence[str]) -> None:
     """Keep a submission with picks of other runs than those that were finished before: the new one is without them, or
     a crash might leave it so."""
+    broken, known = Violations(), {*finished}
     try:
-        if set(read_submission(out)["experiment"]) <= {*finished}:
+        tables = read_tables(Path(out), broken)
+        if all(known.issuperset(table.get("experiment", ())) for table in tables) and not broken.tell():
             return
-    except (OSError, ValueError):  # there is none, or it is something else
+    except OSError:  # there is none, or it is something else
         pass
     try:
         if kept := set_aside(out):

@@ -23,7 +23,7 @@ def validate_submission(
     """Check a submission against every rule of the format. Return a line for each broken rule, with the lines of the
     file that break it.
 
-    The rules: a file in UTF-8 without byte order mark, of 256 MB at most; the six columns in their order; unique
+    The rules: a file in UTF-8 without byte order mark, of 2 GB at most; the six columns in their order; unique
     integers as ids; runs of DATA/<split>; particles of the table (also beta-amylase); finite coordinates inside
     the run's tomogram, whose shape and voxel spacing come from its metadata; no pick twice; no more picks in a run than
     its volume has room for. Runs without picks are legal.

@@ -380,8 +380,8 @@ def test_names_of_runs_that_can_stand_in_a_submission(tmp_path, name, legal):
 
 
 def test_a_file_of_any_size_is_refused_without_being_read(tmp_path, data, monkeypatch):
-    """It would take many times its size in memory to read; a legal one of five million picks has 256 MB."""
-    assert csv_file._MOST_BYTES == 2**28
+    """It would take many times its size in memory to read; a legal one of forty million picks has 2 GB."""
+    assert csv_file._MOST_BYTES == 2**31
     monkeypatch.setattr(csv_file, "_MOST_BYTES", 2**20)
     path = tmp_path / "submission.csv"
     with open(path, "wb") as file:

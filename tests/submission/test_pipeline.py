@@ -4,6 +4,7 @@ import json
 import os
 import time
 import warnings
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -165,6 +166,30 @@ def test_writing_the_submission_takes_a_small_share_of_the_time(call, monkeypatc
     outcomes, rows, _ = call(pause=20)
     assert written == [0, 4, 12] and len(rows) == 12
     assert all(callable(outcome.table) and len(outcome.picks) == 4 for outcome in outcomes)
+
+
+def test_picks_that_are_in_a_part_file_need_no_memory(tmp_path):
+    store, outcome = Parts(tmp_path, "models"), Outcome("TS_1", invent_picks("TS_1"), (), Level(1, 1))
+    store.write(outcome, "files")
+    shelved, table = pipeline._shelve(store, outcome, "files", lambda run, picks: picks), weakref.ref(outcome.table)
+    del outcome
+    assert table() is None and len(shelved.picks) == 4
+
+
+@pytest.mark.parametrize("content", [None, "{", "{}"])
+def test_a_part_file_that_is_lost_costs_its_own_run_alone(content, call, tmp_path, recwarn):
+    def lose():
+        part = next((tmp_path / "parts").glob("*/TS_1-*"))
+        part.unlink() if content is None else part.write_text(content)
+
+    fates = {"TS_3": lose}
+    outcomes, rows, _ = call(fates=fates)
+    assert set(rows["experiment"]) == {"TS_2", "TS_3"} and not recwarn
+    assert [outcome.state for outcome in outcomes] == ["failed", "done", "done"]
+    assert "its part file cannot be read any more" in outcomes[0].problems[0]
+    assert list(summarise(outcomes)["picks"]) == [0, 4, 4]
+    with pytest.raises(ValueError, match="run TS_1: its part file cannot be read any more"):
+        call(fates=fates, strict=True, views=2)
 
 
 def test_tomograms_of_another_voxel_spacing_than_the_models_are_resampled_and_told_once(call, untrained, tmp_path):
