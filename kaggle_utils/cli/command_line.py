@@ -104,7 +104,10 @@ def _parser() -> argparse.ArgumentParser:
         "--flip", nargs="+", choices=("x", "y", "z"), help="axes along which picks are counted from the other end"
     )
     command.add_argument(
-        "--type", dest="kind", metavar="NAME", help="of the tomograms, for the setting tomogram (denoised)"
+        "--type",
+        dest="kind",
+        metavar="NAME",
+        help="of the tomograms, for the setting tomogram; a run has one (denoised)",
     )
 
     command = commands.add_parser("train", help="train and calibrate models on all runs of train/", **settings)

@@ -95,10 +95,11 @@ def read_picks_file(path: Path, run: str, catalogue: Catalogue = PARTICLES) -> p
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         cause = error.__cause__ or error  # `read_json` names the file already
         why = f"{type(cause).__name__}: {cause}"  # a `repr` may hold the whole file
-        raise ValueError(f"run {run}: {path} is not a copick picks file ({why}); download it again") from error
+        raise ValueError(f"run {run}: {path} is not a copick picks file ({why}); write or download it again") from error
     if not all(is_number(value, -FARTHEST, FARTHEST) for point in points for value in point):
         raise ValueError(
-            f"run {run}: {path} has coordinates that are not finite numbers, or beyond a millimetre; download it again"
+            f"run {run}: {path} has coordinates that are not finite numbers, or beyond a millimetre; write or "
+            "download it again"
         )
     try:
         catalogue.get(name)

@@ -46,7 +46,8 @@ def open_remote(url: str, options: Mapping[str, Any]) -> Path:
     except TypeError as error:
         raise ValueError(f"{url} cannot be opened with the settings {dict(options)} ({error})") from error
     except (ImportError, ValueError) as error:
-        raise ValueError(f"{url} cannot be opened ({error}); install what it needs, such as s3fs for s3://") from error
+        advice = "pip install '.[remote]' has what s3:// and https:// need"
+        raise ValueError(f"{url} cannot be opened ({error}); {advice}") from error
     return cast(Path, RemotePath(fs, path.rstrip("/")))
 
 
@@ -150,10 +151,11 @@ class RemotePath:
     def _ask(self, question: Callable[[], _Result]) -> _Result:
         try:
             return question()
-        except OSError:
+        except FileNotFoundError:
             raise
         except Exception as error:  # each store has its own
-            raise OSError(f"{self} cannot be read: {error!r}") from error
+            advice = "check the network, and this root in the project's configuration"
+            raise OSError(f"{self} cannot be read: {error!r}; {advice}") from error
 
 
 def _is_dated(info: Mapping[str, Any]) -> bool:

@@ -89,8 +89,8 @@ def read_json(path: str | Path, object_hook: Callable[[dict], object] | None = N
     missing file. Raises ValueError, naming the file, for one that is larger than 64 MB, not UTF-8, not JSON or nested
     too deeply."""
     content = read_bytes(path, _MOST_JSON)
-    try:
-        return json.loads(content.decode("utf-8"), object_hook=object_hook)
+    try:  # some editors put a byte order mark first
+        return json.loads(content.decode("utf-8-sig"), object_hook=object_hook)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error})") from error
 

@@ -66,6 +66,19 @@ def work(tmp_path, monkeypatch):
 GOOD = ["import", "--tomograms", "TS_*.mrc", "--picks", "picks.csv", "--unit", "voxel", "--out", "data"]
 
 
+def test_of_few_picks_in_noise_only_that_nothing_is_sure_is_said(work, capsys):
+    """Six of them are darker, brighter or better flipped by chance, each in one of some runs."""
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        write_mrc(work / f"TS_{i}.mrc", rng.normal(size=SHAPE).astype(np.float32))
+    rows = [f"TS_{i},apo-ferritin,{x},{y},{z}" for i in range(8) for z, y, x in CORNERS]
+    (work / "picks.csv").write_text("\n".join(["run,particle,x,y,z", *rows]))
+    assert main(GOOD) == 0
+    told = capsys.readouterr().out
+    assert told.count("no darker or brighter") >= 7 and told.count("picks are ") == 8 - told.count("no darker or")
+    assert "would fit" not in told
+
+
 def test_import_makes_runs_that_the_kit_reads_and_says_what_it_found(work, capsys):
     assert main(GOOD) == 0
     out = capsys.readouterr().out
@@ -415,8 +428,11 @@ WRONG: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "hidden name": (lambda work: tomogram(write_mrc(work / ".a.mrc", NOISE).name), r".a.mrc: '.a' cannot .*; rename"),
     "two of one name": (twins, r"TS_1.rec and TS_1.mrc would both be run TS_1; rename one"),
     "out is a file": (out_is_file, r"out is a file; give --out a folder"),
-    "run made by another program": (taken, r"run TS_1 is there already, from another program; .*choose another --out"),
-    "run of another tomogram": (other_source, r"run TS_1 is there already, from .*TS_1.mrc; rename .*another --out"),
+    "run made by another program": (
+        taken,
+        r"run TS_1 is there already, from another program, and a run has one tomogram; .*choose another --out",
+    ),
+    "run of another tomogram": (other_source, r"run TS_1 is there already, from .*TS_1.mrc, and .*; rename .*another --out"),
     "picks that somebody curated": (curated, r"Picks: holds ribosome.json, which no import wrote; move them"),
     "a folder for a tomogram": (
         mrc(lambda path: (path.unlink(), path.mkdir())),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kaggle_utils.system.files import replacing, write_text
+from kaggle_utils.system.files import read_json, replacing, write_text
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -89,3 +89,9 @@ def test_text_is_utf8_with_unix_line_ends(tmp_path):
     """On every platform: the CSV and the picks are read elsewhere."""
     write_text(tmp_path / "file.txt", "β\nÅ\n")
     assert (tmp_path / "file.txt").read_bytes() == "β\nÅ\n".encode()
+
+
+def test_json_with_a_byte_order_mark_is_read(tmp_path):
+    """As editors on Windows write it."""
+    (tmp_path / "file.json").write_bytes(b'\xef\xbb\xbf{"name": "spike"}')
+    assert read_json(tmp_path / "file.json") == {"name": "spike"}

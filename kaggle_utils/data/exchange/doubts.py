@@ -9,7 +9,8 @@ from kaggle_utils.data.picks import angstrom_to_voxel
 from kaggle_utils.particles import PARTICLES, Catalogue
 
 _FEWEST = 5  # picks; fewer say nothing
-_CERTAIN = 3.0  # standard errors
+CERTAIN = 3.0  # standard errors
+_CONVINCING = 6.0  # the same, for the best of many readings: of few picks, one may be at 3 by chance
 _MOST = 300  # picks that are measured; more only take time
 _AWAY = 2.0  # radii from a pick to the places with which it is compared
 
@@ -73,11 +74,11 @@ def find_doubts(
     own = 0.0
     if inside.any():
         _, own = measure_contrast(volume, voxel_spacing, picks[inside], catalogue)
-        if abs(own) < _CERTAIN:
+        if abs(own) < CERTAIN:
             doubts.append("the tomogram is no darker or brighter at the picks than around them: look at the picture")
     if doubts:
         best, advice = max(_try_others(volume, voxel_spacing, picks, catalogue, pixel), default=(0.0, ""))
-        if best > max(_CERTAIN, 1.5 * abs(own)):
+        if best > max(_CONVINCING, 1.5 * abs(own)):
             doubts.append(f"they would fit if {advice}")
     return doubts
 

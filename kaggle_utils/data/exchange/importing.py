@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kaggle_utils.data.exchange.doubts import find_doubts, is_inside, measure_contrast
+from kaggle_utils.data.exchange.doubts import CERTAIN, find_doubts, is_inside, measure_contrast
 from kaggle_utils.data.exchange.positions import Positions, is_part, match_names, place, strip_name
 from kaggle_utils.data.exchange.volumes import Source, check_spacing, name_run, read_volume
 from kaggle_utils.data.picks import make_picks, write_picks
@@ -179,8 +179,8 @@ def _import_run(
     counts = ", ".join(f"{name} {count}" for name, count in picks["particle_type"].value_counts(sort=False).items())
     told = f"{len(picks)} of {total} picks inside ({counts})" if total else "no picks"
     yield f"{shape} voxels (z, y, x) of {tomogram.voxel_spacing:g} A; {told}"
-    contrast, _ = measure_contrast(tomogram.volume, tomogram.voxel_spacing, picks, catalogue)
-    if np.isfinite(contrast):
+    contrast, certainty = measure_contrast(tomogram.volume, tomogram.voxel_spacing, picks, catalogue)
+    if abs(certainty) >= CERTAIN:
         kind = "darker" if contrast < 0 else "brighter"
         yield f"picks are {kind} than what is around them, by {abs(contrast):.2f} standard deviations"
     yield from (f"note: {note}" for note in tomogram.notes)
@@ -223,7 +223,10 @@ def _check_free(run: str, home: Path, folder: Path, record: dict, source: str) -
     was not made of this tomogram, and for picks files that somebody else wrote."""
     if home.is_dir() and record.get("tomogram") != source:
         origin = record.get("tomogram", "another program")
-        raise ValueError(f"{home}: run {run} is there already, from {origin}; rename {source}, or choose another --out")
+        raise ValueError(
+            f"{home}: run {run} is there already, from {origin}, and a run has one tomogram; rename {source}, or "
+            "choose another --out"
+        )
     files = list(record.get("files", []))
     strange = sorted(path.name for path in folder.glob("*.json") if path.name not in files)
     if strange:
