@@ -137,7 +137,7 @@ def explain(recipe: Any, name: str) -> str:
     if isinstance(bounds, list):
         return f"one of {', '.join(bounds)}"
     if isinstance(bounds, str):
-        words = "letters, digits, '_', '.', '+' and '-'"
+        words = "letters, digits, '_', '.', '+' and '-' (and @spacing)"
         return f"a name of {words}" if hint is str else f"different names of {words}, with commas between them, or none"
     span = f"from {bounds[0]:.10g} to {bounds[1]:.10g}"
     if hint == tuple[float, float, float]:

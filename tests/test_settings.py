@@ -60,6 +60,7 @@ def test_a_recipe_is_what_its_own_values_make_of_it(name, scale):
         ("augmentation.noise=0", 0.0),
         ("subvolume_size=64", 64),
         ("other_tomograms=wbp,ctfdeconvolved", ("wbp", "ctfdeconvolved")),
+        ("tomogram=wbp-denoised@10.012", "wbp-denoised@10.012"),
         ("folds=none", None),
         ("views=2", 2),
     ],
@@ -89,6 +90,7 @@ def test_a_value_is_read_as_its_type(text, value):
         ("augmentation.flips=1", "augmentation.flips is '1', but must be true or false"),
         ("unet.loss=dice", "one of tversky, cross_entropy_tversky"),  # of one channel only
         ("tomogram=../x", "a name of letters"),
+        ("tomogram=wbp@fine", "and '-' (and @spacing); for example tomogram=denoised"),
         ("other_tomograms=a,,b", "for example other_tomograms=wbp"),
         ("subvolume_size=50", "the vnet needs a multiple of 16, such as 64"),
         ("vnet.halo=60", "vnet.window is 96, but must be more than twice its halo, 60"),

@@ -182,7 +182,7 @@ _RULES: dict[str, _Rule] = {
     "stem": ("true or false, but not true for a baseline", _is_stem),
     "window": ("null or a whole number from 1 to 1024", _is_window),
     "halo": _whole(0, 512),
-    "tomogram": _text("a name of letters, digits, '_', '.', '+' and '-', or such a name@spacing", TOMOGRAM),
+    "tomogram": _text("a name of letters, digits, '_', '.', '+' and '-' (and @spacing)", TOMOGRAM),
     "voxel_spacing": _number(0.1, 1000),  # Angstrom
     "radius_fraction": _number(0.05, 2),
     "min_size_fraction": _number(0, 10),
