@@ -81,7 +81,7 @@ class Crops:
 
         A GPU draws several batches at once, in its own stream: the next ones while a network learns from the current
         ones."""
-        if self.device.type != "cuda":
+        if self.device.type != "cuda" or not len(seeds):  # of a small batch a rank may have no share
             for start in range(0, len(seeds), batch_size):
                 yield self.draw(seeds[start : start + batch_size])
             return

@@ -9,8 +9,9 @@ import pickle
 import signal
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -39,7 +40,8 @@ class Process:
         cannot start the process."""
         self._share.value = 0.0
         try:
-            future = self._pool.submit(_call, function, *arguments)
+            with _ignoring_interrupts():
+                future = self._pool.submit(_call, function, *arguments)
         except BrokenExecutor as error:  # it ended between two calls
             future = Future()
             future.set_exception(error)
@@ -65,6 +67,20 @@ class Process:
         self.end()
 
 
+@contextmanager
+def _ignoring_interrupts() -> Iterator[None]:
+    """A process that is started in here ignores Ctrl-C from its first instant: it inherits that. Only the main thread
+    can say so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _begin(share: Any) -> None:
     """Prepare a new process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -83,13 +99,15 @@ def _end_with_parent() -> None:
 
 
 def _call(function: Callable, *arguments: Any) -> Any:
-    """Call, and raise what can be sent to another process: an error that cannot be loaded there would break it."""
+    """Call, and raise what can be sent to another process: an error that cannot be loaded there would break it, and
+    SystemExit would mean nothing there."""
     try:
         return function(*arguments)
-    except Exception as error:
+    except BaseException as error:
         try:
-            pickle.loads(pickle.dumps(error))
+            sent = pickle.loads(pickle.dumps(error))
         except Exception:
-            words = "".join(traceback.format_exception_only(error)).strip()
-            raise RuntimeError(words) from error
-        raise
+            sent = None
+        if isinstance(sent, Exception):
+            raise
+        raise RuntimeError("".join(traceback.format_exception_only(error)).strip()) from error

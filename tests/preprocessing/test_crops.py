@@ -227,6 +227,16 @@ def test_crops_drawn_aside_wait_for_the_network_and_the_network_for_them(monkeyp
     assert order == ["drawn", "drawn", *turn, "drawn", *turn, *turn]
 
 
+def test_no_seeds_are_no_batches_on_a_gpu_too(monkeypatch):
+    """One of several processes may have no share of the last batch."""
+    crops = Crops([make_run()], NAMES, RECIPE)
+    monkeypatch.setattr(crops, "device", SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    crops._drawing = SimpleNamespace(record_event=lambda: None)
+    assert list(crops.batches([], 4)) == []
+
+
 def test_drawing_never_asks_the_device_for_a_number():
     """A GPU would have to be waited for: a number, a shape that depends on numbers, a copy to the host."""
 
