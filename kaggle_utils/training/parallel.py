@@ -6,6 +6,7 @@ rounding, and all ranks always have the same weights. Rank 0 alone writes files.
 anything."""
 
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -29,7 +30,8 @@ def is_launched() -> bool:
 def launch(ranks: int, function: Callable, *arguments: Any) -> Any:
     """Call a function of a module in `ranks` new processes of this machine, in which it can use `joining`; return what
     rank 0 returns. When one fails or dies, all are ended and begin again, three times at most; then torch's
-    ChildFailedError tells of the first one's error."""
+    ChildFailedError tells of the first one's error. ValueError and FloatingPointError, which all of them must have, are
+    raised at once: the next time would end the same way."""
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch  # slow to import
 
     config = LaunchConfig(
@@ -43,7 +45,24 @@ def launch(ranks: int, function: Callable, *arguments: Any) -> Any:
         max_restarts=_RESTARTS,
         monitor_interval=0.5,
     )
-    return elastic_launch(config, function)(*arguments)[0]
+    handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    try:
+        outcome = elastic_launch(config, _call)(function, *arguments)[0]
+    finally:
+        for number, handler in handlers.items():  # torch leaves its own behind
+            if signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+def _call(function: Callable, *arguments: Any) -> Any:
+    """Call, and return an error that would come again as if it were a result: for it nothing is restarted."""
+    try:
+        return function(*arguments)
+    except (ValueError, FloatingPointError) as error:
+        return error
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -39,7 +39,7 @@ from kaggle_utils.training.board import check_log
 from kaggle_utils.training.checkpoints import OtherSettings, find_changes, owning, telling
 from kaggle_utils.training.fitting import fit
 from kaggle_utils.training.judging import evaluate, judge_maps
-from kaggle_utils.training.parallel import find_rank, is_launched, joining, tell
+from kaggle_utils.training.parallel import choose_share, find_rank, is_launched, joining, tell
 from kaggle_utils.training.queue import Job, run_jobs
 
 
@@ -80,6 +80,9 @@ def train_models(
     if not is_launched():
         return run_jobs(partial(load_runs, data, tuple(runs), recipe), jobs, devices)
     with joining(devices) as device:
+        for kind in architectures:
+            settings = getattr(recipe, kind)
+            choose_share(0, settings.batch_size, bool(settings.mixup))  # refuses before the runs are loaded
         loaded = load_runs(data, runs, recipe)
         return [job.train(loaded, *job.settings, device) for job in jobs]
 
@@ -258,19 +261,25 @@ def _describe(network: ModelRecipe, recipe: Recipe, runs: list[Run]) -> dict:
 @contextmanager
 def _claiming(folder: Path, config: dict, free: dict) -> Iterator[bool]:
     """Lock a model folder, and say whether there is a model to train in it; if not, bring its `free` settings up to
-    date. A finished model is not locked, because it may be where nothing can be written. Rank 0 tells the others.
-    Raises as `_is_finished` and `owning` do."""
-    if find_rank():
-        yield tell(None)
-    elif _is_finished(folder, config):
-        _change_free(folder, free)
-        yield tell(False)
-    else:
-        with owning(folder):
-            # The process that had the lock before may have finished it.
-            if finished := _is_finished(folder, config):
-                _change_free(folder, free)
-            yield tell(not finished)
+    date. A finished model is not locked, because it may be where nothing can be written. Rank 0 tells the others, also
+    of its error. Raises as `_is_finished` and `owning` do."""
+    with ExitStack() as lock:
+        told: bool | Exception | None = None
+        if not find_rank():
+            try:
+                finished = _is_finished(folder, config)
+                if not finished:
+                    lock.enter_context(owning(folder))
+                    finished = _is_finished(folder, config)  # by the process that had the lock before
+                if finished:
+                    _change_free(folder, free)
+                told = not finished
+            except Exception as error:
+                told = error
+        told = tell(told)
+        if isinstance(told, Exception):
+            raise told
+        yield bool(told)
 
 
 def _is_finished(folder: Path, config: dict) -> bool:

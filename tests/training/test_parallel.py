@@ -22,6 +22,7 @@ from kaggle_utils.models.weights import load_tensors
 from kaggle_utils.preprocessing.crops import Crops
 from kaggle_utils.recipes import get_recipe
 from kaggle_utils.training import fitting, parallel
+from kaggle_utils.training.checkpoints import OtherSettings
 from kaggle_utils.training.fitting import fit, read_history
 from kaggle_utils.training.learner import OPTIMISERS
 
@@ -69,14 +70,19 @@ def train_all(folder, kinds) -> dict:
     return apart
 
 
-def test_two_processes_train_as_one_does(one_thread, tmp_path):
+@pytest.mark.parametrize(
+    "kinds", [("unet", "vnet"), pytest.param(("report unet", "report vnet"), marks=pytest.mark.thorough)]
+)
+def test_two_processes_train_as_one_does(kinds, one_thread, tmp_path):
     """Losses, batch norm, clipping, averages, mixup, Dice and what is kept, for losses that no mean over the processes'
     own would give; in the end both have the same weights to the last bit, and only one of them writes."""
     one, two = tmp_path / "one", tmp_path / "two"
-    for kind in KINDS:
+    for kind in kinds:
         train(kind, one)
-    assert parallel.launch(2, train_all, two, list(KINDS)).keys() == KINDS.keys()
-    for kind in KINDS:
+    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
+    assert tuple(parallel.launch(2, train_all, two, kinds)) == kinds
+    assert [signal.getsignal(number) for number in signal.valid_signals()] == handlers
+    for kind in kinds:
         found, wanted = (read_history(place / kind).drop(columns="seconds") for place in (two, one))
         assert np.allclose(found, wanted, rtol=1e-5, atol=1e-6), kind
         (found, _), (wanted, _) = (load_tensors(place / kind / "last.safetensors") for place in (two, one))
@@ -84,6 +90,19 @@ def test_two_processes_train_as_one_does(one_thread, tmp_path):
         for name, tensor in wanted.items():
             scale = float(tensor.double().abs().max())
             assert (found[name].double() - tensor.double()).abs().max() <= 1e-3 * scale + 1e-6, (kind, name)
+
+
+def refuse(error: Exception) -> None:
+    raise error
+
+
+@pytest.mark.parametrize("error", [OtherSettings("of other settings"), FloatingPointError("not finite")])
+def test_an_error_that_would_come_again_is_no_failure_to_the_launcher(error, monkeypatch):
+    """It would begin again three times, and tell of all of them."""
+    launcher = pytest.importorskip("torch.distributed.launcher.api")
+    monkeypatch.setattr(launcher, "elastic_launch", lambda config, function: lambda *args: {0: function(*args)})
+    with pytest.raises(type(error), match=str(error)):
+        parallel.launch(2, refuse, error)
 
 
 def pair(batch: torch.Tensor) -> dict[bytes, bytes]:

@@ -17,6 +17,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -32,7 +33,8 @@ from kaggle_utils.models.weights import load_tensors, save_tensors
 from kaggle_utils.particles import PARTICLES
 from kaggle_utils.preprocessing.subvolumes import Run, build_datasets, load_runs
 from kaggle_utils.recipes import Augmentation, get_recipe, list_changes
-from kaggle_utils.training import checkpoints, fitting, learner, train
+from kaggle_utils.training import checkpoints, fitting, learner, parallel, train
+from kaggle_utils.training.checkpoints import OtherSettings
 from kaggle_utils.training.fitting import fit, read_history
 from kaggle_utils.training.judging import evaluate
 from kaggle_utils.training.learner import prefix, select
@@ -361,6 +363,28 @@ def test_a_model_that_another_process_finishes_just_before_the_lock_is_left_as_i
     )
     assert training(recipe, model.parent) == model
     assert contents(model) == before
+
+
+def test_what_the_first_process_refuses_ends_the_others_too(tmp_path, monkeypatch):
+    """They would wait for it."""
+    error, told = OtherSettings("trained with other settings"), []
+    monkeypatch.setattr(train, "_is_finished", Mock(side_effect=error))
+    monkeypatch.setattr(train, "tell", lambda value: told.append(value) or error)
+    for rank in 0, 1:
+        monkeypatch.setattr(train, "find_rank", lambda rank=rank: rank)
+        with pytest.raises(OtherSettings, match="with other settings"):
+            train_model(RUNS, "unet", "apo-ferritin", RECIPE, tmp_path)
+    assert told == [error, None]
+
+
+def test_a_batch_that_processes_cannot_share_is_refused_before_the_runs_are_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "is_launched", lambda: True)
+    monkeypatch.setattr(train, "joining", nullcontext)
+    monkeypatch.setattr(train, "load_runs", None)
+    monkeypatch.setattr(parallel, "count_ranks", lambda: 8)
+    monkeypatch.setattr(parallel, "find_rank", lambda: 0)
+    with pytest.raises(ValueError, match="8 processes share each batch"):
+        train_models(tmp_path, ["TS_1"], "unet", ["ribosome"], RECIPE, tmp_path)
 
 
 def other_voxel() -> list[Run]:
