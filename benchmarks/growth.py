@@ -148,8 +148,8 @@ def measure_cluster(data: Path, out: Path, workers: int) -> dict:
 
 def harm(client: object, parts: Path) -> None:
     """Kill a worker's process after five runs, stop another for good after ten, and pause the third after fifteen."""
-    first, second, third = client.run(os.getpid).items()  # type: ignore[attr-defined]
     wait_for(parts, 5)
+    first, second, third = client.run(os.getpid).items()  # type: ignore[attr-defined]
     os.kill(first[1], signal.SIGKILL)
     wait_for(parts, 10)
     os.kill(second[1], signal.SIGSTOP)

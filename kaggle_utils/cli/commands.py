@@ -206,20 +206,22 @@ def predict(
     chosen = sorted(set(runs)) or present
     if len(margin) not in (0, 1, 3):
         raise ValueError(f"--margin has {len(margin)} numbers; give one, or three for x, y and z")
-    ensemble = aim_at(assemble("predict", [load_model(folder) for folder in find_models(models)]), aim)
-    for particle in dict.fromkeys(name for model in ensemble.models for name in model.particles):
-        print(f"{particle}: {', '.join(model.name for model in ensemble.models if particle in model.particles)}")
-    kind = agree(ensemble.models, "tomogram")
-    if mask or margin:
-        settings["keep"], told = make_filter(find_files(mask, "mask"), margin, chosen, data, split, kind)
-        for line in told:
-            print(line)
-    parts = out.with_name(f"{out.name}.parts")
     with ExitStack() as stack:
-        if cluster is not None:  # Dask may not be installed
-            from kaggle_utils.submission.cluster import connecting
-
+        if cluster is not None:
+            try:
+                from kaggle_utils.submission.cluster import connecting
+            except ModuleNotFoundError as error:
+                raise ImportError(f'a cluster needs Dask: pip install "kaggle-utils[cluster]" ({error})') from error
             settings["cluster"] = stack.enter_context(connecting(cluster))
+        ensemble = aim_at(assemble("predict", [load_model(folder) for folder in find_models(models)]), aim)
+        for particle in dict.fromkeys(name for model in ensemble.models for name in model.particles):
+            print(f"{particle}: {', '.join(model.name for model in ensemble.models if particle in model.particles)}")
+        kind = agree(ensemble.models, "tomogram")
+        if mask or margin:
+            settings["keep"], told = make_filter(find_files(mask, "mask"), margin, chosen, data, split, kind)
+            for line in told:
+                print(line)
+        parts = out.with_name(f"{out.name}.parts")
         outcomes = submit(chosen, data, ensemble, out, parts, split, device or find_devices(), **settings)
     for outcome in outcomes:
         for problem in outcome.problems:

@@ -54,11 +54,13 @@ class Executor(Protocol):
 class Staff(Protocol):
     """The places where runs can be computed, each a number or a name. `look` returns those that have come, or come
     back, since the last look; `name` what people call one; and `hire` has one get ready: it returns what computes
-    there, and when it is ready. It raises OSError, saying why, when nothing can be started there for now."""
+    there, and when it is ready. It raises OSError, saying why, when nothing can be started there for now. `release`
+    frees what they share when nothing is left to do."""
 
     def look(self) -> Iterable[Place]: ...
     def name(self, place: Place) -> str: ...
     def hire(self, place: Place) -> tuple[Executor, Future]: ...
+    def release(self) -> None: ...
 
 
 class _Worker:
@@ -93,6 +95,7 @@ class Crew:
         self._failures: dict[str, list[Place]] = {}  # by run, the places that failed over it
         self._stillborn: Counter[Place] = Counter()  # by place, processes in a row that ended before they were ready
         self._sick: Counter[Place] = Counter()  # by place, runs in a row that failed there and not at another
+        self._known: set[Place] = set()
         self._given_up: set[Place] = set()
         self._served = math.inf  # when there was a place last; the first may come late
         self._plan: tuple[Level, bool] | None = None  # the plan that was printed last, and when
@@ -114,6 +117,7 @@ class Crew:
         outcomes: list[Outcome] = []  # yielded last, so that no worker waits for the caller
         silence = min(_SILENCE, max(_LEAST_SILENCE, _SILENT_SHARE * self._planner.left))
         if new := set(self._staff.look()) - self._given_up:
+            self._known |= new
             self._vacant |= dict.fromkeys(sorted(new, key=str), (0, 0.0))
             self._planner.devices = self._count_places()
         if self._count_places():
@@ -241,12 +245,14 @@ class Crew:
     def _bury(self, worker: _Worker, why: str = "") -> list[Outcome]:
         """End a worker, put its runs back, and let another take its place. Return the outcomes of runs that failed."""
         status = worker.executor.end()
-        why = why or f"its process ended with exit status {status}"
+        why = why or "its process ended" + (f" with exit status {status}" if status is not None else "")
         self._workers.remove(worker)
         if worker.ahead:
             self._waiting.appendleft(worker.ahead)
         outcomes = self._fail(worker, why) if worker.run else []
         self._stillborn[worker.place] += not worker.ready
+        if not worker.ready and self._stillborn[worker.place] == 1:
+            warnings.warn(f"{self._staff.name(worker.place)} did not get ready, and starts again: {why}", stacklevel=2)
         if self._stillborn[worker.place] >= _STARTS or self._sick[worker.place] >= _SICK:
             return outcomes + self._give_up(worker.place, why)
         if not worker.executor.lost:  # else the staff tells when there is another one in its place
@@ -274,7 +280,7 @@ class Crew:
         warnings.warn(f"{name} is given up: {why}", stacklevel=2)
         self._given_up.add(place)
         self._planner.devices = max(1, self._count_places())
-        if self._count_places():
+        if self._known - self._given_up:  # some may have another process soon
             return []
         if not self._finished:
             raise ChildProcessError(f"no process can be started for {name}: {why}")

@@ -6,6 +6,7 @@ import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import pandas as pd
@@ -24,9 +25,10 @@ from kaggle_utils.system.machine import find_devices
 from kaggle_utils.system.processes import tell
 
 _TELL = 0.5  # seconds between two words on how far a run is
+_IDLE = 3600.0  # seconds without a call after which a caller counts as gone
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Server:
     """An ensemble with its predictors, where its tomograms are, and the run that is read while another is computed."""
 
@@ -36,6 +38,8 @@ class _Server:
     threads: int
     reader: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
     ahead: dict[str, Future] = field(default_factory=dict)
+    lock: Lock = field(default_factory=Lock)
+    used: float = field(default_factory=time.monotonic)  # when it was called last
 
 
 _servers: dict[str, _Server] = {}  # what this process has loaded
@@ -52,8 +56,8 @@ def prepare(
     sharers: int,
     threads: int,
 ) -> None:
-    """Load the pickled ensemble onto a device, once, for `predict` to find it by `key`. Instead of a device's name, its
-    number among those of this machine can be given, round and round.
+    """Load the pickled ensemble onto a device, once, for `predict` to find it by `key`; free what callers who are gone
+    have left. Instead of a device's name, its number among those of this machine can be given, round and round.
 
     Raises FileNotFoundError, naming it, for data that this machine does not have, and what torch raises."""
     if not Path(data).exists():
@@ -64,6 +68,9 @@ def prepare(
     if device.startswith("cuda"):
         torch.cuda.set_device(device)  # or whatever names no device would fill the first one's memory, too
     torch.set_num_threads(threads)
+    for other, server in [*_servers.items()]:
+        if not server.lock.locked() and time.monotonic() - server.used > _IDLE:
+            forget(other)
     if key not in _servers:
         ensemble = pickle.loads(packed)
         predictors = {id(m): Predictor(m, device, views, compiled, sharers) for m in ensemble.models}
@@ -75,12 +82,16 @@ def predict(key: str, run: str, level: Level, following: str) -> tuple[pd.DataFr
     """Return the picks of a run, what was wrong with its tomogram, and the warnings on the way; and begin to read the
     `following` run, if there is one. Raises FloatingPointError for outputs that a new process would give, too."""
     server = _servers[key]
-    torch.set_num_threads(server.threads)  # of this thread, and a cluster's worker may have several
-    reading = server.ahead.pop(run, None) or server.reader.submit(_read, run, *server.source)
-    server.ahead.clear()
-    if following:
-        server.ahead[following] = server.reader.submit(_read, following, *server.source)
-    return _predict(reading, server.ensemble, server.predictors, level)
+    with server.lock:  # a call that nobody waits for any more may still be there
+        torch.set_num_threads(server.threads)  # of this thread, and a cluster's worker may have several
+        reading = server.ahead.pop(run, None) or server.reader.submit(_read, run, *server.source)
+        server.ahead.clear()
+        if following:
+            server.ahead[following] = server.reader.submit(_read, following, *server.source)
+        try:
+            return _predict(reading, server.ensemble, server.predictors, level)
+        finally:
+            server.used = time.monotonic()
 
 
 def forget(key: str) -> None:

@@ -1,12 +1,12 @@
 """Many runs through an ensemble, on the devices of this machine or on a cluster: if a run takes its process down, the
 others go on."""
 
-import hashlib
 import pickle
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import torch
 from tqdm.auto import tqdm
@@ -62,25 +62,25 @@ def predict_runs(
         check_fit(model, views)
     for key in ("tomogram", "radius_fraction", *(() if isinstance(ensemble, Committee) else ("min_size_fraction",))):
         agree(ensemble.models, key)
-    packed = pickle.dumps(ensemble)
-    source = str(Path(data).absolute()), split, views, compiled
-    settings = hashlib.sha256(packed + repr(source).encode()).hexdigest(), packed, *source
+    key = uuid4().hex  # for this call alone: another caller may have the same worker load the same
+    settings = key, pickle.dumps(ensemble), str(Path(data).absolute()), split, views, compiled
     staff: Staff = Devices(devices, settings)
     if cluster is not None:
         from kaggle_utils.submission.cluster import Members
 
         staff = Members(cluster, settings)
     planner = Planner(list_levels(views, count_networks(ensemble)), len(runs), deadline, len(devices))
-    return _run_crew(Crew(runs, settings[0], staff, planner), len(runs), f"{split} runs")
+    return _run_crew(Crew(runs, key, staff, planner), staff, len(runs), f"{split} runs")
 
 
-def _run_crew(crew: Crew, runs: int, title: str) -> Generator[Outcome, None, None]:
+def _run_crew(crew: Crew, staff: Staff, runs: int, title: str) -> Generator[Outcome, None, None]:
     try:
         with tqdm(total=runs, desc=title, unit="tomogram", bar_format=_BAR) as bar:
             while crew.is_busy():
                 yield from crew.advance(bar)
     finally:
         crew.dismiss()
+        staff.release()
 
 
 class Devices:
@@ -107,3 +107,6 @@ class Devices:
             return process, process.submit(prepare, *self._settings, name, self._names.count(name), threads)
         except OSError as error:
             raise OSError(f"the system cannot start a process ({error})") from error
+
+    def release(self) -> None:
+        """Do nothing: a process has all that is its own."""

@@ -447,3 +447,10 @@ def test_publish_with_a_fault_is_status_2(capsys):
     assert "--push" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["publish"])
+
+
+def test_a_cluster_without_dask_is_told_before_models_are_loaded(phantom_data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "kaggle_utils.submission.cluster", None)
+    command = ["predict", "--data", phantom_data, "--models", tmp_path / "none", "--out", tmp_path / "submission.csv"]
+    assert main([*map(str, command), "--split", "train", "--cluster", "local:2"]) == 2
+    assert 'a cluster needs Dask: pip install "kaggle-utils[cluster]"' in capsys.readouterr().err

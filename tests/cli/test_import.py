@@ -432,7 +432,10 @@ WRONG: dict[str, tuple[Callable[[Path], list[str]], str]] = {
         taken,
         r"run TS_1 is there already, from another program, and a run has one tomogram; .*choose another --out",
     ),
-    "run of another tomogram": (other_source, r"run TS_1 is there already, from .*TS_1.mrc, and .*; rename .*another --out"),
+    "run of another tomogram": (
+        other_source,
+        r"run TS_1 is there already, from .*TS_1.mrc, and .*; rename .*another --out",
+    ),
     "picks that somebody curated": (curated, r"Picks: holds ribosome.json, which no import wrote; move them"),
     "a folder for a tomogram": (
         mrc(lambda path: (path.unlink(), path.mkdir())),

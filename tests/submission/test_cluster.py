@@ -1,10 +1,16 @@
 """Runs on a Dask cluster: what it finds is what one machine finds, and what its workers do costs no run."""
 
+import gc
 import os
 import signal
 import threading
 import time
+import weakref
+from concurrent.futures import BrokenExecutor, Future
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
@@ -12,6 +18,7 @@ from kaggle_utils.data.phantom import write_phantom
 from kaggle_utils.inference.ensemble import find_models, make_ensemble
 from kaggle_utils.models.folder import load_model
 from kaggle_utils.submission import crew, serving
+from kaggle_utils.submission.budget import Planner, list_levels
 from kaggle_utils.submission.pipeline import submit
 
 distributed = pytest.importorskip("distributed")
@@ -76,8 +83,10 @@ def set_status(name, dask_worker):
     dask_worker.status = distributed.core.Status[name]
 
 
-def wait_for(parts: Path, count: int) -> None:
-    while len([*parts.rglob("*.json")]) < count:
+def wait_for(parts: Path, finished: int) -> None:
+    deadline = time.monotonic() + 300
+    while len([*parts.rglob("*.json")]) < finished:
+        assert time.monotonic() < deadline, f"there are no {finished} runs after 300 s"
         time.sleep(0.02)
 
 
@@ -85,13 +94,14 @@ def wait_for(parts: Path, count: int) -> None:
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGSTOP")
 def test_workers_that_are_killed_stopped_and_paused_cost_no_run(submit_all, alone, tmp_path, monkeypatch):
     """Real processes: one is killed, one stopped for good, and one paused until all others are done or dead."""
-    monkeypatch.setattr(crew, "_SILENCE", 45.0)
+    monkeypatch.setattr(crew, "_SILENCE", 90.0)  # a process of the tests needs some to begin
     out, hit = tmp_path / "submission.csv", []
 
     def harm(client):
+        wait_for(out.with_suffix(".parts"), 1)  # all that could not begin have other processes by now
         (_, first), (_, second), (address, _) = client.run(os.getpid).items()
-        for count, process, number in ((1, first, signal.SIGKILL), (2, second, signal.SIGSTOP)):
-            wait_for(out.with_suffix(".parts"), count)
+        for finished, process, number in ((1, first, signal.SIGKILL), (2, second, signal.SIGSTOP)):
+            wait_for(out.with_suffix(".parts"), finished)
             os.kill(process, number)
             hit.append(number)
         client.run(set_status, "paused", workers=[address])
@@ -113,3 +123,137 @@ def test_a_number_of_workers_that_is_none_is_refused(where):
     with pytest.raises(ValueError, match=f"--cluster {where}: give local: and how many workers"):
         with cluster.connecting(where):
             pass
+
+
+class Scheduler:
+    """What a client tells of workers that nobody gave a name: with each process they have another one, their address.
+    Each call ends at once, with an error if there is one."""
+
+    status = "running"
+
+    def __init__(self, *hosts: str, error: Exception | None = None):
+        self.error, self.ports, self.calls, self.handlers = error, count(), [], {}
+        self.workers: dict[str, dict] = {}
+        for number, host in enumerate(hosts):
+            self.start(host, f"nanny {number}")
+
+    def start(self, host: str, nanny: str) -> None:
+        address = f"{host}:{next(self.ports)}"
+        worker = {"name": address, "nanny": nanny, "host": host, "nthreads": 1, "status": "running"}
+        self.workers[address] = worker
+
+    def scheduler_info(self, n_workers: int) -> dict:
+        return {"workers": {**self.workers}} if self.status == "running" else {}
+
+    def restart_workers(self, addresses: list[str], **options) -> None:
+        worker = self.workers.pop(addresses[0])
+        self.start(worker["host"], worker["nanny"])
+
+    def scatter(self, data: bytes, workers: list[str], hash: bool) -> tuple:
+        return data, *workers
+
+    def subscribe_topic(self, topic: str, handler) -> None:
+        self.handlers[topic] = handler
+
+    def unsubscribe_topic(self, topic: str) -> None:
+        self.unsubscribed = topic
+
+    def get_executor(self, **options) -> SimpleNamespace:
+        return SimpleNamespace(submit=self.submit)
+
+    def submit(self, *arguments) -> Future:
+        self.calls.append(arguments)
+        future = Future()
+        future.set_exception(self.error) if self.error else future.set_result(None)
+        return future
+
+
+@pytest.fixture
+def hurried(monkeypatch):
+    monkeypatch.setattr(cluster, "_LOOK", 0.0)
+    monkeypatch.setattr(crew, "_POLL", 0.01)
+
+
+def gather(client: Scheduler) -> "cluster.Members":
+    return cluster.Members(client, ("key", b"weights", "/data", "test", 1, False))
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (FileNotFoundError("/data is not there"), "FileNotFoundError: /data is not there"),
+        (BrokenExecutor(), "its process ended"),
+    ],
+)
+def test_a_worker_without_a_name_that_cannot_begin_is_given_up_with_the_reason(error, why, hurried):
+    """After three processes, and the first one's end is told."""
+    client = Scheduler("host", error=error)
+    working = crew.Crew(["TS_1"], "key", gather(client), Planner(list_levels(1, 1), 1, None, 1))
+    deadline = time.monotonic() + 30
+    with pytest.warns(UserWarning) as told, pytest.raises(ChildProcessError, match=f"for worker nanny 0: {why}$"):
+        while time.monotonic() < deadline:
+            assert not [*working.advance(Mock(n=0))]
+    assert len(client.calls) == 3
+    assert [str(warning.message) for warning in told] == [
+        f"worker nanny 0 did not get ready, and starts again: {why}",
+        f"worker nanny 0 is given up: {why}",
+    ]
+
+
+def test_workers_take_the_gpus_of_their_host_in_turn_whoever_comes_and_goes(hurried):
+    """A worker's number is the lowest that no other one of its host has. Each gets the weights by itself."""
+    client = Scheduler("one", "one", "two", "one")
+    members = gather(client)
+
+    def hire() -> dict[str, int]:
+        for place in sorted(members.look()):
+            members.hire(place)
+        return {members.workers[place]["nanny"]: members._numbers[place] for place in members.workers}
+
+    assert hire() == {"nanny 0": 0, "nanny 1": 1, "nanny 2": 0, "nanny 3": 2}
+    assert [call[-3] for call in client.calls] == [0, 1, 0, 2]
+    assert [call[5] for call in client.calls] == [(b"weights", address) for address in client.workers]
+    client.workers.pop("one:1")
+    client.restart_workers(["one:0"])
+    assert hire() == {"nanny 0": 0, "nanny 2": 0, "nanny 3": 2}
+    client.start("one", "nanny 4")
+    assert hire()["nanny 4"] == 1
+    client.start("one", "nanny 1")
+    assert hire()["nanny 1"] == 3
+
+
+def test_nobody_waits_for_a_worker_that_starts_again(hurried):
+    client, free = Scheduler("host"), threading.Event()
+    members, restart = gather(client), client.restart_workers
+    client.restart_workers = lambda *a, **options: free.wait(30) and restart(*a)
+    assert members.look() == {"nanny 0"}
+    member, _ = members.hire("nanny 0")
+    member.end()
+    assert member.lost and not members.look(), "the old process is taken for a new one"
+    free.set()
+    deadline = time.monotonic() + 30
+    while not (new := members.look()):
+        assert time.monotonic() < deadline
+    assert new == {"nanny 0"} and members.workers["nanny 0"]["address"] == "host:1"
+
+
+def test_a_scheduler_without_workers_or_that_is_gone_is_told(hurried, capsys):
+    client = Scheduler()
+    members = gather(client)
+    assert not members.look() and not members.look()
+    assert capsys.readouterr().out == "waiting for workers\n"
+    client.status = "closed"
+    with pytest.raises(OSError, match="the scheduler is gone; run the same again, what is finished is kept"):
+        members.look()
+
+
+def test_a_client_does_not_keep_what_it_no_longer_needs():
+    """The weights of each call would stay for as long as the client lives."""
+    client = Scheduler("host")
+    members = gather(client)
+    members.release()
+    (topic,) = client.handlers
+    gone = weakref.ref(members)
+    del members
+    gc.collect()
+    assert gone() is None and client.unsubscribed == topic

@@ -124,7 +124,7 @@ class Process:
         return self.promise(seconds, (pd.DataFrame(), (), []), telling=True)
 
 
-@pytest.mark.filterwarnings("ignore:.* is given up")
+@pytest.mark.filterwarnings("ignore:.* (is given up|did not get ready)")
 @pytest.mark.parametrize("devices", [2, 3, 4])
 def test_one_sound_device_does_what_all_the_others_cannot(devices, monkeypatch):
     for seed in range(40):
@@ -136,7 +136,7 @@ def test_one_sound_device_does_what_all_the_others_cannot(devices, monkeypatch):
         assert max(machine.begun.values()) == 1, "a run came back to a device that had failed"
 
 
-@pytest.mark.filterwarnings("ignore:.* is given up")
+@pytest.mark.filterwarnings("ignore:.* (is given up|did not get ready)")
 def test_whatever_happens_each_run_ends_once_and_in_time(monkeypatch):
     """None fails before two tries, on two devices where there are two, unless time or devices run out."""
     tally = Counter()
@@ -161,7 +161,7 @@ def test_whatever_happens_each_run_ends_once_and_in_time(monkeypatch):
     assert tally["done"] > 3 * tally["failed"] > 0 and tally["no device"] < 20
 
 
-@pytest.mark.filterwarnings("ignore:.* is given up")
+@pytest.mark.filterwarnings("ignore:.* (is given up|did not get ready)")
 def test_a_device_that_fails_what_another_can_do_is_given_up(monkeypatch):
     """Soon, because its processes cost time, and the plan must fit the devices that are left."""
     for fault in FAULTS[1:]:
@@ -178,7 +178,7 @@ def test_a_device_that_fails_now_and_then_is_kept(monkeypatch):
     assert {machine.planner.devices for machine in machines} == {2}
 
 
-@pytest.mark.filterwarnings("ignore:.* is given up")
+@pytest.mark.filterwarnings("ignore:.* (is given up|did not get ready)")
 def test_workers_that_leave_pause_or_come_later_cost_no_run(monkeypatch):
     """Of a cluster: the first leaves in its third run and comes back; the second is paused at first; the third is late.
     When all have left, the rest of the runs waits for another one, but not for ever."""
@@ -207,3 +207,18 @@ def test_workers_that_leave_pause_or_come_later_cost_no_run(monkeypatch):
     states = Counter(outcome.state for outcome in outcomes.values())
     assert states["done"] > 40 and states["done"] + states["failed"] == 100
     assert all("no worker for 900 s" in outcome.problems[0] for outcome in outcomes.values() if outcome.problems)
+
+
+@pytest.mark.filterwarnings("ignore:.* (is given up|did not get ready)")
+def test_a_worker_that_starts_again_is_waited_for_when_all_others_are_given_up(monkeypatch):
+    machine, comings = Machine(2, {0: "start"}), [(300, [1]), (0, [0, 1])]
+
+    def submit(process: Process, *arguments) -> Future:
+        process.lost = machine.now < 300
+        return begin(process, *arguments)
+
+    begin = Process.submit
+    monkeypatch.setattr(Process, "submit", submit)
+    machine.look = lambda: comings.pop()[1] if comings and machine.now >= comings[-1][0] else []
+    outcomes = machine.simulate(["TS_1", "TS_2"], monkeypatch)
+    assert {outcome.state for outcome in outcomes.values()} == {"done"} and not comings

@@ -136,6 +136,23 @@ def test_a_gpus_process_has_torch_use_that_gpu_where_none_is_named(device, chose
     assert not serving._servers
 
 
+def test_what_a_caller_who_is_gone_has_left_is_freed(untrained, tmp_path, monkeypatch):
+    """Each call has a key of its own, so that none frees what another one needs."""
+    keys = []
+    monkeypatch.setattr(workers, "Crew", lambda runs, key, *_: keys.append(key))
+    for _ in range(2):
+        predict_runs(["TS_1"], tmp_path, untrained)
+    assert len({*keys}) == 2
+    monkeypatch.setattr(serving, "_servers", {})
+    for key in ("gone", "busy", "here", "new"):
+        if key == "new":
+            for other in ("gone", "busy"):
+                serving._servers[other].used -= 2 * serving._IDLE
+            serving._servers["busy"].lock.acquire()
+        serving.prepare(key, pickle.dumps(untrained), tmp_path, "test", 1, False, "cpu", 1, 1)
+    assert [*serving._servers] == ["busy", "here", "new"]
+
+
 @pytest.mark.slow
 def test_two_workers_find_what_one_run_alone_gives(phantom_data, untrained):
     """To the last digit, with as many threads."""
