@@ -112,6 +112,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "gpu": result_tables.show_gpu,
     "growth": result_tables.show_growth,
     "networks": result_tables.show_networks,
+    "scale": result_tables.show_scale,
     "scores": result_tables.show_scores,
     "settings": describe_settings,
     "steps": result_tables.show_steps,

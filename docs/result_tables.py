@@ -259,6 +259,17 @@ def show_cluster() -> str:
     return tabulate([*rows[0]], cells)
 
 
+def show_scale() -> str:
+    """Return what scores and files of many runs cost."""
+    rows = pd.DataFrame(read("scale.json")).to_dict("records")
+    heads = ["of", "seconds", "processor seconds", "MB more"]
+    cells = [
+        [row["what"], *(cell if isinstance(cell, str) else f"{cell:.3g}" for cell in map(row.get, heads))]
+        for row in rows
+    ]
+    return tabulate(["", *heads], cells)
+
+
 def show_gpu() -> str:
     """Return what was measured on the GPU."""
     result = read("gpu-nvidia-h100-80gb-hbm3.json")
