@@ -2,8 +2,8 @@
 
 Comes in: runs and a recipe. Goes out: a model folder for each particle or each fold.
 `losses` has the loss functions, `learner` takes a step, `fitting` is the loop, `judging` scores a network's maps,
-`checkpoints` let it go on after a crash, `board` logs for TensorBoard, `train` trains all models of a recipe, `queue`
-shares them out to devices, `parallel` (`launch`) trains one model on several.
+`checkpoints` let it go on after a crash, `claims` give a folder to one training, `board` logs for TensorBoard, `train`
+trains all models of a recipe, `queue` shares them out to devices, `parallel` (`launch`) trains one model on several.
 Next: inference runs the models."""
 
 from kaggle_utils.training.fitting import fit, read_history

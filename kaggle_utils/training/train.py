@@ -1,9 +1,7 @@
 """Training by a recipe, from runs to model folders: a model for each particle or for each fold, on all devices."""
 
-import json
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -17,10 +15,10 @@ from torch.utils.data import TensorDataset
 from kaggle_utils.data.picks import read_run
 from kaggle_utils.data.spacing import find_shape
 from kaggle_utils.data.tomograms import find_group, read_shape, read_voxel_spacing
-from kaggle_utils.models.config import read_catalogue, read_config
-from kaggle_utils.models.folder import build_model, name_model, refuse_old, save_config
+from kaggle_utils.models.config import read_catalogue
+from kaggle_utils.models.folder import build_model, name_model, save_config
 from kaggle_utils.models.weights import load_weights
-from kaggle_utils.particles import PARTICLES, Catalogue, compare_particles
+from kaggle_utils.particles import PARTICLES, Catalogue
 from kaggle_utils.preprocessing.crops import Crops, list_folds
 from kaggle_utils.preprocessing.labels import locate_spheres, paint_spheres
 from kaggle_utils.preprocessing.subvolumes import (
@@ -34,12 +32,12 @@ from kaggle_utils.preprocessing.subvolumes import (
     preprocess_and_filter_subvolumes,
 )
 from kaggle_utils.recipes import CompetitionRecipe, ModelRecipe, Recipe, list_changes
-from kaggle_utils.system.files import write_text
 from kaggle_utils.training.board import check_log
-from kaggle_utils.training.checkpoints import OtherSettings, find_changes, owning, telling
+from kaggle_utils.training.checkpoints import telling
+from kaggle_utils.training.claims import claiming
 from kaggle_utils.training.fitting import fit
 from kaggle_utils.training.judging import evaluate, judge_maps
-from kaggle_utils.training.parallel import choose_share, find_rank, is_launched, joining, tell
+from kaggle_utils.training.parallel import choose_share, find_rank, is_launched, joining
 from kaggle_utils.training.queue import Job, run_jobs
 
 
@@ -112,7 +110,7 @@ def train_model(
         "threshold": recipe.threshold,
     }
     free = {"settings": list_changes(recipe, architecture), "min_size_fraction": recipe.min_size_fraction}
-    with _claiming(folder, config, free) as claimed:
+    with claiming(folder, config, free) as claimed:
         if not claimed:
             return folder
         datasets = build_datasets(runs, particle, recipe)
@@ -175,7 +173,7 @@ def train_fold(
         "folds": len(list_folds(len(runs), recipe)),
         "views": recipe.views,
     }
-    with _claiming(folder, config, free) as claimed:
+    with claiming(folder, config, free) as claimed:
         if not claimed:
             return folder
         datasets = {"train": Crops(others, names, recipe, device), "validation": _hold_out(held_out, recipe)}
@@ -256,51 +254,6 @@ def _describe(network: ModelRecipe, recipe: Recipe, runs: list[Run]) -> dict:
         "data_checksum": _checksum(runs),
         **({} if catalogue == PARTICLES else {"catalogue": [asdict(particle) for particle in catalogue]}),
     }
-
-
-@contextmanager
-def _claiming(folder: Path, config: dict, free: dict) -> Iterator[bool]:
-    """Lock a model folder, and say whether there is a model to train in it; if not, bring its `free` settings up to
-    date. A finished model is not locked, because it may be where nothing can be written. Rank 0 tells the others, also
-    of its error. Raises as `_is_finished` and `owning` do."""
-    with ExitStack() as lock:
-        told: bool | Exception | None = None
-        if not find_rank():
-            try:
-                finished = _is_finished(folder, config)
-                if not finished:
-                    lock.enter_context(owning(folder))
-                    finished = _is_finished(folder, config)  # by the process that had the lock before
-                if finished:
-                    _change_free(folder, free)
-                told = not finished
-            except Exception as error:
-                told = error
-        told = tell(told)
-        if isinstance(told, Exception):
-            raise told
-        yield bool(told)
-
-
-def _is_finished(folder: Path, config: dict) -> bool:
-    """Whether a folder has a finished model; raises ValueError when it was trained with other settings or data."""
-    refuse_old(folder)
-    if not (folder / "config.json").is_file() or not (folder / "weights.safetensors").is_file():
-        return False
-    found, advice = read_config(folder), "delete it, or choose another folder for models (in notebooks CZII_WORK)"
-    if changes := compare_particles(read_catalogue(found), read_catalogue(config)):
-        raise OtherSettings(f"{folder} was trained for other particles than the data's ({changes}); {advice}")
-    if changes := find_changes({**config, "catalogue": found.get("catalogue")}, found):
-        raise OtherSettings(f"{folder} was trained with other settings or data ({changes}); {advice}")
-    return True
-
-
-def _change_free(folder: Path, free: dict) -> None:
-    """Bring the settings of a finished model that its weights do not depend on up to date, when others were set."""
-    config = read_config(folder)
-    if config.get("settings", []) != free["settings"]:
-        with telling(folder / "config.json"):
-            write_text(folder / "config.json", json.dumps({**config, **free}, indent=1))
 
 
 def _checksum(runs: list[Run]) -> int:

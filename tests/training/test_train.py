@@ -33,7 +33,7 @@ from kaggle_utils.models.weights import load_tensors, save_tensors
 from kaggle_utils.particles import PARTICLES
 from kaggle_utils.preprocessing.subvolumes import Run, build_datasets, load_runs
 from kaggle_utils.recipes import Augmentation, get_recipe, list_changes
-from kaggle_utils.training import checkpoints, fitting, learner, parallel, train
+from kaggle_utils.training import checkpoints, claims, fitting, learner, parallel, train
 from kaggle_utils.training.checkpoints import OtherSettings
 from kaggle_utils.training.fitting import fit, read_history
 from kaggle_utils.training.judging import evaluate
@@ -356,7 +356,7 @@ def test_a_model_that_another_process_finishes_just_before_the_lock_is_left_as_i
         aside.rename(place)
         yield
 
-    monkeypatch.setattr(train, "owning", finishing)
+    monkeypatch.setattr(claims, "owning", finishing)
     monkeypatch.setattr(train, "fit", None)
     training = (
         partial(train_model, RUNS, "unet", "apo-ferritin") if recipe is RECIPE else partial(train_fold, RUNS, "unet", 1)
@@ -368,10 +368,10 @@ def test_a_model_that_another_process_finishes_just_before_the_lock_is_left_as_i
 def test_what_the_first_process_refuses_ends_the_others_too(tmp_path, monkeypatch):
     """They would wait for it."""
     error, told = OtherSettings("trained with other settings"), []
-    monkeypatch.setattr(train, "_is_finished", Mock(side_effect=error))
-    monkeypatch.setattr(train, "tell", lambda value: told.append(value) or error)
+    monkeypatch.setattr(claims, "_is_finished", Mock(side_effect=error))
+    monkeypatch.setattr(claims, "tell", lambda value: told.append(value) or error)
     for rank in 0, 1:
-        monkeypatch.setattr(train, "find_rank", lambda rank=rank: rank)
+        monkeypatch.setattr(claims, "find_rank", lambda rank=rank: rank)
         with pytest.raises(OtherSettings, match="with other settings"):
             train_model(RUNS, "unet", "apo-ferritin", RECIPE, tmp_path)
     assert told == [error, None]
