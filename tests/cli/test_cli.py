@@ -453,4 +453,4 @@ def test_a_cluster_without_dask_is_told_before_models_are_loaded(phantom_data, t
     monkeypatch.setitem(sys.modules, "kaggle_utils.submission.cluster", None)
     command = ["predict", "--data", phantom_data, "--models", tmp_path / "none", "--out", tmp_path / "submission.csv"]
     assert main([*map(str, command), "--split", "train", "--cluster", "local:2"]) == 2
-    assert 'a cluster needs Dask: pip install "kaggle-utils[cluster]"' in capsys.readouterr().err
+    assert "a cluster needs Dask: pip install '.[cluster]' in the kit's folder" in capsys.readouterr().err
