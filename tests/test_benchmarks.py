@@ -55,7 +55,7 @@ def test_the_contenders_of_every_step_agree(tmp_path, monkeypatch, capsys):
     assert all(step in printed for step in rows)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_inference_is_measured_against_the_whole_volume(tmp_path):
     """On a shape that the pooling does not divide; without MONAI, which only the benchmark needs."""
     out = tmp_path / "out.json"
@@ -336,10 +336,10 @@ def test_the_voxels_that_are_read_are_those_of_inference(arithmetic, window, hal
 
 @pytest.mark.slow
 def test_the_checks_of_a_gpu_can_be_rehearsed_and_one_that_fails_costs_itself(tmp_path, monkeypatch):
-    """All but the notebooks, which have a test of their own; a check that dies and one that hangs end no other."""
+    """All but notebooks and ranks, which have tests of their own; a check that dies and one that hangs end no other."""
     monkeypatch.syspath_prepend(SCRIPT.parent)
     gpu = importlib.import_module("gpu")
-    checks = [name for name in gpu.CHECKS if name != "notebooks"]
+    checks = [name for name in gpu.CHECKS if name not in ("notebooks", "ranks")]
     out = tmp_path / "out.json"
     assert gpu.main(["--rehearse", "--only", *checks, "--out", str(out)]) == 0
     written = json.loads(out.read_text(encoding="utf-8"))
