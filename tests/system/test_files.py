@@ -1,5 +1,6 @@
 """Writing that survives a crash: a file is whole, old or new, whatever happens to its writer."""
 
+import io
 import os
 import signal
 import subprocess
@@ -7,9 +8,11 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from kaggle_utils.system.files import read_json, replacing, write_text
+from kaggle_utils.system.files import read_json, replacing, shrink_png, write_text
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -95,3 +98,16 @@ def test_json_with_a_byte_order_mark_is_read(tmp_path):
     """As editors on Windows write it."""
     (tmp_path / "file.json").write_bytes(b'\xef\xbb\xbf{"name": "spike"}')
     assert read_json(tmp_path / "file.json") == {"name": "spike"}
+
+
+def test_a_small_png_keeps_a_rare_colour():
+    """A legend's dot among the many greys and blends of slices; the palette of most colours moved it by 40."""
+    pixels = np.zeros((200, 300, 3), np.uint8)
+    pixels[..., :] = np.random.default_rng(0).integers(0, 256, (200, 300, 1))
+    pixels[:, :100, 0] = 230  # blends of one frequent colour with the greys
+    pixels[:3, -3:] = 204, 121, 167
+    with io.BytesIO() as file:
+        Image.fromarray(pixels).save(file, "png")
+        small = Image.open(io.BytesIO(shrink_png(file.getvalue())))
+    moved = np.abs(np.asarray(small.convert("RGB")).astype(int) - pixels)
+    assert small.mode == "P" and moved.max() <= 12
