@@ -189,6 +189,7 @@ def test_notebook_06_makes_a_valid_submission(play, dataset, competition, conven
     assert drawn == (work / "copick").exists() == (not scoring)
 
 
+@pytest.mark.thorough
 def test_notebook_03_trains_on_the_phantom_where_there_are_no_data(play, dataset):
     notebook, work = play("03_unet_training", {"kaggle-utils": dataset}, {"CZII_SCALE": "smoke"})
     assert "data: none found, so a phantom" in shown(notebook)

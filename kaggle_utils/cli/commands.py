@@ -211,7 +211,8 @@ def predict(
             try:
                 from kaggle_utils.submission.cluster import connecting
             except ModuleNotFoundError as error:
-                raise ImportError(f"a cluster needs Dask: pip install '.[cluster]' in the kit's folder ({error})") from error
+                advice = "pip install '.[cluster]' in the kit's folder"
+                raise ImportError(f"a cluster needs Dask: {advice} ({error})") from error
             settings["cluster"] = stack.enter_context(connecting(cluster))
         ensemble = aim_at(assemble("predict", [load_model(folder) for folder in find_models(models)]), aim)
         for particle in dict.fromkeys(name for model in ensemble.models for name in model.particles):
