@@ -112,25 +112,17 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("train", help="train and calibrate models on all runs of train/", **settings)
     command.set_defaults(command=train)
-    command.add_argument(
-        "--data", type=Path, required=True, metavar="DIR", help="folder with train/, or a copick project's JSON file"
-    )
+    _add_data(command, "train/")
     command.add_argument("--models", type=Path, required=True, metavar="DIR", help="folder for the model folders")
     _add_recipe(command)
     _add_settings(command)
-    command.add_argument("--device", nargs="+", metavar="NAME", help="such as cuda:0 cuda:1 (all GPUs, else cpu)")
+    _add_device(command)
 
     command = commands.add_parser(
         "predict", help="run models over tomograms and write a submission", epilog=_STATUS, **settings
     )
     command.set_defaults(command=predict)
-    command.add_argument(
-        "--data",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="folder with train/ and test/, or a copick project's JSON file",
-    )
+    _add_data(command, "train/ and test/")
     command.add_argument(
         "--models",
         type=Path,
@@ -144,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--tta", dest="views", type=int, metavar="N", help="test-time views, 1 to 16 (as the models say)"
     )
-    command.add_argument("--device", nargs="+", metavar="NAME", help="such as cuda:0 cuda:1 (all GPUs, else cpu)")
+    _add_device(command)
     clusters = command.add_mutually_exclusive_group()
     clusters.add_argument(
         "--scheduler",
@@ -212,13 +204,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("validate", help="check a submission against every rule of the format", **settings)
     command.set_defaults(command=validate)
     command.add_argument("submission", type=Path, help="the CSV")
-    command.add_argument(
-        "--data",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="folder with train/ and test/, or a copick project's JSON file",
-    )
+    _add_data(command, "train/ and test/")
     command.add_argument("--split", choices=("train", "test"), default="test", help="part of the data (test)")
     command.add_argument(
         "--particles", type=Path, metavar="PATH", help="particles.json, or the data folder that has it (of the data)"
@@ -247,6 +233,15 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--push", action="store_true", help="send them with the kaggle command")
     command.add_argument("--only", nargs="+", metavar="06", help="push only these notebooks, by number")
     return parser
+
+
+def _add_data(command: argparse.ArgumentParser, folders: str) -> None:
+    help_text = f"folder with {folders}, or a copick project's JSON file"
+    command.add_argument("--data", type=Path, required=True, metavar="DIR", help=help_text)
+
+
+def _add_device(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", nargs="+", metavar="NAME", help="such as cuda:0 cuda:1 (all GPUs, else cpu)")
 
 
 def _add_recipe(command: argparse.ArgumentParser) -> None:
