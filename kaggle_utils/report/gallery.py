@@ -18,7 +18,7 @@ _MEASURED = 20  # training runs whose tomograms are read
 
 def choose_runs(judged: Judged, most: int) -> list[str]:
     """Return the runs with the lowest F-beta; without truth, the first."""
-    return list(judged.score_runs().index[:most]) or sorted(judged.picks["experiment"].unique())[:most]
+    return list(judged.run_scores.index[:most]) or sorted(judged.picks["experiment"].unique())[:most]
 
 
 def view_worst(sources: Sources) -> figures.Viewer:

@@ -213,7 +213,7 @@ def _judge(judged: Judged) -> dict[str, Any]:
 
 
 def _draw_runs(sources: Sources) -> list[tuple[str, Picture | Missing]]:
-    scores = sources.shown.score_runs()
+    scores = sources.shown.run_scores
     drawn: list[tuple[str, Picture | Missing]] = []
     for run in choose_runs(sources.shown, _RUNS):
         try:
@@ -228,7 +228,7 @@ def _list_outcomes(sources: Sources) -> Table:
     table = summarise(sources.outcomes).set_index("run")
     table["what was wrong"] = [_shorten(text, sources) for text in table["what was wrong"]]
     if any(outcome.level for outcome in sources.outcomes) and sources.test.truth is not None:
-        table.insert(2, "F-beta", sources.test.score_runs().reindex(table.index))
+        table.insert(2, "F-beta", sources.test.run_scores.reindex(table.index))
     return tabulate(table)
 
 

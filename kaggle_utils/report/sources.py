@@ -50,8 +50,9 @@ class Judged:
             raise ValueError("the truth of these runs is unknown: only the competition's leaderboard scores them")
         return self.truth
 
-    def score_runs(self) -> pd.Series:
-        """Return each run's own F-beta, the lowest first; empty without truth."""
+    @cached_property
+    def run_scores(self) -> pd.Series:
+        """Each run's own F-beta, the lowest first; empty without truth."""
         truth = self.truth
         if truth is None:
             return pd.Series(dtype=float)

@@ -140,9 +140,9 @@ def submit(
     that are wanted; part files hold all. The other parameters are those of `predict_runs`.
 
     A run that cannot be read or computed, or whose part file is lost meanwhile, costs its own picks at most; what was
-    wrong is in its outcome. With `strict`
-    that is an error instead: ValueError naming the run. Raises ValueError for `hours` that are none, OSError when the
-    submission could not be written last (on a full disk the one before stays), and as `predict_runs` does."""
+    wrong is in its outcome. With `strict` that is an error instead: ValueError naming the run. Raises ValueError for
+    `hours` that are none, OSError when the submission could not be written last (on a full disk the one before stays),
+    and as `predict_runs` does."""
     hours = environment.check_hours(hours)
     deadline = None if hours is None else environment.STARTED + 3600 * hours
     kind = agree(ensemble.models, "tomogram")
