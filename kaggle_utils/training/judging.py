@@ -76,13 +76,12 @@ def judge_maps(network: nn.Module, dataset: TensorDataset, device: str = "cpu") 
 
     What is most probable would not do: a rare or small particle may hardly ever be, and yet have a map whose peaks are
     all right."""
-    particles = torch.arange(1, network.final.out_channels, device=device)
-    counts = torch.zeros((len(particles), 2, _STEPS), dtype=torch.int64, device=device)
+    counts = torch.zeros((), dtype=torch.int64, device=device)
     for logits, masks in predict_batches(network, DataLoader(dataset, 4), device):
+        particles = torch.arange(1, logits.shape[1], device=device)[:, None, None, None]
         steps = (torch.softmax(logits, 1)[:, 1:] * _STEPS).long().clamp(max=_STEPS - 1)
-        true = (masks == particles[:, None, None, None]).long()
-        cells = (particles[:, None, None, None] - 1) * 2 * _STEPS + true * _STEPS + steps
-        counts += torch.bincount(cells.flatten(), minlength=counts.numel()).view(counts.shape)
+        cells = (2 * (particles - 1) + (masks == particles)) * _STEPS + steps
+        counts = counts + torch.bincount(cells.flatten(), minlength=2 * _STEPS * len(particles)).view(-1, 2, _STEPS)
     return [_choose(*table) for table in counts.cpu().numpy()]
 
 

@@ -66,15 +66,22 @@ def _compare(logits: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor, t
 
     After this, losses need only sums over all voxels. No shape depends on a mask's content: for that the host would
     have to wait for the device."""
-    channels = torch.arange(logits.shape[1], device=logits.device, dtype=masks.dtype)
-    return functional.log_softmax(logits.float(), dim=1), _average(masks == channels[:, None, None, None], logits)
+    channels = torch.arange(logits.shape[1], device=logits.device, dtype=masks.dtype)[:, None, None, None]
+    truth = (_split(masks, logits) == channels).mean(0, dtype=torch.float32)
+    return functional.log_softmax(logits.float(), dim=1), truth
 
 
 def _average(masks: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     """Return the mean of `masks` over the voxels of each logit, in float32."""
+    return _split(masks, logits).mean(0, dtype=torch.float32)
+
+
+def _split(masks: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """Return `masks` as (voxels of a logit, n, channels, z, y, x), where z, y, x are those of the logits. A mean over
+    the first axis takes a CPU a fifth of the time of one over three axes among the others."""
     n, channels, *edges = masks.shape
     blocks = [size for edge, coarse in zip(edges, logits.shape[2:], strict=True) for size in (coarse, edge // coarse)]
-    return masks.view(n, channels, *blocks).mean((3, 5, 7), dtype=torch.float32)
+    return masks.view(n, channels, *blocks).permute(3, 5, 7, 0, 1, 2, 4, 6).flatten(0, 2)
 
 
 def _cross_entropy(logs: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:

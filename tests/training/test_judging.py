@@ -16,7 +16,6 @@ def test_each_particle_has_the_threshold_with_the_best_f1_of_all():
     truth = torch.cat([(masks == label).float() for label in range(4)], dim=1)
     logits = 2 * truth + noise - torch.tensor([0.0, 0.0, 4.0, 0.0]).view(4, 1, 1, 1)
     network = torch.nn.Identity()
-    network.final = torch.nn.Conv3d(1, 4, 1)
     network.forward = lambda volumes: logits[volumes[:, 0, 0, 0, 0].long()]
     numbers = torch.arange(5.0).view(5, 1, 1, 1, 1).expand_as(masks)
     scores = judge_maps(network, TensorDataset(numbers, masks))
