@@ -189,8 +189,8 @@ _COMPETITION = CompetitionRecipe(
 )
 
 # The same for the competition recipe: edge of the sub-volumes, decay of the moving average, crops of an epoch, folds,
-# views, then (width, learning rate, epochs) of each network. `best` is 1: after short trainings the best weights differ
-# too much to be averaged.
+# views, (width, learning rate, epochs) of each network, and the V-Net's mixup. `best` is 1: after short trainings the
+# best weights differ too much to be averaged.
 _COMPETITION_SCALES: dict[str, dict[str, Any]] = {
     "demo": {
         "subvolume_size": 48,
@@ -199,7 +199,8 @@ _COMPETITION_SCALES: dict[str, dict[str, Any]] = {
         "folds": 2,
         "views": 1,
         "unet": (16, 3e-3, 5),
-        "vnet": (8, 6e-3, 5),
+        "vnet": (8, 1e-2, 5),
+        "mixup": 0.5,
     },
     "smoke": {
         "subvolume_size": 16,
@@ -209,6 +210,7 @@ _COMPETITION_SCALES: dict[str, dict[str, Any]] = {
         "views": 1,
         "unet": (2, 1e-2, 1),
         "vnet": (2, 1e-2, 1),
+        "mixup": 0.0,
     },
 }
 
@@ -234,6 +236,7 @@ def _scale(name: str, scale: str) -> Recipe:
     sizes = _COMPETITION_SCALES[scale]
     average, alike = sizes["average"], {key: sizes[key] for key in ("crops", "folds", "views")}
     networks = {key: replace(getattr(recipe, key), average=average, best=1) for key in ("unet", "vnet")}
+    networks["vnet"] = replace(networks["vnet"], mixup=sizes["mixup"])
     return _shrink(replace(recipe, baseline=report.baseline, **networks, **alike), sizes, scale)
 
 
