@@ -9,6 +9,7 @@ when the commands, the recipes or a file in benchmarks/results/ have changed; te
 import argparse
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import result_tables
 from result_tables import ROOT, tabulate
@@ -101,6 +102,8 @@ def describe_settings() -> str:
 
 PARTS: dict[str, Callable[[], str]] = {
     "accuracy": result_tables.show_accuracy,
+    "accuracy_full": partial(result_tables.show_accuracy, result_tables.FULL),
+    "accuracy_short": partial(result_tables.show_accuracy, result_tables.SHORT),
     "aims": result_tables.show_aims,
     "arithmetic": result_tables.count_arithmetic,
     "cluster": result_tables.show_cluster,
@@ -111,6 +114,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "demos": result_tables.show_demos,
     "gpu": result_tables.show_gpu,
     "growth": result_tables.show_growth,
+    "leads": result_tables.show_leads,
     "networks": result_tables.show_networks,
     "scale": result_tables.show_scale,
     "scores": result_tables.show_scores,

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -15,10 +16,13 @@ sys.path += [str(ROOT), str(ROOT / "benchmarks")]
 
 import accuracy  # noqa: E402
 import arithmetic  # noqa: E402
+import leads  # noqa: E402
 
 from kaggle_utils.particles import PARTICLES  # noqa: E402
 
 CONTEST = {"device": "CPU", "minutes allowed": 10.0}  # what the pages say of the contenders' training
+SHORT = {**CONTEST, "minutes allowed": 2.5}
+FULL = {"scale": "full", "minutes allowed": 1.75}
 WHO = {
     "competition": "this kit, two of the competition recipe's U-Nets",
     "competition_vnet": "this kit, two of its V-Nets",
@@ -56,7 +60,7 @@ def fence(text: str) -> str:
     return f"```text\n{text.strip()}\n```"
 
 
-def read(path: str) -> dict:
+def read(path: str) -> Any:
     """Return a result file."""
     return json.loads((RESULTS / path).read_text(encoding="utf-8"))
 
@@ -64,13 +68,13 @@ def read(path: str) -> dict:
 # ---- accuracy
 
 
-def read_contest() -> dict[str, list[dict]]:
-    """Return the records of each contender under the pages' conditions, the best first, and last those that did not
-    run on all data sets."""
+def read_contest(conditions: dict[str, object] = CONTEST) -> dict[str, list[dict]]:
+    """Return the records of each contender under such conditions, the best first, and last those that did not run on
+    all data sets."""
     groups: dict[str, list[dict]] = {}
     for path in sorted(accuracy.RESULTS.glob("*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
-        if all(record[key] == value for key, value in CONTEST.items()):
+        if all(record[key] == value for key, value in conditions.items()):
             groups.setdefault(record["contender"], []).append(record)
     sets = list_sets(groups)
 
@@ -103,10 +107,10 @@ def show_scores() -> str:
     return tabulate(["", "what it is", "F-beta", *sets], rows)
 
 
-def show_accuracy() -> str:
+def show_accuracy(conditions: dict[str, object] = CONTEST) -> str:
     """Return the table of all contenders: F-beta as picked / in hindsight. The cells of sets on which one did not run
     are empty, as are its means."""
-    groups = read_contest()
+    groups = read_contest(conditions)
     sets, rows = list_sets(groups), []
     for name, group in groups.items():
         whole, total = is_whole(group, sets), accuracy.average(group, "all")
@@ -124,6 +128,12 @@ def list_contenders() -> str:
     """Return what each contender is and how it was scaled, a line each."""
     groups = read_contest().items()
     return "\n".join(f"- `{name}`: {name_contender(group)}; {group[0]['scaled']}" for name, group in groups)
+
+
+def show_leads() -> str:
+    """Return what each change to the recipe gave, the largest gain first; of those measured with several numbers of
+    steps, a row for each."""
+    return leads.make_table(read("leads.json"))
 
 
 def name_contender(group: list[dict]) -> str:

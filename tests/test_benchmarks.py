@@ -27,6 +27,7 @@ from kaggle_utils.preprocessing.subvolumes import Run
 from kaggle_utils.recipes import get_recipe
 from kaggle_utils.scoring.metrics import score_submission
 from kaggle_utils.scoring.thresholds import apply_thresholds
+from kaggle_utils.training.losses import LOSSES
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "postprocess.py"
 INFERENCE = SCRIPT.with_name("inference.py")
@@ -199,6 +200,51 @@ def test_other_networks_are_trained_by_our_recipe(contender, accuracy, phantom, 
     found = way.find(job)
     assert set(found.held_out["experiment"]) <= set(find_runs(phantom / "one")[:2])
     assert accuracy.ARCHITECTURES["unet"].__name__ == "UNet3D"  # the kit is as before
+
+
+@pytest.fixture
+def leads(monkeypatch):
+    """The benchmark of changes as a module, with the smallest sizes."""
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    module = importlib.import_module("leads")
+    smoke = ["subvolume_size=32", "vnet.batch_size=2"]
+    monkeypatch.setattr(module, "get_recipe", lambda name, scale: get_recipe(name, "smoke", smoke))
+    return module
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_change_is_measured_once_beside_the_base(leads, phantom, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(picking, "_MOST", 1000)
+    data, out = str(phantom / "one"), tmp_path / "leads.json"
+    options = ["--data", data, "--test", data, "--steps", "2", "--out", str(out), "--at-once", "2", "--changes"]
+    chosen = ["base", "a voxel around spheres ignored", "Gaussian targets", "instance norm", "mixup of all batches"]
+    leads.main([*options, *chosen])
+    rows = json.loads(out.read_text(encoding="utf-8"))
+    assert [row["change"] for row in rows] == [chosen[0], *chosen[3:], *chosen[1:3]]  # those with the same crops first
+    assert all(0 <= score <= 1 for row in rows for score in row["scores"]["one"].values())
+    printed = capsys.readouterr().out
+    assert all(f"| {name} |" in printed for name in chosen) and "| base | " in printed
+    monkeypatch.setattr(leads, "train", None)  # a second training would fail
+    leads.main([*options, *chosen])
+    with pytest.raises(ValueError, match="width 12 was trained where the base was not"):
+        leads.make_table([{**rows[0], "change": "width 12", "seed": 7}, *rows])
+
+
+def test_the_losses_of_changes_begin_with_the_recipes(leads):
+    """On a finer mask than the logits'. What is ignored changes nothing, and a map of each particle says what labels
+    do."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 7, 8, 8, 8, generator=generator)
+    masks = torch.randint(0, 7, (2, 1, 16, 16, 16), generator=generator, dtype=torch.uint8)
+    usual = LOSSES["cross_entropy_tversky"](logits, masks)
+    torch.testing.assert_close(leads.lose(logits, masks), usual)
+    maps = torch.cat([masks == label for label in range(1, 7)], 1).float()
+    torch.testing.assert_close(leads.lose(logits, maps), usual)
+    half = masks.clone()
+    half[:, :, 8:] = leads.IGNORED
+    logits.requires_grad_()
+    leads.lose(logits, half).backward()
+    assert logits.grad[:, :, :4].any() and not logits.grad[:, :, 4:].any()
 
 
 @pytest.mark.usefixtures("one_thread")
