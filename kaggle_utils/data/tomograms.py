@@ -229,6 +229,13 @@ def read_shape(
     return read_level(_check_group(run, data, split, kind), 0, run).shape
 
 
+def read_extent(run: str, data: str | Path | None = None, split: str = "train", kind: str = "denoised") -> list[float]:
+    """Return the lengths (x, y, z) of a run's tomogram in Angstrom. Raises as `read_shape` and `read_voxel_spacing`
+    do."""
+    spacing = read_voxel_spacing(find_group(run, data, split, kind))
+    return [size * spacing for size in read_shape(run, data, split, kind)[::-1]]
+
+
 def load_tomogram(
     run: str, data: str | Path | None = None, split: str = "train", kind: str = "denoised", level: int = 0
 ) -> Tomogram:

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from kaggle_utils import figures
 from kaggle_utils.data.excerpts import average_crops, gather_crops
 from kaggle_utils.data.health import measure_intensities, measure_places
-from kaggle_utils.data.tomograms import find_group, find_runs, read_shape, read_voxel_spacing
+from kaggle_utils.data.tomograms import find_runs, read_extent
 from kaggle_utils.report.sources import Judged, Sources
 from kaggle_utils.scoring.confusion import count_confusions, group_outcomes, list_errors
 
@@ -89,9 +89,6 @@ def draw_intensities(sources: Sources) -> Figure:
 def draw_places(sources: Sources) -> Figure:
     """Draw how far annotated particles of the same runs are from their next and from the faces of the tomogram."""
     data, kind = sources.require_data(), sources.recipe.tomogram
-    sizes = {}
-    for run in find_runs(data)[:_MEASURED]:
-        spacing = read_voxel_spacing(find_group(run, data, "train", kind))
-        sizes[run] = [size * spacing for size in read_shape(run, data, "train", kind)[::-1]]
+    sizes = {run: read_extent(run, data, "train", kind) for run in find_runs(data)[:_MEASURED]}
     table = pd.DataFrame.from_dict(sizes, orient="index", columns=[*"xyz"]).rename_axis("experiment")
     return figures.draw_places(measure_places(sources.read_points([*sizes]), table), sources.catalogue)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from kaggle_utils.data.picks import PICK_COLUMNS
-from kaggle_utils.data.tomograms import find_runs, find_tomograms, read_shape, read_voxel_spacing, read_zarr
+from kaggle_utils.data.tomograms import find_runs, find_tomograms, read_extent
 from kaggle_utils.particles import Catalogue, read_particles
 from kaggle_utils.submission.csv_file import EDGE, SHOWN, Violations, is_run_name, quote, read_tables
 
@@ -160,8 +160,7 @@ class _Places:
             data, split = self._source
             try:
                 kind = next(iter(find_tomograms(run, data, split)), "denoised")
-                spacing = read_voxel_spacing(read_zarr(run, data, split, kind))
-                self._extents[run] = [size * spacing for size in read_shape(run, data, split, kind)[::-1]]
+                self._extents[run] = read_extent(run, data, split, kind)
             except Exception as error:  # zarr has errors of its own
                 self._extents[run] = [math.inf] * 3
                 self._unread.append(f"run {run} ({str(error).removeprefix(f'run {run}: ')})")

@@ -11,7 +11,7 @@ from kaggle_utils.data.exchange.star import write_star
 from kaggle_utils.data.exchange.tables import write_table
 from kaggle_utils.data.picks import write_picks
 from kaggle_utils.data.projects import PREDICTION_USER, describe_project
-from kaggle_utils.data.tomograms import find_group, read_level, read_voxel_spacing
+from kaggle_utils.data.tomograms import read_extent
 from kaggle_utils.particles import PARTICLES, Catalogue
 from kaggle_utils.system.files import replacing_folder, write_text
 
@@ -59,9 +59,7 @@ def _find_sizes(runs: Sequence[str], data: str | Path, split: str, kind: str) ->
     sizes = {}
     for run in runs:
         try:
-            group = find_group(run, data, split, kind)
-            spacing = read_voxel_spacing(group)
-            sizes[run] = [size * spacing for size in read_level(group, 0, run).shape[::-1]]
+            sizes[run] = read_extent(run, data, split, kind)
         except (OSError, ValueError) as error:
             warnings.warn(f"run {run}: no STAR file is written, because its size is unknown: {error}", stacklevel=3)
     return sizes
