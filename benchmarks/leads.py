@@ -118,8 +118,9 @@ def _find_truth(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
 class Change:
     """What is done otherwise than in the recipe. `settings` are the recipe's, NAME=VALUE. `radii` are those of the
     training spheres, as shares of each particle's, and at least `smallest` voxels. Around each sphere, `rim` voxels are
-    ignored. With a `sigma`, in voxels, targets are Gaussians. With `often`, crops have the particles of weight 2 twice
-    as often near their middle. `norm` makes a layer from its number of channels. `init` is the seed of the weights."""
+    ignored. With a `sigma`, in voxels, targets are Gaussians; with `tents`, they fall from 1 in a sphere's middle to 0
+    at its surface, as its distance transform does. With `often`, crops have the particles of weight 2 twice as often
+    near their middle. `norm` makes a layer from its number of channels. `init` is the seed of the weights."""
 
     settings: tuple[str, ...] = ()
     cost: float = 1.0
@@ -129,6 +130,7 @@ class Change:
     smallest: float = 0.0
     rim: float = 0.0
     sigma: float = 0.0
+    tents: bool = False
     often: bool = False
     norm: Callable[[int], nn.Module] | None = None
     init: int = 0
@@ -148,7 +150,7 @@ class Change:
             recipe.augmentation,
             getattr(recipe, self.architecture).batch_size,
         )
-        return *drawn, self.radii, self.smallest, self.rim, self.sigma, self.often
+        return *drawn, self.radii, self.smallest, self.rim, self.sigma, self.tents, self.often
 
 
 def _tune(*settings: str, **others: Any) -> Change:
@@ -188,7 +190,9 @@ CHANGES = {
     "spheres by particle, 0.7 to 0.4": Change(radii=(0.7, 0.7, 0.5, 0.5, 0.5, 0.4)),
     "one-voxel targets, weight 256": Change(radii=(0.0,) * len(PARTICLES), smallest=POINT, lose=lose_points),
     "Gaussian targets": Change(sigma=1.5, lose=partial(lose, particle_weight=40)),
+    "distance transforms as targets": Change(tents=True, lose=partial(lose, particle_weight=40)),
     "a voxel around spheres ignored": Change(rim=1),
+    "full resolution, without a stem": _tune("vnet.stem=false", cost=8),
     "half of the crops near particles": _tune("centred=0.5"),
     "all crops near particles": _tune("centred=1"),
     "no noise added": _tune("augmentation.noise=0"),
@@ -219,8 +223,8 @@ class ChangedCrops(Crops):
             self._found += [own for own in self._found if self._spheres[own[0][0]][2][own[0][1]] in labels]
 
     def _paint(self, places: Sequence) -> torch.Tensor:
-        if self._change.sigma:
-            return self._paint_gaussians(places)
+        if self._change.sigma or self._change.tents:
+            return self._paint_maps(places)
         painted = super()._paint(places)
         if self._change.rim:
             own = self._spheres
@@ -229,18 +233,24 @@ class ChangedCrops(Crops):
             self._spheres = own
         return painted
 
-    def _paint_gaussians(self, places: Sequence) -> torch.Tensor:
-        """Return each particle's map, the highest Gaussian at each voxel, float32 (n, particles, z, y, x)."""
+    def _paint_maps(self, places: Sequence) -> torch.Tensor:
+        """Return each particle's map, its highest target at each voxel, float32 (n, particles, z, y, x)."""
         size, sigma = self.recipe.subvolume_size, self._change.sigma
         maps = torch.zeros((len(places), len(PARTICLES), size, size, size))
         axis = torch.arange(size)
         for own, place in zip(maps, places, strict=True):
-            centres, _, labels = self._spheres[place.run]
+            centres, radii, labels = self._spheres[place.run]
             centres = (centres - place.centre) @ place.matrix + (size - 1) / 2
-            near = ((centres > -3 * sigma) & (centres < size - 1 + 3 * sigma)).all(axis=1)
-            for centre, label in zip(centres[near], np.asarray(labels)[near], strict=True):
-                z, y, x = (torch.exp(-((axis - float(middle)) ** 2) / (2 * sigma**2)) for middle in centre)
-                own[label - 1] = torch.maximum(own[label - 1], z[:, None, None] * y[:, None] * x)
+            for centre, radius, label in zip(centres, radii, np.asarray(labels), strict=True):
+                reach = 3 * sigma or radius
+                low, high = np.maximum(np.ceil(centre - reach), 0), np.minimum(np.floor(centre + reach) + 1, size)
+                if (low >= high).any():
+                    continue
+                box = tuple(slice(int(start), int(stop)) for start, stop in zip(low, high, strict=True))
+                z, y, x = ((axis[part] - float(middle)) ** 2 for part, middle in zip(box, centre, strict=True))
+                squares = z[:, None, None] + y[:, None] + x
+                target = torch.exp(-squares / (2 * sigma**2)) if sigma else (1 - squares.sqrt() / radius).clamp(min=0)
+                own[label - 1][box] = torch.maximum(own[label - 1][box], target)
         return maps.to(self.device)
 
     def draw(self, seeds: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
