@@ -5,9 +5,10 @@
     python benchmarks/leads.py --table [--out FILE]
 
 One V-Net at demo scale learns from all runs of DIR/train, without validation; 960 steps take a CPU core about two
-minutes. Where a change makes a step dearer there are fewer steps: `cost` is a step's time on a CPU core, in that of the
-recipe. The network is judged by F-beta in the runs of each test DIR against DIR/test_truth, with the thresholds that
-are best for these very runs: what thresholds lose is for `thresholds.py` to tell.
+minutes. It is given each tomogram whole, not in the recipe's windows. Where a change makes a step dearer there are
+fewer steps: `cost` is a step's time on a CPU core, in that of the recipe. The network is judged by F-beta in the runs
+of each test DIR against DIR/test_truth, with the thresholds that are best for these very runs: what thresholds lose is
+for `thresholds.py` to tell.
 
 Each DIR of --data stands for one training of each change, and its position is the seed, so the same DIR may be named
 again. Gains are over the mean of "base" and "base, again" on the same data, which are the recipe before the changes
@@ -50,7 +51,7 @@ BASE = "base", "base, again"
 BEFORE = "vnet.learning_rate=6e-3", "vnet.mixup=0"
 WEIGHTS = {particle.name: particle.weight for particle in PARTICLES.scored}
 IGNORED = 255  # the label of voxels that no loss may see
-POINT = 0.87  # voxels: a sphere of this radius holds one voxel, or the eight around a corner
+POINT = 0.87  # voxels: a sphere of this radius holds one to eight voxels, wherever its centre lies
 TWICE = "beta-galactosidase", "thyroglobulin"  # whose weight in the score is 2
 
 
@@ -70,8 +71,8 @@ def lose(
     Masks are labels, some perhaps IGNORED, or each particle's map, (n, particles, z, y, x). `particle_weight` is that
     of a particle's voxel in the cross-entropy, and `rare_weight` multiplies it for the particles whose weight in the
     score is 2. `entropy` and `tversky` weigh the two parts. `smoothing` is a share of each label that goes to all
-    classes alike. Of the voxels, only the `hardest` share counts in the cross-entropy. `pooled` weighs a second
-    cross-entropy, of the highest logits and targets in blocks of four voxels."""
+    classes alike, before they are weighted. Of the voxels, only the `hardest` share counts in the cross-entropy.
+    `pooled` weighs a second cross-entropy, of the highest logits and targets in cubes of four logits' edges."""
     truth = _find_truth(logits, masks)
     weights = torch.full((logits.shape[1],), float(particle_weight), device=logits.device)
     weights[0] = 1.0
@@ -81,7 +82,9 @@ def lose(
     soft = truth * (1 - smoothing) + truth.sum(1, keepdim=True) * (smoothing / logits.shape[1])
     logs = logits.float().log_softmax(1)
     voxels = -(weights * soft * logs).sum(1).flatten()
-    total = entropy * voxels.topk(round(hardest * voxels.numel())).values.sum() / (weights * soft).sum()
+    if hardest < 1:
+        voxels = voxels.topk(round(hardest * voxels.numel())).values
+    total = entropy * voxels.sum() / (weights * soft).sum()
     axes = (0, 2, 3, 4)
     seen, probabilities = truth.sum(1, keepdim=True), logs.exp()
     hits, claimed, true = ((one).sum(axes)[1:] for one in (probabilities * truth, probabilities * seen, truth))
@@ -96,7 +99,8 @@ def lose(
 
 
 def lose_points(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """The first team's cross-entropy: a mean over all voxels, in which a particle's have the weight 256."""
+    """A mean over all voxels, in which a particle's have the weight 256, as the first team's cross-entropy. Their
+    targets are one logit's each, while here a logit is right by its share of marked voxels, an eighth or more."""
     truth, logs = _find_truth(logits, masks), logits.float().log_softmax(1)
     means = (truth * logs).mean((0, 2, 3, 4))
     return -(means[0] + 256 * means[1:].sum())
@@ -262,10 +266,13 @@ class ChangedCrops(Crops):
 def main(arguments: list[str] | None = None) -> None:
     """Train what FILE does not hold, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, nargs="+", default=[], metavar="DIR")
-    parser.add_argument("--test", type=Path, nargs="+", default=[], metavar="DIR")
-    parser.add_argument("--changes", nargs="+", choices=CHANGES, default=list(CHANGES), metavar="NAME")
-    parser.add_argument("--steps", type=int, default=960)
+    parser.add_argument("--data", type=Path, nargs="+", default=[], metavar="DIR", help="to learn from")
+    parser.add_argument("--test", type=Path, nargs="+", default=[], metavar="DIR", help="to judge by")
+    names = ", ".join(f'"{name}"' for name in CHANGES)
+    parser.add_argument(
+        "--changes", nargs="+", choices=CHANGES, default=list(CHANGES), metavar="NAME", help=f"some of {names}"
+    )
+    parser.add_argument("--steps", type=int, default=960, help="of the recipe's cost (960)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--at-once", type=int, default=1, metavar="N", help="trainings that share crops and device (1)")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FILE")
@@ -278,7 +285,12 @@ def main(arguments: list[str] | None = None) -> None:
         device = "CPU" if options.device == "cpu" else torch.cuda.get_device_name(options.device)
         for seed, data in enumerate(options.data):
             where = {"device": device, "steps": options.steps, "data": data.name, "seed": seed}
-            done = [row["change"] for row in rows if where.items() <= row.items()]
+            here = [row for row in rows if where.items() <= row.items()]
+            if any(set(row["scores"]) != {test.name for test in options.test} for row in here):
+                sys.exit(f"{options.out} was judged by other test sets; choose another --out")
+            done = [row["change"] for row in here]
+            if not set(BASE) & {*done, *options.changes}:
+                parser.error(f'nothing to compare with: add "{BASE[0]}" to --changes')
             chosen = [name for name in options.changes if name not in done]
             runs = load_runs(data, find_runs(data), get_recipe("competition", "demo")) if chosen else []
             for names in group(chosen, options.at_once):
@@ -304,31 +316,29 @@ def group(names: Sequence[str], at_once: int) -> Iterator[list[str]]:
 def train(changes: Sequence[Change], runs: Sequence[Run], steps: int, seed: int, device: str) -> list[nn.Module]:
     """Return a network for each change; all learn from the same crops, on a GPU each in its own stream."""
     counts = [round(steps / one.cost) for one in changes]
-    networks = [getattr(one.recipe, one.architecture) for one in changes]
+    settings = [getattr(one.recipe, one.architecture) for one in changes]
     mixing = [np.random.default_rng(seed) for _ in changes]
     with patch.dict(LOSSES, {str(number): one.lose for number, one in enumerate(changes)}):
         learners = [
-            Learner(make_network(one, seed, device), replace(settings, loss=str(number)), device, count)
-            for number, (one, settings, count) in enumerate(zip(changes, networks, counts, strict=True))
+            Learner(make_network(one, seed, device), replace(own, loss=str(number)), device, count)
+            for number, (one, own, count) in enumerate(zip(changes, settings, counts, strict=True))
         ]
-        on_gpu = torch.device(device).type == "cuda"
-        streams = [torch.cuda.Stream() if on_gpu else None for _ in changes]
-        batch = networks[0].batch_size
+        streams = [torch.cuda.Stream(device) for _ in changes] if torch.device(device).type == "cuda" else []
+        batch = settings[0].batch_size
         seeds = np.random.default_rng(seed).integers(2**31, size=max(counts) * batch)
         for taken, (volumes, masks) in enumerate(ChangedCrops(runs, changes[0], device).batches(seeds, batch)):
+            for stream in streams:  # the crops are there
+                stream.wait_stream(torch.cuda.current_stream(device))
             for number, learner in enumerate(learners):
                 if taken >= counts[number]:
                     continue
                 share = None
-                if mixing[number].random() < networks[number].mixup:
-                    share = float(mixing[number].beta(0.4, 0.4))
-                stream = streams[number]
-                if stream:
-                    stream.wait_stream(torch.cuda.current_stream())
-                with torch.cuda.stream(stream) if stream else nullcontext():
+                if mixing[number].random() < settings[number].mixup:
+                    share = float(mixing[number].beta(0.4, 0.4))  # as in training
+                with torch.cuda.stream(streams[number]) if streams else nullcontext():
                     learner.step(volumes, masks, share)
-                if stream:
-                    torch.cuda.current_stream().wait_stream(stream)
+            for stream in streams:  # and may be replaced
+                torch.cuda.current_stream(device).wait_stream(stream)
     return [learner.judged.eval() for learner in learners]
 
 

@@ -114,6 +114,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "demos": result_tables.show_demos,
     "gpu": result_tables.show_gpu,
     "growth": result_tables.show_growth,
+    "hard": result_tables.show_hard,
     "leads": result_tables.show_leads,
     "networks": result_tables.show_networks,
     "scale": result_tables.show_scale,

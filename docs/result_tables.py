@@ -111,6 +111,8 @@ def show_accuracy(conditions: dict[str, object] = CONTEST) -> str:
     """Return the table of all contenders: F-beta as picked / in hindsight. The cells of sets on which one did not run
     are empty, as are its means."""
     groups = read_contest(conditions)
+    if not groups:
+        raise ValueError(f"no result was measured under {conditions}")
     sets, rows = list_sets(groups), []
     for name, group in groups.items():
         whole, total = is_whole(group, sets), accuracy.average(group, "all")
@@ -225,6 +227,16 @@ def show_demos() -> str:
         parts = [demo["particles"][particle]["f_beta"] for particle in accuracy.SCORED]
         rows.append([name, f"**{demo['score']:.3f}**", *(f"{part:.3f}" for part in parts)])
     return tabulate(["run of the demo", "F-beta", *accuracy.SCORED], rows)
+
+
+def show_hard() -> str:
+    """Return what networks at demo scale find on hard tomograms: F-beta, that of each particle, and the cost."""
+    rows = []
+    for result in read("hard.json"):
+        parts = [result["particles"][particle]["f_beta"] for particle in accuracy.SCORED]
+        cells = [result["what"], f"**{result['score']:.3f}**", *(f"{part:.3f}" for part in parts), result["cost"]]
+        rows.append(cells)
+    return tabulate(["", "F-beta", *accuracy.SCORED, "cost"], rows)
 
 
 # ---- speed

@@ -18,7 +18,7 @@ class GroupNorm(nn.GroupNorm):
     precision, which no network of the kit uses on a GPU: there, with torch 2.11, ours was wrong."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.is_cuda and x.dtype != torch.float32 and not torch.is_grad_enabled():
+        if x.is_cuda and x.dtype in (torch.float16, torch.bfloat16) and not torch.is_grad_enabled():
             return normalise_groups(x, self.weight, self.bias, self.num_groups, self.eps)
         return super().forward(x)
 

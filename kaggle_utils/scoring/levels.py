@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit, logit
 
-# The best candidates are half as many as a tomogram should have particles, so that nearly all of them are true. Where
-# particles are rare there are three, so that not one decides alone.
-_SHARE, _FEWEST = 0.5, 3
+# The best candidates are an eighth as many as a tomogram should have particles, so that nearly all of them are true even
+# where particles are several times rarer than in the training runs. There are at least five, so that not one decides
+# alone.
+_SHARE, _FEWEST = 0.125, 5
 # A tomogram without any particle of a type has poor best candidates. They are raised no further than this.
 _FURTHEST = 2.0  # log-odds
 _CERTAIN = 1e-6  # confidences are kept this far from 0 and 1, where log-odds are infinite

@@ -25,7 +25,7 @@ _STRAY = 0.2
 SHIFTS = np.arange(-80, 81) * _STEP
 _LIKELY = 1 / (1 + (SHIFTS / _STRAY) ** 2)
 _LIKELY /= _LIKELY.sum()
-# What each further step down in log-odds costs, by false candidates that the few runs here happened not to have.
+# What each unit further down in log-odds costs, by false candidates that the few runs here happened not to have.
 _UNSEEN = 0.005
 
 

@@ -55,13 +55,25 @@ def test_levels_keep_the_order_and_all_other_columns():
 def test_a_larger_tomogram_has_more_best_candidates():
     """Twelve runs side by side, as one tomogram of twelve times the volume, have the level of one run."""
     rng = np.random.default_rng(2)
-    parts = [draw_run(rng, str(i)) for i in range(12)]
+    parts = [draw_run(rng, str(i), true=80) for i in range(12)]
     candidates, truth = (pd.concat(tables, ignore_index=True) for tables in zip(*parts, strict=True))
     apart = measure_levels(candidates, truth, {str(i): VOLUME for i in range(12)}, ["ribosome"])["ribosome"]
     one = [table.assign(experiment="a") for table in (candidates, truth)]
     together = measure_levels(*one, {"a": 12 * VOLUME}, ["ribosome"])["ribosome"]
     assert together.density == pytest.approx(apart.density)
     assert together.log_odds == pytest.approx(apart.log_odds, abs=0.1)
+
+
+def test_where_particles_are_rarer_confidences_stay():
+    """A tomogram with a quarter of the particles, as a full-size one may be beside crowded small ones: its best
+    candidates must not be taken for a noisy run's."""
+    rng = np.random.default_rng(4)
+    crowded, truth = draw_run(rng, "a", true=120)
+    sparse, _ = draw_run(rng, "b", true=30, false=300)
+    levels = measure_levels(crowded, truth, {"a": VOLUME}, ["ribosome"])
+    levelled = level_confidences(sparse, levels, {"b": VOLUME})
+    moved = logit(levelled["confidence"]) - logit(sparse["confidence"])
+    assert 0 <= moved.iloc[0] < 0.8  # a share of one half would raise all by 2
 
 
 def test_noise_is_not_raised_until_it_looks_like_particles():
