@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit, logit
 
-# The best candidates are an eighth as many as a tomogram should have particles, so that nearly all of them are true even
-# where particles are several times rarer than in the training runs. There are at least five, so that not one decides
-# alone.
+# The best candidates are an eighth as many as a tomogram should have particles, so that nearly all of them are true,
+# also where particles are several times rarer than in the training runs. There are five at least, so that not one
+# decides alone.
 _SHARE, _FEWEST = 0.125, 5
 # A tomogram without any particle of a type has poor best candidates. They are raised no further than this.
 _FURTHEST = 2.0  # log-odds
