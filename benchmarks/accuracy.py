@@ -305,11 +305,16 @@ def score(candidates: pd.DataFrame, thresholds: dict[str, float], truth: pd.Data
     """Return F-beta with its interval, and that in hindsight, of "all" and of each scored particle."""
     picks = apply_thresholds(candidates, thresholds)
     table = bootstrap_score(picks, truth).rename(index={"score": "all"})
-    curves = tune_thresholds(candidates, truth, SCORED, samples=2)
-    table["hindsight"] = pd.Series({name: curve.f_beta.max() for name, curve in curves.items()})
-    weights = [particle.weight for particle in PARTICLES if particle.weight]
-    table.loc["all", "hindsight"] = np.average(table.loc[SCORED, "hindsight"], weights=weights)
+    table["hindsight"] = pd.Series(find_hindsight(candidates, truth))
     return table.loc[["all", *SCORED]].to_dict("index")
+
+
+def find_hindsight(candidates: pd.DataFrame, truth: pd.DataFrame) -> dict[str, float]:
+    """Return the F-beta of "all" and of each scored particle with the thresholds that are best for these very runs."""
+    curves = tune_thresholds(candidates, truth, SCORED, samples=2)
+    best = {name: float(curve.f_beta.max()) for name, curve in curves.items()}
+    weights = [PARTICLES.get(name).weight for name in best]
+    return {"all": float(np.average([*best.values()], weights=weights)), **best}
 
 
 def make_table(out: Path) -> str:

@@ -29,6 +29,7 @@ from unittest.mock import patch
 import numpy as np
 import pandas as pd
 import torch
+from accuracy import SCORED, find_hindsight
 from torch import nn
 from torch.nn import functional
 
@@ -39,9 +40,9 @@ from kaggle_utils.particles import PARTICLES
 from kaggle_utils.preprocessing.crops import Crops
 from kaggle_utils.preprocessing.subvolumes import Run, load_runs
 from kaggle_utils.recipes import CompetitionRecipe, get_recipe
-from kaggle_utils.scoring.thresholds import tune_thresholds
 from kaggle_utils.settings import change
 from kaggle_utils.system.files import write_text
+from kaggle_utils.training.fitting import draw_share
 from kaggle_utils.training.learner import Learner, forward
 from kaggle_utils.training.losses import LOSSES
 from kaggle_utils.training.train import build
@@ -49,7 +50,6 @@ from kaggle_utils.training.train import build
 RESULTS = Path(__file__).with_name("results") / "leads.json"
 BASE = "base", "base, again"
 BEFORE = "vnet.learning_rate=6e-3", "vnet.mixup=0"
-WEIGHTS = {particle.name: particle.weight for particle in PARTICLES.scored}
 IGNORED = 255  # the label of voxels that no loss may see
 POINT = 0.87  # voxels: a sphere of this radius holds one to eight voxels, wherever its centre lies
 TWICE = "beta-galactosidase", "thyroglobulin"  # whose weight in the score is 2
@@ -317,7 +317,7 @@ def train(changes: Sequence[Change], runs: Sequence[Run], steps: int, seed: int,
     """Return a network for each change; all learn from the same crops, on a GPU each in its own stream."""
     counts = [round(steps / one.cost) for one in changes]
     settings = [getattr(one.recipe, one.architecture) for one in changes]
-    mixing = [np.random.default_rng(seed) for _ in changes]
+    mixing = [torch.Generator().manual_seed(seed) for _ in changes]
     with patch.dict(LOSSES, {str(number): one.lose for number, one in enumerate(changes)}):
         learners = [
             Learner(make_network(one, seed, device), replace(own, loss=str(number)), device, count)
@@ -332,9 +332,7 @@ def train(changes: Sequence[Change], runs: Sequence[Run], steps: int, seed: int,
             for number, learner in enumerate(learners):
                 if taken >= counts[number]:
                     continue
-                share = None
-                if mixing[number].random() < settings[number].mixup:
-                    share = float(mixing[number].beta(0.4, 0.4))  # as in training
+                share = draw_share(settings[number].mixup, mixing[number])
                 with torch.cuda.stream(streams[number]) if streams else nullcontext():
                     learner.step(volumes, masks, share)
             for stream in streams:  # and may be replaced
@@ -369,9 +367,7 @@ def judge(network: nn.Module, change: Change, options: argparse.Namespace) -> di
             spacing = tomogram.voxel_spacing
             tables.append(find_candidates(maps, PARTICLES.names, spacing, name, radius_fraction=radius))
         truth = read_truth(data / "test_truth" / "overlay" / "ExperimentRuns")
-        curves = tune_thresholds(pd.concat(tables), truth, list(WEIGHTS), samples=2)
-        best = {name: float(curve.f_beta.max()) for name, curve in curves.items()}
-        scores[data.name] = {"all": float(np.average([*best.values()], weights=[*WEIGHTS.values()])), **best}
+        scores[data.name] = find_hindsight(pd.concat(tables), truth)
     return scores
 
 
@@ -381,18 +377,18 @@ def make_table(rows: Sequence[dict]) -> str:
     means = [{"change": row["change"], **pd.DataFrame(row["scores"].values()).mean()} for row in rows]
     keys = ["device", "steps", "data", "seed"]
     table = pd.concat([pd.DataFrame(rows)[keys], pd.DataFrame(means)], axis=1)
-    base = table[table["change"].isin(BASE)].groupby(keys)[["all", *WEIGHTS]].mean()
+    base = table[table["change"].isin(BASE)].groupby(keys)[["all", *SCORED]].mean()
     lines = []
     for (device, steps, name), own in table.groupby(["device", "steps", "change"], sort=False):
         own = own.set_index(keys)
         if not own.index.isin(base.index).all():
             raise ValueError(f"{name} was trained where the base was not, so its gain is unknown")
-        gains = own[["all", *WEIGHTS]] - base.loc[own.index]
+        gains = own[["all", *SCORED]] - base.loc[own.index]
         error = f"{gains['all'].sem():.4f}" if len(own) > 1 else ""
-        cells = [f"{gain:+.3f}" for gain in gains[list(WEIGHTS)].mean()]
+        cells = [f"{gain:+.3f}" for gain in gains[SCORED].mean()]
         row = [name, f"{own['all'].mean():.3f}", f"**{gains['all'].mean():+.4f}**", error, *cells, str(len(own))]
         lines.append(((device, steps, -gains["all"].mean()), [*row, device, str(steps)]))
-    heads = ["change", "F-beta", "gain", "its error", *WEIGHTS, "trainings", "device", "steps"]
+    heads = ["change", "F-beta", "gain", "its error", *SCORED, "trainings", "device", "steps"]
     cells = [heads, ["---"] * len(heads), *(line for _, line in sorted(lines, key=lambda line: line[0]))]
     return "\n".join("| " + " | ".join(line) + " |" for line in cells)
 

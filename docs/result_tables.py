@@ -222,21 +222,19 @@ def show_demo() -> str:
 
 def show_demos() -> str:
     """Return the F-beta of all runs of the demo and of each particle in them."""
-    rows = []
-    for name, demo in read_demos().items():
-        parts = [demo["particles"][particle]["f_beta"] for particle in accuracy.SCORED]
-        rows.append([name, f"**{demo['score']:.3f}**", *(f"{part:.3f}" for part in parts)])
+    rows = [[name, *_list_f_betas(demo)] for name, demo in read_demos().items()]
     return tabulate(["run of the demo", "F-beta", *accuracy.SCORED], rows)
 
 
 def show_hard() -> str:
     """Return what networks at demo scale find on hard tomograms: F-beta, that of each particle, and the cost."""
-    rows = []
-    for result in read("hard.json"):
-        parts = [result["particles"][particle]["f_beta"] for particle in accuracy.SCORED]
-        cells = [result["what"], f"**{result['score']:.3f}**", *(f"{part:.3f}" for part in parts), result["cost"]]
-        rows.append(cells)
+    rows = [[result["what"], *_list_f_betas(result), result["cost"]] for result in read("hard.json")]
     return tabulate(["", "F-beta", *accuracy.SCORED, "cost"], rows)
+
+
+def _list_f_betas(result: dict) -> list[str]:
+    parts = [result["particles"][particle]["f_beta"] for particle in accuracy.SCORED]
+    return [f"**{result['score']:.3f}**", *(f"{part:.3f}" for part in parts)]
 
 
 # ---- speed

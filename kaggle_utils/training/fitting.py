@@ -134,7 +134,7 @@ class _Training:
         if state.losses:
             state.generator.set_state(resumed_at)
         for volumes, masks in batches:
-            share = _draw_share(self._settings.mixup, state.generator)
+            share = draw_share(self._settings.mixup, state.generator)
             self._unsent.append(state.learner.step(volumes, masks, share))
             if len(self._unsent) < _READ_EVERY[kind]:
                 continue
@@ -251,7 +251,7 @@ def _write_results(folder: Path, state: State) -> None:
         pd.DataFrame(state.history).to_csv(temporary, index=False)
 
 
-def _draw_share(mixup: float, generator: torch.Generator) -> float | None:
+def draw_share(mixup: float, generator: torch.Generator) -> float | None:
     """For a share `mixup` of the batches, draw the share of each volume in a mixture of two; None for the others."""
     if not mixup or torch.rand(1, generator=generator) >= mixup:
         return None
