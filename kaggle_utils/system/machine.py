@@ -89,16 +89,19 @@ def find_free_memory(device: str) -> int:
 
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
-    free = [4 * 2**30]
-    with suppress(OSError, StopIteration):
+    free, whole = [4 * 2**30], []
+    with suppress(OSError, KeyError):
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-        free = [int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]) * 1024]
+        amounts = {name: int(amount) * 1024 for name, amount, *_ in map(str.split, lines)}
+        free, whole = [amounts["MemAvailable:"]], [amounts["MemTotal:"]]
     for group, *names, cached_files in _GROUPS:
         with suppress(OSError, ValueError):  # where there is no limit, it is "max" (v2) or huge (v1)
             limit, used = (int(Path(group, name).read_text(encoding="utf-8")) for name in names)
             lines = Path(group, "memory.stat").read_text(encoding="utf-8").splitlines()
             free.append(limit - used + int(dict(line.split() for line in lines).get(cached_files, 0)))
-    return max(0, min(free)) + _count_held()
+            whole.append(limit)
+    # What glibc keeps but never touched is free to the system, too: counted twice, it may pass the whole.
+    return min([max(0, min(free)) + _count_held(), *whole])
 
 
 def _count_held() -> int:
