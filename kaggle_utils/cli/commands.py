@@ -111,6 +111,7 @@ def train(
     the models have not seen. Finished models are kept, and started ones go on."""
     import pandas as pd
 
+    from kaggle_utils.data.health import check_picked
     from kaggle_utils.data.picks import read_runs
     from kaggle_utils.data.tomograms import find_runs
     from kaggle_utils.evaluation.comparison import compare
@@ -119,7 +120,7 @@ def train(
     from kaggle_utils.particles import read_particles
     from kaggle_utils.preprocessing.subvolumes import load_runs
     from kaggle_utils.recipes import CompetitionRecipe, get_recipe
-    from kaggle_utils.system.environment import detect, find_split
+    from kaggle_utils.system.environment import detect
     from kaggle_utils.system.machine import check_devices
     from kaggle_utils.training.parallel import is_launched
     from kaggle_utils.training.train import train_models
@@ -129,12 +130,7 @@ def train(
     here = detect({**os.environ, **{name: value for name, value in given.items() if value is not None}})
     chosen, devices = get_recipe(here.recipe, here.scale, settings or here.settings), device or here.devices
     runs, scored = find_runs(data), read_particles(data).scored.names
-    found = set(read_runs(runs, data)["particle_type"])
-    if lacking := [name for name in scored if name not in found]:
-        raise ValueError(
-            f"no run in {find_split(data, 'train')} has a pick of {', '.join(lacking)}: nothing would be learnt of it; "
-            "correct the name in the table of particles or of the picks, or give it a weight of 0 there"
-        )
+    check_picked(data, scored, {*read_runs(runs, data)["particle_type"]})
     changed = f" with {' '.join(settings or here.settings)}" if settings or here.settings else ""
     print(
         f"{chosen.name} recipe at {chosen.scale} scale{changed} on {', '.join(devices)}: {_count(len(runs), 'run')}, "

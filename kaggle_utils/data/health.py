@@ -1,7 +1,7 @@
 """Whether tomograms and their picks look sound: intensities, power spectra, and where picks stand."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import pandas as pd
 from scipy.spatial import cKDTree
 
 from kaggle_utils.data.tomograms import find_runs, find_tomograms, load_tomogram
+from kaggle_utils.system.environment import find_split
 
 PERCENTILES = (1, 25, 50, 75, 99)
 _RINGS = 24  # of a radial spectrum, from 0 to half a wave per voxel
@@ -28,6 +29,16 @@ class Spectrum:
     radial: pd.DataFrame
     nyquist: float
     max_tilt: float
+
+
+def check_picked(data: str | Path, scored: Sequence[str], found: Container[str]) -> None:
+    """Raise ValueError when one of the particles that are `scored` is not among those `found` in the training picks: a
+    name that is written otherwise would cost hours of training, and then score 0."""
+    if lacking := [name for name in scored if name not in found]:
+        raise ValueError(
+            f"no run in {find_split(data, 'train')} has a pick of {', '.join(lacking)}: nothing would be learnt of it; "
+            "correct the name in the table of particles or of the picks, or give it a weight of 0 there"
+        )
 
 
 def measure_intensities(

@@ -40,6 +40,7 @@ def check_inputs(env: Environment, only: Sequence[str] = ()) -> None:
 
 
 def _find_data_faults(data: Path, numbers: set[str], recipe: Recipe) -> list[str]:
+    from kaggle_utils.data.health import check_picked
     from kaggle_utils.data.picks import read_run
     from kaggle_utils.data.spacing import find_shape
     from kaggle_utils.data.tomograms import find_group, find_runs, find_tomograms, read_shape, read_voxel_spacing
@@ -49,7 +50,7 @@ def _find_data_faults(data: Path, numbers: set[str], recipe: Recipe) -> list[str
     edge = recipe.subvolume_size if numbers & cut else 0
     faults, found, kinds, wanted, where = [], set(), set(), 0.0, find_split(data, "train")
     try:
-        catalogue = read_particles(data)
+        scored = read_particles(data).scored.names
         runs = find_runs(data) if numbers & {"01", "02", "03", "04", "05"} else []
         if "06" in numbers:
             find_runs(data, "test")
@@ -81,14 +82,13 @@ def _find_data_faults(data: Path, numbers: set[str], recipe: Recipe) -> list[str
         warnings.warn(
             f"folds is {_count_folds(recipe)}, but there are only {len(runs)} runs: each is left out once", stacklevel=3
         )
-    lacking = [particle.name for particle in catalogue.scored if particle.name not in found]
     if runs and not found and not faults:
         faults.append(f"no run in {where} has a pick of a known particle: the networks would learn nothing")
-    elif recipe.name == "report" and numbers & {"03", "04"} and lacking and not faults:
-        faults.append(
-            f"no run in {where} has a pick of {', '.join(lacking)}, but the report recipe trains a model for "
-            "each particle with a weight; use the competition recipe"
-        )
+    elif numbers & {"03", "04"} and not faults:
+        try:
+            check_picked(data, scored, found)
+        except ValueError as error:
+            faults.append(str(error))
     return faults
 
 
