@@ -80,7 +80,7 @@ def draw(tomogram: Tomogram, z: int, truth: pd.DataFrame, picks: pd.DataFrame) -
         panels[0], image, tomogram.voxel_spacing, f"a slice of a synthetic test tomogram, z = {height / 10:.0f} nm"
     )
     hits, misses, false = (near & found).sum(), (near & ~found).sum(), (drawn & (hit < 0)).sum()
-    title = f"{hits} particles found, {misses} missed, {false} false picks"
+    title = f"scored particles: {hits} found, {misses} missed, {false} false picks"
     parts.show_slice(panels[1], image, tomogram.voxel_spacing, title)
     centres, radii = parts.place(truth[near], tomogram.voxel_spacing, PARTICLES)
     for name, (_, y, x), radius in zip(truth[near]["particle_type"], centres, radii, strict=True):

@@ -205,7 +205,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(command=validate)
     command.add_argument("submission", type=Path, help="the CSV")
     _add_data(command, "train/ and test/")
-    command.add_argument("--split", choices=("train", "test"), default="test", help="part of the data (test)")
+    command.add_argument("--split", choices=("train", "test"), help="part of the data (test)")
     command.add_argument(
         "--particles", type=Path, metavar="PATH", help="particles.json, or the data folder that has it (of the data)"
     )

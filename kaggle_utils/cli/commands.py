@@ -223,7 +223,7 @@ def predict(
     for outcome in outcomes:
         for problem in outcome.problems:
             print(f"{show_name(outcome.run)}, {outcome.state}: {problem}")
-    picks = sum(len(outcome.picks) for outcome in outcomes)
+    picks = sum(outcome.count for outcome in outcomes)
     print(f"{count_states(outcomes)}\nsubmission: {out} ({_count(picks, 'pick')})")
     if not ensemble.catalogue.is_competition:
         table = out.with_name(f"{out.stem}.particles.json")
@@ -270,7 +270,7 @@ def score(submission: Path, truth: Path, particles: Path | None = None, as_json:
     return 0
 
 
-def validate(submission: Path, data: Path, split: str, particles: Path | None = None) -> int:
+def validate(submission: Path, data: Path, split: str = "test", particles: Path | None = None) -> int:
     """Print a line for each broken rule of the format. `particles` is a data folder or a file; else they are those of
     `data`."""
     from kaggle_utils.particles import read_particles
@@ -316,10 +316,11 @@ def publish(
         print("\nnow:", flush=True)
         waiting = push_folder(folder, only)
         if not waiting:
-            print("all notebooks are pushed")
+            print("all chosen notebooks are pushed" if only else "all notebooks are pushed")
             return 0
+        numbers = " ".join(slug.split("-")[1] for slug in waiting)
         print(f"not pushed, because the notebooks that they need are not complete: {', '.join(waiting)}")
-        print(f"once they are: the same command with --only {waiting[0].split('-')[1]} (without --only, all run again)")
+        print(f"once they are: the same command with --only {numbers} (without --only, all run again)")
     return 0
 
 

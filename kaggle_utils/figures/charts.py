@@ -56,10 +56,11 @@ def draw_frequencies(points: pd.DataFrame, catalogue: Catalogue = PARTICLES) -> 
     figure.legend(loc="outside lower center", ncols=6)
     totals = counts.sum()
     most, least = totals.idxmax(), totals.idxmin()
-    ratio = (
-        f"{most} ({totals[most]}) is {totals[most] / totals[least]:.1f} times as frequent as {least} ({totals[least]})"
-    )
-    set_title(figure, f"Picks of each particle in each run: {ratio}")
+    title = "Picks of each particle in each run"
+    if most != least:
+        ratio = f"{totals[most] / totals[least]:.1f} times as frequent as {least} ({totals[least]})"
+        title += f": {most} ({totals[most]}) is {ratio}"
+    set_title(figure, title)
     return figure
 
 
@@ -77,7 +78,7 @@ def draw_balance(counts: pd.DataFrame) -> Figure:
         percent = columns is shares
         _draw_bars(axes, counts[list(columns)], "{:.2g}" if percent else "{:.0f}")
         axes.set_ylabel("share (%)" if percent else "sub-volumes")
-        axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(columns))
     all_axes[-1, 0].set_xlabel("particle")
     set_title(figure, "Class balance: what the tomograms hold, and what training gets")
     return figure
@@ -151,7 +152,8 @@ def draw_confusions(confusions: pd.DataFrame, title: str) -> Figure:
 @styled
 def draw_forest(scores: pd.DataFrame, title: str, chosen: str = "") -> Figure:
     """Draw scores with their intervals (columns `f_beta`, `low` and `high`), a row for each of the index, the best
-    first. Those of networks, ensembles or recipes can be joined with `pd.concat`. The `chosen` one stands out."""
+    first; the index has its name, or they are ways. Those of networks, ensembles or recipes can be joined with
+    `pd.concat`. The `chosen` one stands out."""
     scores = scores.sort_values("f_beta", ascending=False, kind="stable")
     names = [", ".join(name) if isinstance(name, tuple) else str(name) for name in scores.index]
     figure, axes = plt.subplots(figsize=(8, 1.1 + 0.3 * len(scores)))
@@ -164,7 +166,7 @@ def draw_forest(scores: pd.DataFrame, title: str, chosen: str = "") -> Figure:
         axes.annotate(f"{f_beta:.3f}", (1.01, row), xycoords=("axes fraction", "data"), va="center")
     axes.axvline(scores["f_beta"].max(), color=GREY, lw=1, ls=":")
     axes.set_yticks(range(len(scores)), names)
-    axes.set(xlabel="F-beta, and its 90 % interval", ylabel="way", ylim=(len(scores) - 0.5, -0.5))
+    axes.set(xlabel="F-beta, and its 90 % interval", ylabel=scores.index.name or "way", ylim=(len(scores) - 0.5, -0.5))
     for label in axes.get_yticklabels():
         label.set_fontweight("bold" if label.get_text() == chosen else "normal")
     axes.grid(axis="x", alpha=0.3)

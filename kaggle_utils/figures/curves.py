@@ -152,7 +152,7 @@ def draw_aims(scores: pd.DataFrame, catalogue: Catalogue = PARTICLES) -> Figure:
             before, after = (points.loc[kept, ["recall", "precision"]].to_numpy(dtype=float) for kept in (False, True))
             axes.annotate("", after, before, arrowprops={"arrowstyle": "->", "color": colour, "shrinkA": 4})
             axes.plot(*before, "o", color=colour, ms=8, mfc="white", mew=2)
-            axes.plot(*after, "o", color=colour, ms=8)
+            axes.plot(*after, "o", color=colour, ms=8, alpha=0.7)  # several may be right nearly always
         whole = scores.loc[aim].xs("all", level="particle")
         parts = [
             f"{words}: F-beta {whole.loc[kept, 'f_beta']:.2f}, F1 {whole.loc[kept, 'f1']:.2f}"

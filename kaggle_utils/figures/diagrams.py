@@ -17,7 +17,7 @@ from kaggle_utils.recipes import CompetitionRecipe, ModelRecipe, Recipe
 # particles the first six are drawn.
 _PLACES = ((0.22, 0.25), (0.45, 0.15), (0.75, 0.2), (0.27, 0.7), (0.55, 0.46), (0.78, 0.78))
 _MIDDLE = 2.0  # the height of the pipeline
-_ROWS = "id, experiment,\nparticle_type,\nx, y, z (Å)"
+_ROWS = "id, run,\nparticle,\nx, y, z (Å)"
 
 
 @styled
@@ -101,7 +101,7 @@ def _draw_committee(axes: Axes, catalogue: Catalogue) -> tuple[str, dict[float, 
         _draw_arrow(axes, (1.4, _MIDDLE), (1.97, y))
         _draw_box(axes, 2.85, y, 1.7, 1, f"{name},\none for each\nrun left out", BLUE)
         _draw_arrow(axes, (3.73, y), (4.12, _MIDDLE + 0.3 * (y - _MIDDLE)))
-    _draw_box(axes, 4.75, _MIDDLE, 1.2, 1, "mean of\nthe chosen\nones", GREY)
+    _draw_box(axes, 4.75, _MIDDLE, 1.2, 1, "mean of\nchosen\nones", GREY)
     for place, (particle, y) in enumerate(_spread(shown, 2 * _MIDDLE + 0.1, -0.1)):
         _draw_arrow(axes, (5.38, _MIDDLE + 0.15 * (y - _MIDDLE)), (6.05, y))
         _draw_picture(axes, 6.45, y, 0.66, [None] * place + [particle])
@@ -157,9 +157,9 @@ def _draw_network(
         _draw_arrow(axes, (-between, bottom), (-between, top - row), VERMILION)
         _draw_arrow(axes, (between, top - row), (between, bottom), GREEN)
     if stem:
-        place, wide = edge - 1.2 * width / 2, 1.2 * width
+        place, wide = edge - 1.3 * width / 2, 1.3 * width
         _draw_box(axes, -place, entry, wide, height, f"convolution 6×6×6,\nstride 2: 1 → {first}", "black")
-        text = f"convolution 1×1×1, each\nvoxel repeated: {first} → {logits}"
+        text = f"convolution 1×1×1,\nvoxels repeated: {first} → {logits}"
         _draw_box(axes, place, entry, wide, height, text, "black")
         _draw_arrow(axes, (-edge + 0.3, entry - height / 2), (-edge + 0.3, height / 2))
         _draw_arrow(axes, (edge - 0.3, height / 2), (edge - 0.3, entry - height / 2))

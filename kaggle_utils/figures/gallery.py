@@ -13,6 +13,7 @@ from kaggle_utils.figures.panels import GREYS, add_scale_bar, draw_circle, find_
 from kaggle_utils.figures.style import set_title, styled
 from kaggle_utils.particles import PARTICLES, Catalogue
 
+_COLUMNS = 3  # of picks that went wrong
 _GAP = 2  # voxels between the three slices of a crop
 _THICK = 1 / 3  # radii of the particle to either side of the middle: a single slice of one particle is mostly noise
 _ERRORS = {"false": "false pick", "missed": "missed"}
@@ -48,7 +49,8 @@ def draw_averages(
                 circle = np.array([middle, y, particle.radius / voxel_spacing]) * voxel_spacing / 10
                 draw_circle(axes, circle, particle.colour, 0.6)
             axes.set_title(f"{name}\n{count}")
-    add_scale_bar(grid[0, 0], grid[0, 0].get_xlim()[1])
+    shown = next(axes for axes in grid.T.flat if axes.images)  # the first particle may have no crops in the first row
+    add_scale_bar(shown, shown.get_xlim()[1])
     set_title(figure, "Means of crops, across z (above) and across y (below), and how many crops each has")
     return figure
 
@@ -96,14 +98,13 @@ def _draw_crops(
     captions: Sequence[str],
     title: str,
     catalogue: Catalogue,
-    columns: int = 3,
 ) -> Figure:
     """Draw each crop from three sides, the means of its middle slices across z, y and x, each in its own range of
     greys, with a circle of the particle's radius."""
     size = crops.shape[1]
     middle, step = size // 2, size + _GAP
-    rows = max(1, -(-len(crops) // columns))
-    figure, grid = plt.subplots(rows, columns, figsize=(9.6, 0.5 + 1.5 * rows), squeeze=False)
+    rows = max(1, -(-len(crops) // _COLUMNS))
+    figure, grid = plt.subplots(rows, _COLUMNS, figsize=(9.6, 0.5 + 1.5 * rows), squeeze=False)
     for axes in grid.flat[len(crops) :]:
         axes.remove()
     for axes, crop, name, caption in zip(grid.flat, crops, points["particle_type"], captions, strict=False):

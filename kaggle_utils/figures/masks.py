@@ -21,15 +21,14 @@ def draw_label_steps(
     grid: np.ndarray,
     mask: np.ndarray,
     voxel_spacing: float,
-    z: int | None = None,
     particle: str | None = None,
     catalogue: Catalogue = PARTICLES,
 ) -> Figure:
     """Draw in one slice how labels are made: tomogram, centroids (`grid`) and spheres (`mask`), all (z, y, x).
 
-    z=None takes the slice with most labelled voxels. A `particle` gives the colour and the name.
+    It is the slice with most labelled voxels. A `particle` gives the colour and the name.
     """
-    z = int(np.count_nonzero(mask, axis=(1, 2)).argmax()) if z is None else z
+    z = int(np.count_nonzero(mask, axis=(1, 2)).argmax())
     name, colour = (particle, catalogue.get(particle).colour) if particle else ("particle", VERMILION)
     centroids = np.argwhere(grid)
     # The slice cuts the sphere of a centroid if it is labelled straight above or below the centroid.
@@ -111,16 +110,14 @@ def draw_annotated_masks(
     volume: np.ndarray,
     masks: Mapping[str, np.ndarray],
     voxel_spacing: float,
-    z: int | None = None,
     catalogue: Catalogue = PARTICLES,
 ) -> Figure:
     """Draw a slice, and beside it the same slice of each {name: annotated mask}.
 
-    Annotated masks are uint8 (z, y, x): 0 is background, and the particles with a weight are numbered from 1. z=None
-    takes the slice with most labelled voxels in all masks together.
+    Annotated masks are uint8 (z, y, x): 0 is background, and the particles with a weight are numbered from 1. The slice
+    is the one with most labelled voxels in all masks together.
     """
-    if z is None:
-        z = int(sum(np.count_nonzero(mask, axis=(1, 2)) for mask in masks.values()).argmax())
+    z = int(sum(np.count_nonzero(mask, axis=(1, 2)) for mask in masks.values()).argmax())
     figure, panels = make_panels(len(masks) + 1, volume.shape, columns=min(len(masks) + 1, 3))
     show_slice(panels[0], volume[z], voxel_spacing, "tomogram")
     for axes, (name, mask) in zip(panels[1:], masks.items(), strict=True):

@@ -88,7 +88,7 @@ def view_run(
     }
     title = f"{next(iter(runs), 'no picks')}: {len(picks)} picks"
     title += "" if truth is None else f", {len(truth)} true particles"
-    reduced = [f"every {step}. slice is shown"] * (step > 1)
+    reduced = [f"one slice in {step} is shown"] * (step > 1)
     reduced += [f"a pixel is the mean of {block} × {block} voxels"] * (block > 1)
     page = fill_template(
         files(__package__) / "viewer.html",

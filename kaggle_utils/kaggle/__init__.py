@@ -6,22 +6,8 @@ Comes in: the repository. Goes out: executed notebooks, or a folder for the Kagg
 Only the command line imports this room."""
 
 from kaggle_utils.kaggle.checks import check_inputs
-from kaggle_utils.kaggle.notebooks import NotebookError, find_notebooks, run_notebooks
-from kaggle_utils.kaggle.publish import build_folder, find_faults, find_kernels
+from kaggle_utils.kaggle.notebooks import NotebookError, run_notebooks
+from kaggle_utils.kaggle.publish import build_folder
 from kaggle_utils.kaggle.push import list_commands, push_folder
-from kaggle_utils.kaggle.wheels import collect_wheels, find_imports, find_wheel_faults
 
-__all__ = [
-    "NotebookError",
-    "build_folder",
-    "check_inputs",
-    "collect_wheels",
-    "find_faults",
-    "find_imports",
-    "find_kernels",
-    "find_notebooks",
-    "find_wheel_faults",
-    "list_commands",
-    "push_folder",
-    "run_notebooks",
-]
+__all__ = ["NotebookError", "build_folder", "check_inputs", "list_commands", "push_folder", "run_notebooks"]

@@ -281,7 +281,8 @@ def _write_page(notebook: "NotebookNode", copy: Path, folder: Path) -> Path:
     exporter = HTMLExporter(embed_images=True, log=quiet)
     page, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": copy.stem, "path": str(folder)}})
     # It fills in the same words for each figure; what a figure says of itself is in its metadata.
-    texts = iter([_describe(output) for cell in _code_cells(notebook) for output in cell.outputs if _is_figure(output)])
+    figures = [output for cell in _code_cells(notebook) for output in cell.outputs if _is_figure(output)]
+    texts = iter([figure.metadata.get("image/png", {}).get("alt", "") for figure in figures])
     page = _NO_TEXT.sub(lambda found: f'alt="{html.escape(next(texts, "") or "figure")}"', page)
     write_text(copy.with_suffix(".html"), page)
     return copy.with_suffix(".html")
@@ -289,10 +290,6 @@ def _write_page(notebook: "NotebookNode", copy: Path, folder: Path) -> Path:
 
 def _is_figure(output: "NotebookNode") -> bool:
     return "image/png" in output.get("data", {})
-
-
-def _describe(figure: "NotebookNode") -> str:
-    return figure.metadata.get("image/png", {}).get("alt", "")
 
 
 def _code_cells(notebook: "NotebookNode") -> list:

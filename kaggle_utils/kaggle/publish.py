@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from kaggle_utils.kaggle.notebooks import find_notebooks
-from kaggle_utils.kaggle.wheels import PYTHON, collect_wheels, find_imports, find_wheel_faults
+from kaggle_utils.kaggle.wheels import collect_wheels, find_imports, find_wheel_faults
 from kaggle_utils.recipes import RECIPE_NAMES, Recipe, get_recipe, list_changes
 from kaggle_utils.system.environment import COMPETITION, NAME_PART
 from kaggle_utils.system.files import replacing_folder, write_text
@@ -43,7 +43,6 @@ def build_folder(
     user: str,
     models: Iterable[str | Path] = (),
     out: str | Path = OUT,
-    python: str = PYTHON,
     recipe: str = RECIPE_NAMES[0],
     settings: Sequence[str] = (),
 ) -> Path:
@@ -55,7 +54,6 @@ def build_folder(
     models : model folders, or folders of them (then without baselines); `ensemble.json` of their work folder comes
         along. With both, the submission needs no other notebook's outputs.
     out : the folder to write; if it exists, it must be empty or written by this function.
-    python : version of the Python that the wheels are for.
     recipe : recipe that the notebooks run.
     settings : changes of it, such as "unet.epochs=20".
 
@@ -88,7 +86,7 @@ def build_folder(
         dataset = folder / "dataset"
         dataset.mkdir()
         copy_models(models, dataset, full)
-        collect_wheels(dataset, python)
+        collect_wheels(dataset)
         shutil.copyfile(_REPOSITORY / "LICENSE", dataset / "LICENSE")
         _write_json(dataset / "dataset-metadata.json", _describe_dataset(user))
         for kernel in _describe_kernels(user, notebooks, with_models=(dataset / "ensemble.json").is_file()):
@@ -97,7 +95,7 @@ def build_folder(
             _write_json(place / "kernel-metadata.json", kernel)
             notebook = (notebooks[0].parent / kernel["code_file"]).read_text(encoding="utf-8")
             write_text(place / kernel["code_file"], _choose_recipe(notebook, recipe, settings))
-        faults = find_faults(folder, python)
+        faults = find_faults(folder)
         if faults:
             raise ValueError("\n".join(["nothing was written, because it would fail on Kaggle:", *faults]))
     return out
@@ -242,7 +240,7 @@ def _list_needed(choice: str, names: set[str]) -> set[str]:
     }
 
 
-def find_faults(folder: Path, python: str = PYTHON) -> list[str]:
+def find_faults(folder: Path) -> list[str]:
     """Return a line for each fault in a folder of `build_folder` at which the CLI, Kaggle or a notebook would fail."""
     dataset = json.loads((folder / "dataset" / "dataset-metadata.json").read_text(encoding="utf-8"))
     kernels = {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in find_kernels(folder)}
@@ -275,7 +273,7 @@ def find_faults(folder: Path, python: str = PYTHON) -> list[str]:
         ]
         faults += [f"{path.name}/kernel-metadata.json: {fault}" for holds, fault in rules if not holds]
         modules |= find_imports(code) if code.is_file() else set()
-    return faults + find_wheel_faults(sorted((folder / "dataset").glob("*.whl")), modules, python)
+    return faults + find_wheel_faults(sorted((folder / "dataset").glob("*.whl")), modules)
 
 
 def find_kernels(folder: Path) -> list[Path]:

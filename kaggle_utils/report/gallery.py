@@ -6,14 +6,12 @@ from matplotlib.figure import Figure
 
 from kaggle_utils import figures
 from kaggle_utils.data.excerpts import average_crops, gather_crops
-from kaggle_utils.data.health import measure_intensities, measure_places
-from kaggle_utils.data.tomograms import find_runs, read_extent
+from kaggle_utils.data.health import measure_places
 from kaggle_utils.report.sources import Judged, Sources
 from kaggle_utils.scoring.confusion import count_confusions, group_outcomes, list_errors
 
 _EACH = 2  # errors of a kind and particle
 _CROPS = 30  # of an outcome and particle; of six particles, all have 0.3 GB
-_MEASURED = 20  # training runs whose tomograms are read
 
 
 def choose_runs(judged: Judged, most: int) -> list[str]:
@@ -80,15 +78,7 @@ def draw_errors(sources: Sources, runs: list[str]) -> Figure:
     return figures.draw_errors(errors, *crops, judged.catalogue)
 
 
-def draw_intensities(sources: Sources) -> Figure:
-    """Draw the raw intensities of training runs, of the type of tomogram that the networks see."""
-    data, kind = sources.require_data(), sources.recipe.tomogram
-    return figures.draw_run_intensities(measure_intensities(data, "train", find_runs(data)[:_MEASURED], kind))
-
-
 def draw_places(sources: Sources) -> Figure:
-    """Draw how far annotated particles of the same runs are from their next and from the faces of the tomogram."""
-    data, kind = sources.require_data(), sources.recipe.tomogram
-    sizes = {run: read_extent(run, data, "train", kind) for run in find_runs(data)[:_MEASURED]}
-    table = pd.DataFrame.from_dict(sizes, orient="index", columns=[*"xyz"]).rename_axis("experiment")
-    return figures.draw_places(measure_places(sources.read_points([*sizes]), table), sources.catalogue)
+    """Draw how far annotated particles are from their next and from the faces of the tomogram."""
+    points = sources.read_points(sources.intensities.index.unique("experiment"))
+    return figures.draw_places(measure_places(points, sources.intensities), sources.catalogue)

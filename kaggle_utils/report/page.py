@@ -26,7 +26,6 @@ from kaggle_utils.report.gallery import (
     draw_confusions,
     draw_errors,
     draw_first,
-    draw_intensities,
     draw_means,
     draw_places,
     draw_run,
@@ -84,15 +83,6 @@ def write_report(work: str | Path, data: str | Path | None = None, submission: s
 def make_parts(sources: Sources) -> dict[str, Any]:
     """Return what the template shows: texts, `Table`, `Picture`, viewers, lists of them, or `Missing`."""
     start = time.perf_counter()
-
-    def make(part: Callable[[], Any]) -> Any:
-        try:
-            return part()
-        except (OSError, ValueError) as error:
-            return Missing(_shorten(str(error), sources))
-        except Exception as error:  # no reason to lose the other parts
-            return Missing(_shorten(f"{type(error).__name__}: {error}", sources))
-
     parts: dict[str, Callable[[], Any]] = {
         "recipe": lambda: sources.recipe,
         "words": lambda: {step: figures.tell(sources.recipe, step).markdown for step in _STEPS},
@@ -118,7 +108,7 @@ def make_parts(sources: Sources) -> dict[str, Any]:
         "means": lambda: draw(draw_means(sources, choose_runs(sources.shown, _RUNS))),
         "test_confusions": lambda: draw(draw_confusions(sources.test)),
         "left_out_confusions": lambda: draw(draw_confusions(sources.left_out)),
-        "intensities": lambda: draw(draw_intensities(sources)),
+        "intensities": lambda: draw(figures.draw_run_intensities(sources.intensities)),
         "places": lambda: draw(draw_places(sources)),
         "states": lambda: count_states(sources.outcomes),
         "outcomes": lambda: _list_outcomes(sources),
@@ -127,7 +117,7 @@ def make_parts(sources: Sources) -> dict[str, Any]:
         "hours": lambda: write_time(sources.train_seconds()),
         "seconds": lambda: write_time(sum(outcome.seconds for outcome in sources.outcomes)),
     }
-    made = {name: make(part) for name, part in parts.items()}
+    made = {name: _make(sources, part) for name, part in parts.items()}
     data = sources.data
     return made | {
         "data": "a phantom (simulated)" if data and is_phantom(data) else data.name if data else "none given",
@@ -136,6 +126,15 @@ def make_parts(sources: Sources) -> dict[str, Any]:
         "versions": _list_versions(),
         "took": write_time(time.perf_counter() - start),
     }
+
+
+def _make(sources: Sources, part: Callable[..., Any], *arguments: Any) -> Any:
+    """Return a part, or why it is not there."""
+    try:
+        return part(*arguments)
+    except Exception as error:  # no reason to lose the other parts
+        kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
+        return Missing(_shorten(f"{kind}{error}", sources))
 
 
 def draw(figure: Figure) -> Picture:
@@ -213,13 +212,9 @@ def _judge(judged: Judged) -> dict[str, Any]:
 
 
 def _draw_runs(sources: Sources) -> list[tuple[str, Picture | Missing]]:
-    scores = sources.shown.run_scores
-    drawn: list[tuple[str, Picture | Missing]] = []
+    scores, drawn = sources.shown.run_scores, []
     for run in choose_runs(sources.shown, _RUNS):
-        try:
-            part: Picture | Missing = draw(draw_run(sources, run))
-        except (OSError, ValueError) as error:
-            part = Missing(_shorten(str(error), sources))
+        part = _make(sources, lambda run: draw(draw_run(sources, run)), run)
         drawn.append((f"{run}: F-beta {scores[run]:.3f} by itself" if run in scores else run, part))
     return drawn
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kaggle_utils.data.picks import read_run, read_truth
+from kaggle_utils.data.health import measure_intensities
+from kaggle_utils.data.picks import read_runs, read_truth
 from kaggle_utils.data.salvage import salvage_tomogram
 from kaggle_utils.data.tomograms import Tomogram, find_runs, is_plain_name, normalise
 from kaggle_utils.evaluation.records import Record, read_record
@@ -25,6 +26,7 @@ from kaggle_utils.submission.pipeline import fingerprint, load_ensemble
 from kaggle_utils.system.files import read_json
 
 _HISTORY = ["epoch", "train_loss", "validation_loss", "validation_dice", "seconds"]
+_MEASURED = 20  # training runs whose tomograms are read
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,13 @@ class Sources:
 
     def read_points(self, runs: Sequence[str]) -> pd.DataFrame:
         """Return the annotated picks of training runs."""
-        return pd.concat([read_run(run, self.require_data()) for run in runs], ignore_index=True)
+        return read_runs(runs, self.require_data())
+
+    @cached_property
+    def intensities(self) -> pd.DataFrame:
+        """Lengths and raw intensities of training runs, of the type of tomogram that the networks see."""
+        data = self.require_data()
+        return measure_intensities(data, "train", find_runs(data)[:_MEASURED], self.recipe.tomogram)
 
     @cached_property
     def _last(self) -> dict[tuple[str, str], Tomogram]:

@@ -29,8 +29,8 @@ _MALFORMED = (OSError, ValueError, KeyError, TypeError, AttributeError, Overflow
 @dataclass(frozen=True)
 class Outcome:
     """What a run has given: its picks table, or a function that reads it, its problems in words, its level, how many
-    seconds it took, and, of one that was read, the fingerprint of the models and settings that made it. The level is
-    None when nothing could be computed."""
+    seconds it took, of one that was read the fingerprint of the models and settings that made it, and the `count` of
+    its picks, which only a function leaves to say. The level is None when nothing could be computed."""
 
     run: str
     table: pd.DataFrame | Callable[[], pd.DataFrame] = field(default_factory=make_picks)
@@ -38,8 +38,11 @@ class Outcome:
     level: Level | None = None
     seconds: float = 0.0
     fingerprint: str = ""
+    count: int = 0
 
     def __post_init__(self) -> None:
+        if not callable(self.table):
+            object.__setattr__(self, "count", len(self.table))
         # Problems name files, and the name of a file may hold characters that no terminal can show.
         problems = (text.encode("utf-8", "backslashreplace").decode() for text in self.problems)
         object.__setattr__(self, "problems", tuple(problems))
@@ -199,7 +202,7 @@ def summarise(outcomes: Sequence[Outcome]) -> pd.DataFrame:
         {
             "run": show_name(outcome.run),
             "state": outcome.state,
-            "picks": len(outcome.picks),
+            "picks": outcome.count,
             "views": outcome.level.views if outcome.level else 0,
             "networks": outcome.level.networks if outcome.level else 0,
             "seconds": round(outcome.seconds, 1),

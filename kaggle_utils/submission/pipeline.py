@@ -216,8 +216,8 @@ def _shelve(
     are wanted: thousands of outcomes then need no memory for them. None, which is no outcome, stays None."""
     if outcome is None:
         return None
-    run = outcome.run  # the function must not hold the outcome, which has the table
-    return replace(outcome, table=lambda: keep(run, store.read_picks(run, source)))
+    run, count = outcome.run, len(keep(outcome.run, outcome.picks))  # the function must not hold the outcome's table
+    return replace(outcome, table=lambda: keep(run, store.read_picks(run, source)), count=count)
 
 
 def _list_known(outcomes: dict[str, Any]) -> list[Outcome]:

@@ -12,6 +12,7 @@ from kaggle_utils.data.picks import PICK_COLUMNS
 from kaggle_utils.data.tomograms import find_runs, find_tomograms, read_extent
 from kaggle_utils.particles import Catalogue, read_particles
 from kaggle_utils.submission.csv_file import EDGE, SHOWN, Violations, is_run_name, quote, read_tables
+from kaggle_utils.system.environment import find_split
 
 # Where each rule is told, after those of reading the file.
 _AGAIN, _RUN, _OUTSIDE, _FULL, _PARTICLE, _TWICE = 100, 101, 102, 105, 106, 107
@@ -51,7 +52,7 @@ def validate_submission(
     runs = [run for run in find_runs(data, split) if is_run_name(run)]
     known, broken = read_particles(data) if catalogue is None else catalogue, Violations()
     places, ids, picks = _Places(Path(data), split, known), _Repeated(), _Repeated()
-    other_runs = _Unknown("run", f"is not in {Path(data) / split}")
+    other_runs = _Unknown("run", f"is not in {find_split(data, split)}")
     other_particles = _Unknown("particle", f"is none of {', '.join(known.names)} (--particles gives another table)")
     for table in read_tables(Path(path), broken):
         if "id" in table:

@@ -142,7 +142,7 @@ def test_training_needs_picks_of_each_particle_that_is_scored(env, data, recipe)
             path.unlink()
     env = replace(env, data=data, recipe=recipe, settings=("folds=3",) * (recipe == "competition"))
     message = refusal(env, "04")
-    assert "no run in" in message and "a pick of beta-galactosidase, thyroglobulin, virus-like-particle: nothing" in message
+    assert "has a pick of beta-galactosidase, thyroglobulin, virus-like-particle: nothing would be learnt" in message
     check_inputs(env, ["01", "02"])
 
 
