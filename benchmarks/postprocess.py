@@ -24,7 +24,6 @@ from tqdm.auto import tqdm
 
 from kaggle_utils.data.picks import angstrom_to_voxel
 from kaggle_utils.data.tomograms import load_tomogram, write_ome_zarr
-from kaggle_utils.inference.peaks import find_peaks
 from kaggle_utils.inference.picking import pick_particles
 from kaggle_utils.particles import PARTICLES
 from kaggle_utils.preprocessing.labels import expand_labels_with_blobs
@@ -33,7 +32,6 @@ from kaggle_utils.system.files import write_text
 SPACING = 10.012  # Angstrom; the competition's, rounded
 _TRIES = 20  # to place a particle apart from the others
 _TIMED_PARTICLES = 3  # of the distance test over the whole grid: a thousand take a quarter of an hour
-_THRESHOLD = 0.5  # of the heat-map, whose peaks are 0.6 to 1
 
 
 @dataclass(frozen=True)
@@ -69,22 +67,6 @@ def mark(shape: tuple[int, int, int], centres: np.ndarray) -> np.ndarray:
     return grid
 
 
-def draw_heatmap(
-    shape: tuple[int, int, int], centres: np.ndarray, radius: float, rng: np.random.Generator
-) -> np.ndarray:
-    """Return a heat-map, float32 (z, y, x), of Gaussians with a standard deviation of half the radius (voxels)."""
-    heatmap = np.zeros(shape, np.float32)
-    reach = int(2 * radius)
-    for centre in centres:
-        box = tuple(map(slice, np.maximum(centre - reach, 0), centre + reach + 1))
-        place = centre - rng.random(3)  # no peak is exactly at a voxel, so no two voxels are equal
-        axes = [np.arange(size)[part] - at for size, part, at in zip(shape, box, place, strict=True)]
-        squared = sum(axis**2 for axis in np.ix_(*axes))
-        blob = rng.uniform(0.7, 1) * np.exp(-2 * squared / radius**2)
-        np.maximum(heatmap[box], blob, out=heatmap[box], casting="same_kind")
-    return heatmap
-
-
 def scipy_components(annotated: np.ndarray) -> np.ndarray:
     """Return the centroids (n, 3) of the components, one label after the other."""
     centroids = []
@@ -93,21 +75,6 @@ def scipy_components(annotated: np.ndarray) -> np.ndarray:
         components, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
         centroids += ndimage.center_of_mass(mask, components, range(1, count + 1))
     return np.array(centroids).reshape(-1, 3)
-
-
-def scipy_peaks(heatmap: np.ndarray, reach: int) -> np.ndarray:
-    """Return the indices (n, 3) of the voxels that are the highest of their cube."""
-    highest = ndimage.maximum_filter(heatmap, 2 * reach + 1) == heatmap
-    return np.argwhere(highest & (heatmap >= _THRESHOLD))
-
-
-def torch_peaks(heatmap: np.ndarray, reach: int) -> np.ndarray:
-    """The same by max_pool3d, axis by axis: the cube at once would take ten times as long."""
-    tensor = highest = torch.from_numpy(heatmap)[None, None]
-    for axis in range(3):
-        kernel = [2 * reach + 1 if axis == other else 1 for other in range(3)]
-        highest = torch.nn.functional.max_pool3d(highest, kernel, 1, [size // 2 for size in kernel])
-    return ((highest == tensor) & (tensor >= _THRESHOLD))[0, 0].nonzero().numpy()
 
 
 def distance_test(shape: tuple[int, int, int], centres: np.ndarray, radius: float) -> np.ndarray:
@@ -133,12 +100,6 @@ def compare_centroids(table: pd.DataFrame, centroids: np.ndarray) -> str:
     return f"{len(ours)} components, centroids at most {np.abs(ours - theirs).max(initial=0):.1e} voxel apart"
 
 
-def compare_peaks(ours: tuple[np.ndarray, np.ndarray], dense: np.ndarray) -> str:
-    """Whether a cube's peaks are among ours: it holds the ball, and so may have fewer."""
-    found = set(map(tuple, ours[0].tolist()))
-    return f"{len(found)} peaks; {len(found & set(map(tuple, dense.tolist())))} of the other's {len(dense)} among them"
-
-
 def compare_arrays(ours: np.ndarray, theirs: np.ndarray) -> str:
     """Whether two arrays are equal."""
     return "equal" if np.array_equal(ours, theirs) else f"{np.count_nonzero(ours != theirs)} voxels differ"
@@ -155,8 +116,7 @@ def measure(
         grid = mark(shape, centres[kinds == PARTICLES.index(particle)])
         annotated[expand_labels_with_blobs(grid, particle.radius / SPACING) > 0] = label
     confidence = (annotated > 0) * rng.uniform(0.5, 1, shape).astype(np.float16)
-    apo_ferritin, ribosome = (PARTICLES.get(name).radius / SPACING for name in ("apo-ferritin", "ribosome"))
-    heatmap = draw_heatmap(shape, centres, apo_ferritin, rng)
+    ribosome = PARTICLES.get("ribosome").radius / SPACING
     grid = mark(shape, centres)
     few = centres[:_TIMED_PARTICLES]
     volume = rng.standard_normal(shape, np.float32)
@@ -167,9 +127,6 @@ def measure(
     ways = {
         "pick_particles": partial(pick_particles, annotated, confidence, SPACING, "TS_1", min_size_fraction=0),
         "label + center_of_mass": partial(scipy_components, annotated),
-        "find_peaks": partial(find_peaks, heatmap, _THRESHOLD, apo_ferritin),
-        "maximum_filter": partial(scipy_peaks, heatmap, int(apo_ferritin)),
-        "max_pool3d": partial(torch_peaks, heatmap, int(apo_ferritin)),
         "expand_labels_with_blobs": partial(expand_labels_with_blobs, grid, ribosome),
         "distance test": partial(distance_test, shape, few, ribosome),
         "distance transform": partial(distance_transform, grid, ribosome),
@@ -181,8 +138,6 @@ def measure(
         Contest(
             "components: scipy label + center_of_mass", "pick_particles", "label + center_of_mass", compare_centroids
         ),
-        Contest("peaks: scipy maximum_filter (cube)", "find_peaks", "maximum_filter", compare_peaks),
-        Contest("peaks: torch max_pool3d (cube, axis by axis)", "find_peaks", "max_pool3d", compare_peaks),
         Contest(
             f"spheres: distance test ({len(few)} timed, scaled to {particles})",
             "expand_labels_with_blobs",

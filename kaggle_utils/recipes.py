@@ -1,8 +1,8 @@
 """Frozen settings: what is trained, how, and at which size.
 
 The `report` recipe at `full` scale follows the project report to the letter. The report trained for hours on a GPU; at
-`demo` scale the same code runs in minutes on two CPU cores, and `smoke` only shows that nothing breaks. `_SCALES` and
-`_COMPETITION_SCALES` have all differences between the scales."""
+`demo` scale the same code runs in minutes on two CPU cores, and `smoke` only shows that nothing breaks. `_SCALES` has
+all differences between the scales."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -144,15 +144,6 @@ PUBLISHED: dict[str, dict[str, tuple[float | None, float, float, float]]] = {
     },
 }
 
-# All that changes with the scale: edge of the sub-volumes, then (width, learning rate, epochs, validate every) of each
-# network.
-_SCALES: dict[str, Any] = {
-    "full": None,
-    "demo": {"subvolume_size": 40, "baseline": (8, 3e-3, 40, 1), "unet": (8, 5e-3, 6, 1), "vnet": (8, 5e-3, 6, 2)},
-    "smoke": {"subvolume_size": 16, "baseline": (2, 1e-2, 1, 1), "unet": (2, 1e-2, 2, 1), "vnet": (2, 1e-2, 2, 1)},
-}
-
-
 # The competition recipe. Public solutions agree on small spheres, more weight for rare types, light networks at half
 # the resolution, weighted cross-entropy with an overlap loss, flips and quarter turns, averaged weights, and averaged
 # logits of several networks. benchmarks/accuracy.py measures what each is worth, as far as minutes of training can
@@ -188,29 +179,45 @@ _COMPETITION = CompetitionRecipe(
     views=4,
 )
 
-# The same for the competition recipe: edge of the sub-volumes, decay of the moving average, crops of an epoch, folds,
-# views, (width, learning rate, epochs) of each network, and the V-Net's mixup. `best` is 1: after short trainings the
-# best weights differ too much to be averaged.
-_COMPETITION_SCALES: dict[str, dict[str, Any]] = {
-    "demo": {
-        "subvolume_size": 48,
-        "average": 0.98,
-        "crops": 200,
-        "folds": 2,
-        "views": 1,
-        "unet": (16, 3e-3, 5),
-        "vnet": (8, 1e-2, 5),
-        "mixup": 0.5,
+# All that changes with the scale, for each recipe and its networks. `best` is 1: after short trainings the best weights
+# differ too much to be averaged.
+_SCALES: dict[str, dict[str, dict[str, Any]]] = {
+    "report": {
+        "full": {},
+        "demo": {
+            "subvolume_size": 40,
+            "baseline": {"width": 8, "learning_rate": 3e-3, "epochs": 40},
+            "unet": {"width": 8, "learning_rate": 5e-3, "epochs": 6},
+            "vnet": {"width": 8, "learning_rate": 5e-3, "epochs": 6, "validate_every": 2, "window": 80, "halo": 16},
+        },
+        "smoke": {
+            "subvolume_size": 16,
+            "baseline": {"width": 2, "learning_rate": 1e-2, "epochs": 1},
+            "unet": {"width": 2, "learning_rate": 1e-2, "epochs": 2},
+            "vnet": {"width": 2, "learning_rate": 1e-2, "epochs": 2, "validate_every": 1, "window": 32, "halo": 4},
+        },
     },
-    "smoke": {
-        "subvolume_size": 16,
-        "average": 0.5,
-        "crops": 4,
-        "folds": 2,
-        "views": 1,
-        "unet": (2, 1e-2, 1),
-        "vnet": (2, 1e-2, 1),
-        "mixup": 0.0,
+    "competition": {
+        "full": {},
+        "demo": {
+            **{"subvolume_size": 48, "crops": 200, "folds": 2, "views": 1},
+            "unet": {"width": 16, "epochs": 5, "average": 0.98, "best": 1},
+            "vnet": {"width": 8, "epochs": 5, "average": 0.98, "best": 1, "window": 96, "halo": 16}
+            | {"learning_rate": 1e-2, "mixup": 0.5},
+        },
+        "smoke": {
+            **{"subvolume_size": 16, "crops": 4, "folds": 2, "views": 1},
+            "unet": {"width": 2, "learning_rate": 1e-2, "epochs": 1, "average": 0.5, "best": 1},
+            "vnet": {
+                "width": 2,
+                "learning_rate": 1e-2,
+                "epochs": 1,
+                "average": 0.5,
+                "best": 1,
+                "window": 32,
+                "halo": 4,
+            },
+        },
     },
 }
 
@@ -221,41 +228,14 @@ def get_recipe(name: str = "competition", scale: str = "demo", settings: Iterabl
     Raises ValueError, naming the choices, for an unknown recipe or scale, and as `settings.change` does."""
     if name not in RECIPE_NAMES:
         raise ValueError(f"unknown recipe {name!r}; choose from {', '.join(RECIPE_NAMES)}")
-    if scale not in _SCALES:
+    if scale not in _SCALES[name]:
         raise ValueError(f"unknown scale {scale!r}; choose from {', '.join(SCALES)}")
-    return change(_scale(name, scale), settings)
-
-
-def _scale(name: str, scale: str) -> Recipe:
-    recipe = {"report": _REPORT, "competition": _COMPETITION}[name]
-    if scale == "full":
-        return recipe
-    report = _shrink(_REPORT, _SCALES[scale], scale)
-    if name == "report":
-        return report
-    sizes = _COMPETITION_SCALES[scale]
-    average, alike = sizes["average"], {key: sizes[key] for key in ("crops", "folds", "views")}
-    networks = {key: replace(getattr(recipe, key), average=average, best=1) for key in ("unet", "vnet")}
-    networks["vnet"] = replace(networks["vnet"], mixup=sizes["mixup"])
-    return _shrink(replace(recipe, baseline=report.baseline, **networks, **alike), sizes, scale)
-
-
-def _shrink(recipe: Recipe, sizes: dict, scale: str) -> Recipe:
-    edge, networks = sizes["subvolume_size"], {}
-    for key in {"baseline", "unet", "vnet"} & sizes.keys():
-        width, rate, epochs, *validate_every = sizes[key]
-        network = getattr(recipe, key)
-        window = None if network.window is None else 2 * edge
-        networks[key] = replace(
-            network,
-            width=width,
-            learning_rate=rate,
-            epochs=epochs,
-            validate_every=(validate_every or [network.validate_every])[0],
-            window=window,
-            halo=0 if window is None else window // 20 * 4,
-        )
-    return replace(recipe, scale=scale, subvolume_size=edge, **networks)
+    recipe: Recipe = {"report": _REPORT, "competition": _COMPETITION}[name]
+    changes = {
+        key: replace(getattr(recipe, key), **value) if isinstance(value, dict) else value
+        for key, value in _SCALES[name][scale].items()
+    }
+    return change(replace(recipe, scale=scale, **changes), settings)
 
 
 def list_settings(name: str) -> list[Setting]:

@@ -166,7 +166,9 @@ def _change_one(recipe: Any, name: str, text: str) -> Any:
     try:
         value = _read(text, *_find_rule(recipe, name))
     except ValueError:
-        example = values[name] or {"other_tomograms": "wbp"}.get(name, TABLE[name.rpartition(".")[2]][1][0])
+        example = values[name]
+        if example in (None, ()):
+            example = "wbp" if name == "other_tomograms" else TABLE[name.rpartition(".")[2]][1][0]
         raise ValueError(
             f"{name} is {text!r}, but must be {explain(recipe, name)}; for example {name}={write_value(example)}"
         ) from None

@@ -121,6 +121,8 @@ def test_what_cannot_be_is_refused_with_what_would_be_right(text, said):
 def test_the_report_recipe_has_settings_of_its_own():
     recipe = get_recipe("report", "demo", ["ratios=0.6,0.2,0.2", "split=runs", "unet.loss=bce"])
     assert (recipe.unet.loss, recipe.ratios, recipe.split) == ("bce", (0.6, 0.2, 0.2), "runs")
+    with pytest.raises(ValueError, match="must be true or false; for example unet.stem=false"):
+        get_recipe("report", "demo", ["unet.stem=0"])
     for text in ("ratios=0.6,0.4", "folds=2", "unet.loss=tversky", "baseline.epochs=9"):
         with pytest.raises(ValueError):
             get_recipe("report", "demo", [text])

@@ -111,9 +111,9 @@ def train(
     the models have not seen. Finished models are kept, and started ones go on."""
     import pandas as pd
 
-    from kaggle_utils.data.health import check_picked
+    from kaggle_utils.data.health import check_picked, check_types
     from kaggle_utils.data.picks import read_runs
-    from kaggle_utils.data.tomograms import find_runs
+    from kaggle_utils.data.tomograms import find_runs, find_tomograms
     from kaggle_utils.evaluation.comparison import compare
     from kaggle_utils.inference.ensemble import ENSEMBLES
     from kaggle_utils.models.folder import name_model
@@ -131,6 +131,8 @@ def train(
     chosen, devices = get_recipe(here.recipe, here.scale, settings or here.settings), device or here.devices
     runs, scored = find_runs(data), read_particles(data).scored.names
     check_picked(data, scored, {*read_runs(runs, data)["particle_type"]})
+    found = {kind for run in runs for kind in find_tomograms(run, data)}
+    check_types(data, chosen.tomogram, chosen.other_tomograms, found)
     changed = f" with {' '.join(settings or here.settings)}" if settings or here.settings else ""
     print(
         f"{chosen.name} recipe at {chosen.scale} scale{changed} on {', '.join(devices)}: {_count(len(runs), 'run')}, "

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,16 +14,6 @@ from kaggle_utils.particles import PARTICLES, Catalogue
 
 _PARTS = 8  # of a class's crops: how its offset varies with the part that is left out tells the error
 _FEWEST = 3 * _PARTS  # crops; the mean of fewer is mostly noise
-
-
-class Imaged(Protocol):
-    """A run in memory: its volume (z, y, x), and its voxel spacing in Angstrom."""
-
-    @property
-    def volume(self) -> np.ndarray: ...
-
-    @property
-    def voxel_spacing(self) -> float: ...
 
 
 class Average(NamedTuple):
@@ -53,10 +43,11 @@ def cut_crops(volume: np.ndarray, voxel_spacing: float, points: pd.DataFrame, ed
     return crops
 
 
-def gather_crops(points: pd.DataFrame, load: Callable[[str], Imaged], edge: float) -> tuple[np.ndarray, float]:
+def gather_crops(points: pd.DataFrame, load: Callable[[str], Any], edge: float) -> tuple[np.ndarray, float]:
     """Return crops as `cut_crops` does, in the order of points of several runs, and their voxel spacing.
 
-    `load` gives each run's tomogram, one after the other, normalised if runs are to be compared. Those of another voxel
+    `load` gives each run with its `volume` and `voxel_spacing`, one after the other, normalised if runs are to be
+    compared. Those of another voxel
     spacing than the first are resampled to it. Raises ValueError without any points."""
     if not len(points):
         raise ValueError("there are no points to cut out crops at")

@@ -1,7 +1,7 @@
 """Whether tomograms and their picks look sound: intensities, power spectra, and where picks stand."""
 
 import warnings
-from collections.abc import Container, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,13 +31,24 @@ class Spectrum:
     max_tilt: float
 
 
-def check_picked(data: str | Path, scored: Sequence[str], found: Container[str]) -> None:
+def check_picked(data: str | Path, scored: Sequence[str], found: Collection[str]) -> None:
     """Raise ValueError when one of the particles that are `scored` is not among those `found` in the training picks: a
     name that is written otherwise would cost hours of training, and then score 0."""
     if lacking := [name for name in scored if name not in found]:
         raise ValueError(
             f"no run in {find_split(data, 'train')} has a pick of {', '.join(lacking)}: nothing would be learnt of it; "
             "correct the name in the table of particles or of the picks, or give it a weight of 0 there"
+        )
+
+
+def check_types(data: str | Path, kind: str, others: Sequence[str], found: Collection[str]) -> None:
+    """Raise ValueError for one of the `others`, further types of tomogram beside `kind`, that is not among those
+    `found` in the training runs: training would go on without it."""
+    if unknown := [other for other in others if other not in found]:
+        known = ", ".join(sorted({*found} - {kind})) or "none"
+        raise ValueError(
+            f"other_tomograms has {', '.join(unknown)}, but no run in {find_split(data, 'train')} has such a tomogram; "
+            f"there are, beside {kind}: {known}"
         )
 
 

@@ -14,13 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from scipy import fft
 from scipy.spatial.transform import Rotation
 from tqdm.auto import tqdm
 
 from kaggle_utils.data.levels import MOST_VOXELS
-from kaggle_utils.data.picks import PICK_COLUMNS, voxel_to_angstrom, write_picks
+from kaggle_utils.data.picks import make_picks, voxel_to_angstrom, write_picks
 from kaggle_utils.data.tomograms import TOMOGRAM_TYPES, write_ome_zarr
 from kaggle_utils.particles import PARTICLES
 from kaggle_utils.system.files import write_text
@@ -230,8 +229,7 @@ def write_run(
     folder = Path(out) / split / "static" / "ExperimentRuns" / run / "VoxelSpacing10.000"
     for kind, volume in image_specimen(draw_particles(shape, names, centres, rng), rng, kinds):
         write_ome_zarr(folder / f"{kind}.zarr", volume, SPACING)
-    picks = pd.DataFrame(voxel_to_angstrom(centres, VOXEL), columns=["x", "y", "z"])
-    picks = picks.assign(experiment=run, particle_type=names)[list(PICK_COLUMNS)]
+    picks = make_picks(run, names, voxel_to_angstrom(centres, VOXEL))
     truth = "test_truth" if split == "test" else split
     write_picks(picks, Path(out) / truth / "overlay" / "ExperimentRuns", prefix=False)
 

@@ -305,5 +305,5 @@ def _join(tables: Sequence[pd.DataFrame], where: str) -> pd.DataFrame:
     points = pd.concat([make_picks(), *tables], ignore_index=True)
     repeated = points.duplicated()
     if repeated.any():
-        warnings.warn(f"{where}: {repeated.sum()} points are in two files; they are read once", stacklevel=3)
+        warnings.warn(f"{where}: {repeated.sum()} points are there twice; they are read once", stacklevel=3)
     return points[~repeated].reset_index(drop=True)

@@ -37,7 +37,7 @@ def read_project(path: str | Path) -> dict[str, Any]:
 
     Raises ValueError, naming the file, for any other JSON and wrong types, and as `read_json`."""
     config = read_json(path)
-    if not isinstance(config, dict) or not isinstance(config.get("overlay_root"), str):
+    if not isinstance(config, dict) or not isinstance(config.get("overlay_root") or None, str):
         raise ValueError(f"{path}: is no copick configuration, for it has no overlay_root; give one, or a data folder")
     kind = config.get("config_type", "filesystem")
     if kind not in ("filesystem", _PORTAL):

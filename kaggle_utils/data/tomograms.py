@@ -236,6 +236,14 @@ def read_extent(run: str, data: str | Path | None = None, split: str = "train", 
     return [size * spacing for size in read_shape(run, data, split, kind)[::-1]]
 
 
+def count_bad(volume: np.ndarray) -> int:
+    """Return how many voxels are NaN or infinite; where none is, no second array is needed."""
+    with np.errstate(invalid="ignore"):  # a sum of infinities of both signs
+        if np.isfinite(volume.sum(dtype=np.float64)):
+            return 0
+    return int(volume.size - np.isfinite(volume).sum())
+
+
 def load_tomogram(
     run: str, data: str | Path | None = None, split: str = "train", kind: str = "denoised", level: int = 0
 ) -> Tomogram:
@@ -251,10 +259,7 @@ def load_tomogram(
     volume = np.empty(array.shape, np.float32)
     for place, box in iterate_chunks(array):
         volume[box] = read_chunk(array, place)
-    with np.errstate(invalid="ignore"):  # a sum of infinities of both signs
-        total = volume.sum(dtype=np.float64)
-    if not np.isfinite(total):
-        bad = int(volume.size - np.isfinite(volume).sum())
+    if bad := count_bad(volume):
         raise ValueError(f"run {run}: {group} has {bad} voxels that are NaN or infinite; download it again")
     return Tomogram(run, volume, spacing)
 

@@ -20,23 +20,7 @@ from kaggle_utils.evaluation.folds import Calibration, Variant, calibrate, check
 from kaggle_utils.evaluation.records import Record, read_record, write_record
 
 __all__ = [
-    "Calibration",
-    "Comparison",
-    "Example",
-    "Record",
-    "Variant",
-    "calibrate",
-    "check_aims",
-    "check_thresholds",
-    "compare",
-    "compare_ensembles",
-    "compare_with_report",
-    "list_scores",
-    "pick_by_aim",
-    "predict_example",
-    "predict_held_out",
-    "read_record",
-    "read_scores",
-    "score_aims",
-    "write_record",
-]
+    "Calibration", "Comparison", "Example", "Record", "Variant", "calibrate", "check_aims", "check_thresholds",
+    "compare", "compare_ensembles", "compare_with_report", "list_scores", "pick_by_aim", "predict_example",
+    "predict_held_out", "read_record", "read_scores", "score_aims", "write_record",
+]  # fmt: skip

@@ -145,8 +145,7 @@ def compare(runs: Sequence[Run], recipe: Recipe, folder: str | Path, device: str
         write_record(Record(comparison.metric, comparison.best, scores, check, pd.DataFrame()), folder)
         return comparison
     calibration = calibrate(runs, folder, device, recipe.views)
-    table = calibration.candidates[calibration.best]
-    truth = calibration.truth
+    table, truth = calibration.candidates, calibration.truth
     scores = calibration.scores.T.set_axis(map(", ".join, calibration.scores.index), axis=1)
     check, aims = pd.DataFrame(), None
     if len(calibration.held_out) > 1:

@@ -47,22 +47,17 @@ class Calibration:
     `scores` has a row for each variant: its F-beta with the chosen thresholds, in all (`score`) and for each
     particle. `best` is the variant with the highest score among those that average networks; `curves` and `offset` are
     those of `best`. `intervals` has a row for each variant, too: its F-beta and the 90 % bootstrap interval (`low`,
-    `high`). `candidates` has each variant's candidates, with levelled confidences, on the runs `held_out`, whose true
-    particles are `truth`."""
+    `high`). `candidates` are those of `best`, with levelled confidences, on the runs `held_out`, whose true particles
+    are `truth`."""
 
     scores: pd.DataFrame
     intervals: pd.DataFrame
     best: Variant
     curves: dict[str, Curve]
     offset: Offset
-    candidates: dict[Variant, pd.DataFrame]
+    candidates: pd.DataFrame
     held_out: tuple[str, ...]
     truth: pd.DataFrame
-
-    @property
-    def picks(self) -> pd.DataFrame:
-        """The candidates of `best` that reach the chosen thresholds."""
-        return apply_thresholds(self.candidates[self.best], {name: curve.chosen for name, curve in self.curves.items()})
 
 
 def calibrate(runs: Sequence[Run], folder: str | Path, device: str = "cpu", views: int = 1) -> Calibration:
@@ -111,7 +106,7 @@ def calibrate(runs: Sequence[Run], folder: str | Path, device: str = "cpu", view
     }
     for path, model in zip(paths, models, strict=True):
         save_config(path, {**model.config, **settings}, thresholds)
-    return Calibration(table, pd.DataFrame(intervals).T, best, curves[best], offset, found, tuple(names), truth)
+    return Calibration(table, pd.DataFrame(intervals).T, best, curves[best], offset, found[best], tuple(names), truth)
 
 
 def check_thresholds(

@@ -10,6 +10,7 @@ import pandas as pd
 from PIL import Image
 
 from kaggle_utils.data.picks import VOXEL_OFFSET
+from kaggle_utils.data.tomograms import count_bad
 from kaggle_utils.figures.pages import fill_template
 from kaggle_utils.particles import PARTICLES, Catalogue
 from kaggle_utils.scoring.metrics import MATCH_FRACTION, score_submission
@@ -66,8 +67,7 @@ def view_run(
     runs = {*picks["experiment"], *(() if truth is None else truth["experiment"])}
     if len(runs) > 1:
         raise ValueError(f"a viewer shows one run, not {', '.join(sorted(map(str, runs)))}")
-    if not np.isfinite(volume.sum(dtype=np.float64)):
-        bad = int(volume.size - np.isfinite(volume).sum())
+    if bad := count_bad(volume):
         raise ValueError(f"the volume has {bad} voxels that are NaN or infinite; salvage the tomogram, or fill them")
     weights = score_submission(picks, picks[:0] if truth is None else truth, catalogue=catalogue).particles["weight"]
     slices, step, block = _encode(volume, megabytes * 1e6)

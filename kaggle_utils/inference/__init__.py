@@ -11,56 +11,18 @@ from kaggle_utils.inference.ensemble import (
     Ensemble,
     RuleWeights,
     annotate,
-    combine,
     find_models,
     load_specialists,
     make_ensemble,
     read_choice,
     save_choice,
 )
-from kaggle_utils.inference.merging import (
-    COMMITTEES,
-    MERGES,
-    Committee,
-    Merger,
-    aim_at,
-    find_by_committee,
-    find_particles,
-    make_committee,
-)
-from kaggle_utils.inference.peaks import find_peaks
-from kaggle_utils.inference.picking import DECODERS, find_candidates, pick_particles
+from kaggle_utils.inference.merging import COMMITTEES, Committee, aim_at, find_particles, make_committee
+from kaggle_utils.inference.picking import find_candidates, pick_particles
 from kaggle_utils.inference.predictor import Predictor
-from kaggle_utils.inference.ranks import match_ranks
-from kaggle_utils.inference.streaming import NotStreamable, StreamedNetwork
-from kaggle_utils.inference.views import VIEWS
 
 __all__ = [
-    "COMMITTEES",
-    "Committee",
-    "DECODERS",
-    "ENSEMBLES",
-    "Ensemble",
-    "MERGES",
-    "Merger",
-    "NotStreamable",
-    "Predictor",
-    "RuleWeights",
-    "StreamedNetwork",
-    "VIEWS",
-    "aim_at",
-    "annotate",
-    "combine",
-    "find_by_committee",
-    "find_candidates",
-    "find_models",
-    "find_particles",
-    "find_peaks",
-    "load_specialists",
-    "make_committee",
-    "make_ensemble",
-    "match_ranks",
-    "pick_particles",
-    "read_choice",
-    "save_choice",
-]
+    "COMMITTEES", "Committee", "ENSEMBLES", "Ensemble", "Predictor", "RuleWeights", "aim_at", "annotate",
+    "find_candidates", "find_models", "find_particles", "load_specialists", "make_committee", "make_ensemble",
+    "pick_particles", "read_choice", "save_choice",
+]  # fmt: skip

@@ -153,7 +153,6 @@ def annotate(
     ensemble: Ensemble,
     predictors: Sequence[Predictor],
     run: str = "",
-    weights: RuleWeights = RuleWeights(),  # noqa: B008 (frozen)
     report: Callable[[int], object] = lambda voxels: None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the annotated mask of a normalised volume, uint8 (z, y, x), and the probability of each voxel's particle,
@@ -162,26 +161,25 @@ def annotate(
     `predictors` are those of the ensemble's models; `report` is called as by `Predictor.run`. The volume is uploaded
     once. One model after the other goes through it, and the rule decides on the device as soon as all models of a
     particle are done. Beside the volume and what `Predictor.run` needs for one model, this takes at most 14 bytes a
-    voxel (the two results, the particle's mean and its claims), however many models there are. Running all models on
-    one slab after the other would save nothing, because each voxel goes through each network once anyway, and every
-    network would have to keep its planes between slabs. Raises as `Predictor.run`."""
+    voxel (the two results, the particle's mean and its claims), however many models there are. Raises as
+    `Predictor.run`."""
     loaded = load_volume(volume, predictors)
-    return _decide(ensemble, (p.predict_probabilities(loaded, run, report)[0] for p in predictors), weights)
+    return _decide(ensemble, (p.predict_probabilities(loaded, run, report)[0] for p in predictors))
 
 
 def combine(ensemble: Ensemble, outputs: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Return annotated mask and confidence, as `annotate` does, from the probabilities (z, y, x) of each of the
     ensemble's models."""
-    return _decide(ensemble, map(torch.as_tensor, outputs), RuleWeights())
+    return _decide(ensemble, map(torch.as_tensor, outputs))
 
 
-def _decide(ensemble: Ensemble, outputs: Iterable[torch.Tensor], weights: RuleWeights) -> tuple[np.ndarray, np.ndarray]:
+def _decide(ensemble: Ensemble, outputs: Iterable[torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
     remaining = iter(outputs)
     for index, group in enumerate(ensemble.members):
         mean = _average(islice(remaining, len(group)))
         if index == 0:
             known = ensemble.thresholds, ensemble.frequencies, ensemble.recalls
-            claims = Claims(mean.shape, *known, weights, mean.device)
+            claims = Claims(mean.shape, *known, RuleWeights(), mean.device)
         claims.add(index, mean)
         del mean  # before the next model needs the memory
     return ensemble.number(claims.winner.cpu().numpy()), claims.confidence.cpu().numpy()
@@ -202,7 +200,7 @@ class Claims:
         thresholds: np.ndarray,
         frequencies: np.ndarray,
         recalls: np.ndarray,
-        weights: RuleWeights = RuleWeights(),  # noqa: B008 (frozen)
+        weights: RuleWeights,
         device: str | torch.device = "cpu",
     ):
         self.winner = torch.zeros(shape, dtype=torch.uint8, device=device)

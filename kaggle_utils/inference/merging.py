@@ -64,8 +64,8 @@ class Committee:
 def make_committee(name: str, models: Sequence[TrainedModel], merge: str = "", decoder: str = "") -> Committee:
     """Gather networks whose configs agree on particles and views, and on merge and decoder unless these are given.
 
-    Thresholds and offset are the means of the models'. Raises ValueError for models that disagree, for some that were
-    calibrated apart from others, and for an unknown merge or decoder."""
+    Thresholds and offset are the means of the models'. Raises ValueError for models that disagree, were calibrated
+    apart from each other or do not find all scored particles, and for an unknown merge or decoder."""
     levels = [model.config.get("levels", {}) for model in models]
     if not merge and any(other != levels[0] for other in levels):
         names = ", ".join(model.name for model in models)
@@ -77,6 +77,8 @@ def make_committee(name: str, models: Sequence[TrainedModel], merge: str = "", d
     particles = agree(models, "particles")
     check_particles(models)
     scored = models[0].catalogue.scored.names
+    if lacking := [name for name in scored if name not in particles]:
+        raise ValueError(f"{models[0].name} does not find {', '.join(lacking)}; use networks for all scored particles")
     picks = np.array([np.mean([model.config["picks"][p] for model in models]) for p in scored])
     scores = [model.config["scores"]["validation"] for model in models]
     return Committee(

@@ -17,26 +17,6 @@ _STEPS = 8
 _COMPARED = {"cpu": 2**17, "cuda": 2**23}
 
 
-def find_peaks(heatmap: np.ndarray, threshold: float, radius: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return the local maxima of a heat-map, the highest first (of equal ones the first in reading order).
-
-    Parameters
-    ----------
-    heatmap : float (z, y, x), without NaN.
-    threshold : least value of a peak.
-    radius : voxels; a peak is the highest among the voxels whose centres are at most this far from its own.
-
-    Returns
-    -------
-    Indices, int (n, 3), z y x, and values (n,). Of equally high voxels the first in reading order counts as the higher
-    one, so a plateau that is nowhere wider than `radius` gives one peak at most."""
-    heatmap = to_tensor(heatmap)
-    index = _find_peaks(heatmap, find_highest(heatmap, threshold, heatmap.numel()), radius)
-    value = heatmap.reshape(-1)[index]
-    order = torch.argsort(value, descending=True, stable=True)
-    return _unravel(index[order], heatmap.shape).T.cpu().numpy(), value[order].cpu().numpy()
-
-
 def to_tensor(volume: np.ndarray | torch.Tensor) -> torch.Tensor:
     """A volume as a contiguous tensor on its device."""
     if isinstance(volume, torch.Tensor):
@@ -93,7 +73,7 @@ def seek_centres(
     """Return the peaks (n, 3) among the voxels `index` of a map smoothed over a ball, and the centres (n, 3) near them.
     `smooth` has the map's shape; it is zero before and after.
 
-    A saturated blob has no single highest voxel, and of two such blobs that touch, find_peaks would lose one. Smoothing
+    A saturated blob has no single highest voxel, and of two such blobs that touch, one would be lost. Smoothing
     makes each rise towards its middle. Mean shift refines the places afterwards, so smoothing uses only some voxels of
     the ball."""
     stride = max(1, int(ball / 2))

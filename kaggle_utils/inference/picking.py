@@ -23,8 +23,9 @@ DECODERS = ("peaks", "components")
 CLAIMED = 0.5
 
 # How many of a map's highest voxels can start candidates: those of a thousand trained spheres, but within these bounds.
-# A network that has hardly learnt is above `least` everywhere, and would need gigabytes.
+# A network that has hardly learnt is above `_LEAST` everywhere, and would need gigabytes.
 _SPHERES, _FEWEST, _MOST = 1000, 2**18, 2**21
+_LEAST = 1e-3  # no candidate starts from a voxel with less
 
 # Components smaller than this share of a sphere are noise; those larger than so many spheres may be several particles.
 MIN_SIZE_FRACTION = 0.15
@@ -92,7 +93,6 @@ def find_candidates(
     run: str,
     decoder: str = "peaks",
     radius_fraction: float = 0.5,
-    least: float = 1e-3,
     catalogue: Catalogue = PARTICLES,
 ) -> pd.DataFrame:
     """Return where particles may be, and how certain that is, from one map of probabilities for each particle.
@@ -109,20 +109,19 @@ def find_candidates(
         component of the voxels with at least `CLAIMED`; a large component is first divided among the maxima inside it,
         each voxel to the nearest.
     radius_fraction : radius of the spheres on which the network was trained, as a share of the particle's.
-    least : above 0; no candidate starts from a voxel with less, nor from one that is not among a map's highest: as
-        many as a thousand trained spheres have, but 262,144 at least and two million at most.
     catalogue : the table of particles.
 
     Returns
     -------
-    Candidates table: particles in the order given, and for each the most confident candidate first. `confidence` is the
-    mean probability in a ball around the centre, of the trained sphere's radius but at least 2 voxels, so that one
-    bright voxel ranks below a blob. Of candidates within half of their particle's radius, only the most confident one
-    stays. At the volume's faces only what is inside counts: the centre of a sphere that a face cuts in half comes out
-    3/8 of its radius too far inside.
+    Candidates table: particles in the order given, and for each the most confident candidate first. A candidate starts
+    from a voxel with 0.001 at least that is among a map's highest: as many as a thousand trained spheres have, but
+    262,144 at least and two million at most. `confidence` is the mean probability in a ball around the centre, of the
+    trained sphere's radius but at least 2 voxels, so that one bright voxel ranks below a blob. Of candidates within
+    half of their particle's radius, only the most confident one stays. At the volume's faces only what is inside
+    counts: the centre of a sphere that a face cuts in half comes out 3/8 of its radius too far inside.
 
     Raises ValueError for an unknown decoder or particle, for a number of maps other than that of particles, for maps
-    that do not all have the same three-dimensional shape, and when `least` is not above 0."""
+    that do not all have the same three-dimensional shape."""
     if decoder not in DECODERS:
         raise ValueError(f"run {run}: unknown decoder {decoder!r}; choose from {', '.join(DECODERS)}")
     if len(probabilities) != len(particles):
@@ -130,8 +129,6 @@ def find_candidates(
     shapes = {tuple(volume.shape) for volume in probabilities}
     if len(shapes) > 1 or any(len(shape) != 3 for shape in shapes):
         raise ValueError(f"run {run}: maps of shape {', '.join(map(str, shapes))}; all must have the same (z, y, x)")
-    if not least > 0:
-        raise ValueError(f"run {run}: least is {least}, but must be above 0, or all voxels are candidates")
     radii = [catalogue.get(name).radius / voxel_spacing for name in particles]
     tables = [make_picks().assign(confidence=np.empty(0))]
     smooth = None
@@ -141,9 +138,9 @@ def find_candidates(
         ball = max(2.0, radius * radius_fraction)
         if decoder == "peaks":
             most = min(_MOST, max(_FEWEST, int(_SPHERES * 4 / 3 * pi * ball**3)))
-            _, centre = seek_centres(volume, find_highest(volume, least, most), ball, radius * APART, smooth)
+            _, centre = seek_centres(volume, find_highest(volume, _LEAST, most), ball, radius * APART, smooth)
         else:
-            centre = _find_components(volume, max(CLAIMED, least), ball, radius * APART, smooth)
+            centre = _find_components(volume, ball, radius * APART, smooth)
         confidence = weigh_balls(volume, centre, ball)[0].cpu().numpy()
         centre = centre.cpu().numpy()
         order = np.argsort(-confidence, kind="stable")
@@ -153,13 +150,11 @@ def find_candidates(
     return pd.concat(tables, ignore_index=True)
 
 
-def _find_components(
-    volume: torch.Tensor, least: float, ball: float, apart: float, smooth: torch.Tensor
-) -> torch.Tensor:
+def _find_components(volume: torch.Tensor, ball: float, apart: float, smooth: torch.Tensor) -> torch.Tensor:
     """Return the centres (n, 3) of a map's components, or of the parts of large ones; `ball` and `apart` are radii,
     `smooth` is for `seek_centres`."""
     sphere = 4 / 3 * pi * ball**3
-    claimed = (volume >= least).cpu().numpy()
+    claimed = (volume >= CLAIMED).cpu().numpy()
     components, count = cc3d.connected_components(claimed, connectivity=26, return_N=True)
     index = np.flatnonzero(claimed)
     place = np.stack(np.unravel_index(index, volume.shape), axis=1)

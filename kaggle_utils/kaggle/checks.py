@@ -40,7 +40,7 @@ def check_inputs(env: Environment, only: Sequence[str] = ()) -> None:
 
 
 def _find_data_faults(data: Path, numbers: set[str], recipe: Recipe) -> list[str]:
-    from kaggle_utils.data.health import check_picked
+    from kaggle_utils.data.health import check_picked, check_types
     from kaggle_utils.data.picks import read_run
     from kaggle_utils.data.spacing import find_shape
     from kaggle_utils.data.tomograms import find_group, find_runs, find_tomograms, read_shape, read_voxel_spacing
@@ -72,12 +72,11 @@ def _find_data_faults(data: Path, numbers: set[str], recipe: Recipe) -> list[str
                 )
         except (OSError, ValueError) as error:
             faults.append(str(error))
-    if kinds and (unknown := [kind for kind in recipe.other_tomograms if kind not in kinds]):
-        known = ", ".join(sorted(kinds - {recipe.tomogram})) or "none"
-        faults.append(
-            f"other_tomograms has {', '.join(unknown)}, but no run in {where} has such a tomogram; there are, "
-            f"beside {recipe.tomogram}: {known}"
-        )
+    if kinds:
+        try:
+            check_types(data, recipe.tomogram, recipe.other_tomograms, kinds)
+        except ValueError as error:
+            faults.append(str(error))
     if runs and inf > _count_folds(recipe) > max(len(runs), 2):
         warnings.warn(
             f"folds is {_count_folds(recipe)}, but there are only {len(runs)} runs: each is left out once", stacklevel=3

@@ -6,38 +6,21 @@ logits, or a `TrainedModel`: a network with its settings and thresholds.
 writes tensors. Next: training fills model folders, inference runs them."""
 
 from kaggle_utils.models.baseline import Baseline3D
-from kaggle_utils.models.config import read_config, read_thresholds
+from kaggle_utils.models.config import read_config
 from kaggle_utils.models.folder import (
     ARCHITECTURES,
     TrainedModel,
     agree,
     build_model,
     count_parameters,
-    drop_surplus_folds,
-    fold_norms,
     load_model,
     name_model,
     save_config,
-    save_weights,
 )
 from kaggle_utils.models.unet import UNet3D
 from kaggle_utils.models.vnet import VNet3D
 
 __all__ = [
-    "ARCHITECTURES",
-    "Baseline3D",
-    "TrainedModel",
-    "UNet3D",
-    "VNet3D",
-    "agree",
-    "build_model",
-    "count_parameters",
-    "drop_surplus_folds",
-    "fold_norms",
-    "load_model",
-    "name_model",
-    "read_config",
-    "read_thresholds",
-    "save_config",
-    "save_weights",
-]
+    "ARCHITECTURES", "Baseline3D", "TrainedModel", "UNet3D", "VNet3D", "agree", "build_model", "count_parameters",
+    "load_model", "name_model", "read_config", "save_config",
+]  # fmt: skip

@@ -106,10 +106,6 @@ def _text(words: str, pattern: str) -> _Rule:
     return words, lambda value, _: isinstance(value, str) and re.fullmatch(pattern, value) is not None
 
 
-def _is_window(value: object, config: dict) -> bool:
-    return value is None or _is_whole(value, 1, 1024)
-
-
 def _is_stem(value: object, config: dict) -> bool:
     return value is False or (value is True and config.get("architecture") != "baseline")
 
@@ -134,10 +130,6 @@ def _are_levels(value: object, config: dict) -> bool:
         and all(is_number(level[key], *ends) for key, ends in bounds.items())
         for name, level in value.items()
     )
-
-
-def _are_settings(value: object, config: dict) -> bool:
-    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 def _is_trust(value: object, config: dict) -> bool:
@@ -180,7 +172,7 @@ _RULES: dict[str, _Rule] = {
     "particle": ("a particle of its table", lambda value, config: value in read_catalogue(config).names),
     "particles": ("a list of particles of its table, but not for a baseline", _are_particles),
     "stem": ("true or false, but not true for a baseline", _is_stem),
-    "window": ("null or a whole number from 1 to 1024", _is_window),
+    "window": ("null or a whole number from 1 to 1024", lambda value, _: value is None or _is_whole(value, 1, 1024)),
     "halo": _whole(0, 512),
     "tomogram": _text("a name of letters, digits, '_', '.', '+' and '-' (and @spacing)", TOMOGRAM),
     "voxel_spacing": _number(0.1, 1000),  # Angstrom
@@ -196,6 +188,9 @@ _RULES: dict[str, _Rule] = {
     "picks": ("a whole number, or an object with one for each particle", _are_picks),
     "scores": ("an object whose validation, if present, has a recall for each particle", _are_scores),
     "folds": _whole(1, 1000),
-    "settings": ("a list of texts", _are_settings),
+    "settings": (
+        "a list of texts",
+        lambda value, _: isinstance(value, list) and all(isinstance(one, str) for one in value),
+    ),
     "held_out": _text("a text of up to 200 characters", "(?s).{0,200}"),
 }

@@ -125,7 +125,6 @@ def load_model(folder: str | Path, device: str = "cpu") -> TrainedModel:
     _ = [config[key] for key in ("architecture", "width", "window", "halo")]  # raises when one is missing
     particles = config.get("particles")
     thresholds = read_thresholds(folder, particles or [config["particle"]])
-    refuse_old(folder)
     require_file(folder / "weights.safetensors")
     with torch.device("meta"):  # takes no memory before the weights are known to fit
         network = build_model(
@@ -138,16 +137,6 @@ def load_model(folder: str | Path, device: str = "cpu") -> TrainedModel:
     network.to_empty(device="cpu").load_state_dict(weights)
     fold_norms(network.eval()).to(device, memory_format=torch.channels_last_3d)
     return TrainedModel(folder.name, network, config, thresholds)
-
-
-def refuse_old(folder: str | Path) -> None:
-    """Raise ValueError for a model folder of an earlier version of the kit, which pickled its weights."""
-    for name in ("weights.pt", "last.pt", "previous.pt"):
-        if (path := Path(folder) / name).exists():
-            raise ValueError(
-                f"{path} was written by an earlier version of the kit and cannot be read; "
-                "delete its folder and train the model again"
-            )
 
 
 def agree(models: Sequence[TrainedModel], key: str) -> Any:

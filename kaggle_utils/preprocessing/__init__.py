@@ -26,23 +26,8 @@ from kaggle_utils.preprocessing.subvolumes import (
 )
 
 __all__ = [
-    "Crops",
-    "Run",
-    "build_datasets",
-    "check_datasets",
-    "count_balance",
-    "count_splits",
-    "expand_labels_with_blobs",
-    "list_folds",
-    "list_targets",
-    "load_runs",
-    "locate_spheres",
-    "make_annotated_mask",
-    "make_mask",
-    "map_overlay_to_voxels",
-    "paint_spheres",
-    "place_subvolumes",
-    "preprocess_and_filter_subvolumes",
-    "sample_training_data",
-    "split_corners",
-]
+    "Crops", "Run", "build_datasets", "check_datasets", "count_balance", "count_splits", "expand_labels_with_blobs",
+    "list_folds", "list_targets", "load_runs", "locate_spheres", "make_annotated_mask", "make_mask",
+    "map_overlay_to_voxels", "paint_spheres", "place_subvolumes", "preprocess_and_filter_subvolumes",
+    "sample_training_data", "split_corners",
+]  # fmt: skip

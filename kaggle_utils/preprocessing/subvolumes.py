@@ -46,16 +46,16 @@ def load_runs(data: str | Path, runs: Iterable[str], recipe: Recipe) -> list[Run
     wanted, loaded = choose_spacing(data, runs, recipe), []
     for name in runs:
         kinds = [kind for kind in recipe.other_tomograms if kind in find_tomograms(name, data)]
-        volumes, spacing = [], wanted
+        volumes, spacings = [], []
         for kind in (recipe.tomogram, *kinds):
             tomogram = load_tomogram(name, data, "train", kind)
             volume, spacing = resample(tomogram.volume, tomogram.voxel_spacing, wanted, name)
+            if spacing != tomogram.voxel_spacing:
+                change = f"{tomogram.voxel_spacing:g} A to {spacing:g} A"
+                warnings.warn(f"run {name}: {kind} is resampled from voxels of {change}", stacklevel=2)
             volumes.append(normalise(volume))
-        if spacing != tomogram.voxel_spacing:
-            warnings.warn(
-                f"run {name}: resampled from voxels of {tomogram.voxel_spacing:g} A to {spacing:g} A", stacklevel=2
-            )
-        loaded.append(Run(name, volumes[0], spacing, read_run(name, data), tuple(volumes[1:]), catalogue))
+            spacings.append(spacing)
+        loaded.append(Run(name, volumes[0], spacings[0], read_run(name, data), tuple(volumes[1:]), catalogue))
     return loaded
 
 
@@ -72,11 +72,7 @@ def choose_spacing(data: str | Path, runs: Sequence[str], recipe: Recipe) -> flo
             raise ValueError(f"run {run}: has no {recipe.tomogram}, but {kind}@{spacing:.3f}; set tomogram to that")
     if recipe.voxel_spacing is not None:
         return recipe.voxel_spacing
-
-    def rank(wanted: float) -> tuple[int, int, float]:
-        return sum(is_same_spacing(spacing, wanted) for spacing in found), found.count(wanted), wanted
-
-    return max(found, key=rank)
+    return max(found, key=lambda own: (sum(is_same_spacing(one, own) for one in found), found.count(own), own))
 
 
 def place_subvolumes(shape: tuple[int, ...], size: int) -> np.ndarray:

@@ -113,11 +113,10 @@ def tune_thresholds(
     ValueError
         For an unknown particle, a confidence that is missing, NaN or not from 0 to 1, and as `score_submission` does.
     """
-    chosen = [catalogue.get(name) for name in particles]
     items, runs = make_items(candidates, truth, get_confidence(candidates), catalogue)
     drawn = draw_runs(runs, samples, seed)
     curves = {}
-    for particle in chosen:
+    for particle in map(catalogue.get, particles):
         own = items[items["particle"] == particle.name]
         hits, found, true = resample_counts(own, drawn, THRESHOLDS, (seed, particle.label))
         f_beta = compute_f_beta(hits, found, true, beta)

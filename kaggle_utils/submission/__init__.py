@@ -12,15 +12,6 @@ from kaggle_utils.submission.parts import Outcome, Parts, count_states, gather_p
 from kaggle_utils.submission.rules import validate_submission
 
 __all__ = [
-    "COLUMNS",
-    "Level",
-    "Outcome",
-    "Parts",
-    "Planner",
-    "count_states",
-    "gather_picks",
-    "read_submission",
-    "summarise",
-    "validate_submission",
-    "write_submission",
-]
+    "COLUMNS", "Level", "Outcome", "Parts", "Planner", "count_states", "gather_picks", "read_submission", "summarise",
+    "validate_submission", "write_submission",
+]  # fmt: skip

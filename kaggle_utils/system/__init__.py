@@ -29,25 +29,7 @@ from kaggle_utils.system.machine import check_devices, find_devices, find_free_m
 from kaggle_utils.system.processes import Process, tell
 
 __all__ = [
-    "Environment",
-    "Process",
-    "check_devices",
-    "choose_models",
-    "collect_outputs",
-    "detect",
-    "find_data",
-    "find_devices",
-    "find_free_memory",
-    "find_platform",
-    "install_missing",
-    "is_number",
-    "keep_freed_memory",
-    "prepare",
-    "read_bytes",
-    "read_json",
-    "remove_leftovers",
-    "replacing",
-    "tell",
-    "write_bytes",
-    "write_text",
-]
+    "Environment", "Process", "check_devices", "choose_models", "collect_outputs", "detect", "find_data",
+    "find_devices", "find_free_memory", "find_platform", "install_missing", "is_number", "keep_freed_memory", "prepare",
+    "read_bytes", "read_json", "remove_leftovers", "replacing", "tell", "write_bytes", "write_text",
+]  # fmt: skip

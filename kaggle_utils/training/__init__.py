@@ -8,31 +8,11 @@ Next: inference runs the models."""
 
 from kaggle_utils.training.fitting import fit, read_history
 from kaggle_utils.training.judging import evaluate, judge_maps
-from kaggle_utils.training.losses import (
-    LOSSES,
-    bce_loss,
-    cross_entropy_tversky_loss,
-    dice_loss,
-    tversky_loss,
-    weighted_bce_loss,
-)
+from kaggle_utils.training.losses import LOSSES
 from kaggle_utils.training.parallel import launch
 from kaggle_utils.training.train import build, train_fold, train_model, train_models
 
 __all__ = [
-    "LOSSES",
-    "bce_loss",
-    "build",
-    "cross_entropy_tversky_loss",
-    "dice_loss",
-    "evaluate",
-    "fit",
-    "judge_maps",
-    "launch",
-    "read_history",
-    "train_fold",
-    "train_model",
+    "LOSSES", "build", "evaluate", "fit", "judge_maps", "launch", "read_history", "train_fold", "train_model",
     "train_models",
-    "tversky_loss",
-    "weighted_bce_loss",
-]
+]  # fmt: skip

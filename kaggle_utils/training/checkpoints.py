@@ -16,9 +16,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from kaggle_utils.models.folder import refuse_old
 from kaggle_utils.models.weights import explain, load_tensors, save_tensors
-from kaggle_utils.recipes import ModelRecipe, Recipe
+from kaggle_utils.recipes import ModelRecipe
 from kaggle_utils.system.files import remove_leftovers
 from kaggle_utils.training.learner import Learner, describe, prefix, select
 from kaggle_utils.training.parallel import count_ranks, find_rank, tell
@@ -98,7 +97,6 @@ class State:
 
     def _resume(self, folder: Path, config: dict) -> None:
         refused = []
-        refuse_old(folder)
         fresh = copy.deepcopy(self._gather())
         for path in (folder / LAST, folder / PREVIOUS):
             if not path.exists():
@@ -185,7 +183,6 @@ class OtherSettings(ValueError):
 def find_changes(wanted: dict, found: dict) -> str:
     """Return in words which settings of `found` differ from `wanted`; empty when none does."""
     wanted = json.loads(json.dumps(wanted))
-    found = {"threshold": Recipe.threshold, **found}  # configs of before do not have it; it could not be set
     return "; ".join(
         f"{key} was {found.get(key)!r}, is {wanted[key]!r}" for key in wanted if found.get(key) != wanted[key]
     )

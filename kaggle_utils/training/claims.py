@@ -6,7 +6,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from kaggle_utils.models.config import read_catalogue, read_config
-from kaggle_utils.models.folder import refuse_old
 from kaggle_utils.particles import compare_particles
 from kaggle_utils.system.files import write_text
 from kaggle_utils.training.checkpoints import OtherSettings, find_changes, owning, telling
@@ -39,7 +38,6 @@ def claiming(folder: Path, config: dict, free: dict) -> Iterator[bool]:
 
 def _is_finished(folder: Path, config: dict) -> bool:
     """Whether a folder has a finished model; raises ValueError when it was trained with other settings or data."""
-    refuse_old(folder)
     if not (folder / "config.json").is_file() or not (folder / "weights.safetensors").is_file():
         return False
     found, advice = read_config(folder), "delete it, or choose another folder for models (in notebooks CZII_WORK)"

@@ -24,18 +24,8 @@ def dice_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     return 1 - (2 * overlap + _SMOOTH) / (claimed + true + _SMOOTH)
 
 
-def bce_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Binary cross-entropy of the sigmoid outputs (report, section 4.1)."""
-    return _bce(logits, masks)
-
-
-def weighted_bce_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Binary cross-entropy in which a particle's voxels count five times (report, section 5.2)."""
-    weight = torch.full((), _POSITIVE_WEIGHT, device=logits.device)  # made on the device, so nothing is copied to it
-    return _bce(logits, masks, weight)
-
-
-def _bce(logits: torch.Tensor, masks: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
+def bce_loss(logits: torch.Tensor, masks: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
+    """Binary cross-entropy of the sigmoid outputs (report, section 4.1); a particle's voxels count `weight` times."""
     reduction = "mean" if count_ranks() == 1 else "sum"
     loss = functional.binary_cross_entropy_with_logits(
         logits.float(), _average(masks, logits), pos_weight=weight, reduction=reduction
@@ -44,6 +34,12 @@ def _bce(logits: torch.Tensor, masks: torch.Tensor, weight: torch.Tensor | None 
         return loss
     loss, voxels = total(loss, torch.full_like(loss, logits.numel()))
     return loss / voxels
+
+
+def weighted_bce_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """Binary cross-entropy in which a particle's voxels count five times (report, section 5.2)."""
+    # Made on the device, so nothing is copied to it.
+    return bce_loss(logits, masks, torch.full((), _POSITIVE_WEIGHT, device=logits.device))
 
 
 def tversky_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:

@@ -428,7 +428,8 @@ def test_publish_builds_says_and_pushes_only_when_asked(monkeypatch, tmp_path, c
     calls = []
     monkeypatch.setattr(publish, "build_folder", lambda user, **settings: calls.append((user, settings)) or tmp_path)
     monkeypatch.setattr(push, "list_commands", lambda folder, recipe: "  kaggle datasets create")
-    monkeypatch.setattr(push, "push_folder", lambda *arguments: calls.append(arguments) or ["czii-04"])
+    waiting = ["czii-04-vnet-training", "czii-05-ensemble"]
+    monkeypatch.setattr(push, "push_folder", lambda *arguments: calls.append(arguments) or waiting)
     assert main(["publish", "--user", "jane"]) == 0
     assert calls == [("jane", {"recipe": "competition"})]
     out = capsys.readouterr().out
@@ -437,7 +438,10 @@ def test_publish_builds_says_and_pushes_only_when_asked(monkeypatch, tmp_path, c
     assert main(["publish", "--user", "jane", *arguments]) == 0
     given = {"recipe": "competition", "models": [Path("a"), Path("b")], "out": Path("c")}
     assert calls[1:] == [("jane", given), (tmp_path, ["04"])]
-    assert "not complete: czii-04\n" in (out := capsys.readouterr().out) and "--only" in out
+    assert f"not complete: {', '.join(waiting)}\n" in (out := capsys.readouterr().out) and "--only 04 05 (" in out
+    waiting.clear()
+    assert main(["publish", "--user", "jane", "--push", "--only", "06"]) == 0
+    assert "all chosen notebooks are pushed" in capsys.readouterr().out
 
 
 def test_publish_with_a_fault_is_status_2(capsys):

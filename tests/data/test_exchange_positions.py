@@ -309,7 +309,7 @@ def test_a_comment_of_columns_names_is_a_header(header, delimiter, tmp_path):
     assert read_positions(path, unit="voxel").table[NEAR].to_numpy().tolist() == [[1, 2, 3]]
 
 
-def test_a_copick_file_names_its_run_by_its_place_or_by_itself(tmp_path):
+def test_a_copick_file_names_its_run_by_its_place_or_by_itself(tmp_path, monkeypatch):
     record = {
         "pickable_object_name": "ribosome",
         "run_name": "TS_9",
@@ -322,3 +322,6 @@ def test_a_copick_file_names_its_run_by_its_place_or_by_itself(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert [read_positions(p).table["run"][0] for p in (inside, tmp_path / "ribosome.json")] == ["TS_1", "TS_9"]
+        for folder in inside.parents[:2]:  # a relative path may not name the run
+            monkeypatch.chdir(folder)
+            assert read_positions(inside.relative_to(folder)).table["run"][0] == "TS_1"

@@ -201,6 +201,7 @@ def test_a_store_that_fails_is_told_with_its_address(project, store, monkeypatch
     "config, fault",
     [
         ({}, "has no overlay_root"),
+        ({"overlay_root": ""}, "has no overlay_root"),
         ({"overlay_root": "/o", "config_type": "mlcroissant"}, "config_type is 'mlcroissant'"),
         ({"overlay_root": "/o", "config_type": "cryoet_data_portal"}, "has no dataset_ids"),
         ({"overlay_root": "nowhere://bucket"}, r"nowhere://bucket cannot be opened .*; pip install '.\[remote\]'"),
@@ -446,6 +447,13 @@ def test_a_scored_particle_without_a_pick_stops_a_training_of_a_project(project,
     with pytest.warns(UserWarning, match="unknown particle 'ribosome'.*pickable_objects of a copick project"):
         assert main(["train", "--data", str(project), "--models", str(tmp_path / "m"), "--recipe", recipe]) == 2
     assert f"no run in {project} has a pick of Rubisco: nothing" in capsys.readouterr().err
+
+
+def test_a_further_type_of_tomogram_that_no_run_has_stops_a_training(phantom_data, tmp_path, capsys):
+    """It would train for hours without."""
+    arguments = ["train", "--data", str(phantom_data), "--models", str(tmp_path), "--set", "other_tomograms=wpb"]
+    assert main(arguments) == 2
+    assert "other_tomograms has wpb, but no run in" in capsys.readouterr().err
 
 
 def test_a_missing_run_of_a_project_is_told_with_its_file(project, tmp_path, capsys):

@@ -83,3 +83,5 @@ def test_frequencies_count_every_run_and_say_how_uneven_the_classes_are():
     ribosomes = POINTS.iloc[[0, 0, 0, 1]]
     title = figures.draw_frequencies(pd.concat([ribosomes, other])).get_suptitle()
     assert title == "Picks of each particle in each run: ribosome (4) is 2.0 times as frequent as apo-ferritin (2)"
+    alone = figures.draw_frequencies(POINTS[:1]).get_suptitle()
+    assert alone == "Picks of each particle in each run"  # nothing to compare with

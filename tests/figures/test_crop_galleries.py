@@ -19,6 +19,9 @@ def test_means_of_crops_have_a_column_for_each_particle_and_say_how_many_there_a
     np.testing.assert_array_equal(shown[:size], mean[:, middle])
     assert figure.axes[2].images[0].get_clim() == figure.axes[5].images[0].get_clim()
     assert {patch.radius for patch in figure.axes[2].patches} == {15}
+    turned = figures.draw_averages({"missed": averages["missed"], "hits": AVERAGES}, SPACING)
+    bars = [axes for axes in turned.axes if any(line.get_gid() == "scale bar" for line in axes.lines)]
+    assert len(bars) == 1 and bars[0].images  # not on the panel of a particle that has no crops
 
 
 def test_errors_tell_what_the_network_said_and_what_is_nearest():

@@ -250,9 +250,9 @@ class Said:
 def test_a_volume_is_decided_like_the_whole_stack(name):
     shape = (20, 30, 50)
     chosen, outputs = made_up(name, shape)
-    volume, weights = np.zeros(shape, np.float32), RuleWeights(0.3, 0.2, 0.9)
+    volume, weights = np.zeros(shape, np.float32), RuleWeights()
     predictors = [Said(output) for output in outputs]
-    annotated, confidence = annotate(volume, chosen, predictors, "TS_1_1", weights)
+    annotated, confidence = annotate(volume, chosen, predictors, "TS_1_1")
     assert {predictor.seen for predictor in predictors} == {(predictors[0].seen[0], "TS_1_1")}  # one volume for all
 
     # Both architectures averaged is the mean of their probabilities, then the rule.

@@ -148,6 +148,9 @@ def test_committees_want_models_that_agree():
         make_committee("both", models, "best", "peaks")
     with pytest.raises(ValueError, match="have no views"):
         make_committee("c", [replace(models[0], config={k: v for k, v in models[0].config.items() if k != "views"})])
+    some = make_model("some", particles=NAMES[:3])
+    with pytest.raises(ValueError, match="some does not find ribosome, thyroglobulin, virus-like-particle; use"):
+        make_committee("c", [replace(some, thresholds=dict.fromkeys(NAMES[:3], 0.5))])
     specialist = TrainedModel("s", None, {"particle": "ribosome"}, {"ribosome": 0.5})
     with pytest.raises(ValueError, match="cannot be mixed"):
         assemble("both", [models[0], specialist])

@@ -10,7 +10,7 @@ from scipy import ndimage
 from kaggle_utils.data.picks import read_run
 from kaggle_utils.data.tomograms import find_runs, load_tomogram
 from kaggle_utils.inference import picking
-from kaggle_utils.inference.peaks import find_peaks
+from kaggle_utils.inference.peaks import _find_peaks, find_highest, to_tensor
 from kaggle_utils.inference.picking import DECODERS, find_candidates, pick_particles
 from kaggle_utils.inference.ranks import match_ranks
 from kaggle_utils.preprocessing.labels import make_annotated_mask
@@ -167,6 +167,14 @@ def dense_peaks(heatmap: np.ndarray, threshold: float, radius: float) -> list[tu
     highest = ndimage.maximum_filter(rank, footprint=ball, mode="constant", cval=0) == rank
     found = np.argwhere(highest & (heatmap >= threshold))
     return sorted(map(tuple, found.tolist()), key=lambda index: -rank[index])
+
+
+def find_peaks(heatmap, threshold, radius):
+    """All peaks, the highest first, of equal ones the first in reading order: indices (n, 3) and values."""
+    tensor = to_tensor(heatmap)
+    index = _find_peaks(tensor, find_highest(tensor, threshold, tensor.numel()), radius).numpy()
+    index = index[np.argsort(-heatmap.ravel()[index].astype(float), kind="stable")]
+    return np.stack(np.unravel_index(index, heatmap.shape), axis=1), heatmap.ravel()[index]
 
 
 @settings(max_examples=200)
@@ -418,17 +426,6 @@ def test_a_small_particles_ball_has_two_voxels_radius():
     np.testing.assert_allclose(table["confidence"], 1 / np.clip(2.5 - away, 0, 1).sum())
 
 
-def test_least_is_where_candidates_start():
-    volume = draw_blobs((20, 20, 60), [(10, 10, 15)], "hard") * np.float32(0.3)
-    volume += draw_blobs((20, 20, 60), [(10, 10, 45)], "hard") * np.float32(0.7)
-    counts = [
-        len(find_candidates([volume], [PARTICLE], COARSE, "TS_1_1", decoder, least=least))
-        for decoder in DECODERS
-        for least in (0.1, 0.4, 0.8)
-    ]
-    assert counts == [2, 1, 0] + [1, 1, 0]
-
-
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize(
     "volume",
@@ -463,7 +460,6 @@ def test_maps_stay_as_they_were():
         ({"particles": ["ribosome", "thyroglobulin"]}, "TS_1_1: 1 maps for 2 particles"),
         ({"probabilities": [np.zeros((4, 4, 4)), np.zeros((4, 4, 5))], "particles": FIVE[:2]}, "TS_1_1: maps of shape"),
         ({"probabilities": [np.zeros((4, 4))]}, "TS_1_1: maps of shape"),
-        ({"least": 0.0}, "TS_1_1: least is 0"),
     ],
 )
 def test_what_cannot_be_decoded_is_refused(change, message):

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kaggle_utils.data.picks import voxel_to_angstrom
-from kaggle_utils.data.tomograms import load_tomogram, normalise
+from kaggle_utils.data.tomograms import load_tomogram, normalise, write_ome_zarr
 from kaggle_utils.preprocessing import subvolumes
 from kaggle_utils.preprocessing.labels import make_mask
 from kaggle_utils.preprocessing.subvolumes import (
@@ -377,3 +377,15 @@ def test_other_types_of_tomogram_come_along_where_a_run_has_them(phantom_data, t
             np.testing.assert_array_equal(ours, theirs)
         assert not any(np.array_equal(other, run.volume) for other in run.others)
     assert load_runs(data, ["TS_1_1"], get_recipe("report", "smoke"))[0].others == ()
+
+
+def test_a_runs_voxel_spacing_is_that_of_its_own_tomogram_not_of_another_type(phantom_data, tmp_path):
+    """10.06 A is near enough to 10 to stay; the other type, of 5 A, becomes one of exactly 10."""
+    group = tmp_path / "train/static/ExperimentRuns/TS_1_1/VoxelSpacing10.000"
+    write_ome_zarr(group / "denoised.zarr", draw_tomogram((16, 16, 16)), 10.06, levels=1)
+    write_ome_zarr(group / "wbp.zarr", draw_tomogram((32, 32, 32)), 5.0, levels=1)
+    shutil.copytree(phantom_data / "train/overlay", tmp_path / "train/overlay")
+    recipe = replace(get_recipe("report", "smoke"), other_tomograms=("wbp",), voxel_spacing=10.0)
+    with pytest.warns(UserWarning, match="run TS_1_1: wbp is resampled from voxels of 5 A to 10 A"):
+        (run,) = load_runs(tmp_path, ["TS_1_1"], recipe)
+    assert run.voxel_spacing == 10.06 and run.others[0].shape == (16, 16, 16)

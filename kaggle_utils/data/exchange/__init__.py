@@ -12,15 +12,6 @@ from kaggle_utils.data.exchange.positions import Positions, find_positions, pars
 from kaggle_utils.data.exchange.volumes import Source, find_files, read_volume
 
 __all__ = [
-    "Imported",
-    "Positions",
-    "Source",
-    "export_picks",
-    "find_files",
-    "find_positions",
-    "import_runs",
-    "make_filter",
-    "parse_unit",
-    "read_positions",
-    "read_volume",
-]
+    "Imported", "Positions", "Source", "export_picks", "find_files", "find_positions", "import_runs", "make_filter",
+    "parse_unit", "read_positions", "read_volume",
+]  # fmt: skip

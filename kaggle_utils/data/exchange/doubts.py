@@ -91,7 +91,10 @@ def _try_others(
     ends = (np.array(volume.shape[::-1]) - 1) * voxel_spacing
     others = {
         "the file's columns were z, y, x: name or order them so": xyz[:, ::-1],
-        **{f"{axis} were counted backwards: try --flip {axis}": _flip(xyz, ends, i) for i, axis in enumerate("xyz")},
+        **{
+            f"{axis} were counted backwards: try --flip {axis}": np.where(np.arange(3) == i, ends - xyz, xyz)
+            for i, axis in enumerate("xyz")
+        },
     }
     outside = not is_inside(xyz, volume.shape, voxel_spacing).all()
     units = ("voxels", "voxel", voxel_spacing), ("nanometres", "10", 10.0), ("Angstrom", "angstrom", 1.0)
@@ -104,12 +107,6 @@ def _try_others(
             certainty = abs(measure_contrast(volume, voxel_spacing, moved, catalogue)[1])
             if np.isfinite(certainty):
                 yield certainty, advice
-
-
-def _flip(xyz: np.ndarray, ends: np.ndarray, axis: int) -> np.ndarray:
-    flipped = xyz.copy()
-    flipped[:, axis] = ends[axis] - flipped[:, axis]
-    return flipped
 
 
 def _mean(volume: np.ndarray, centre: np.ndarray, half: int) -> float | None:

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from kaggle_utils.data.exchange.doubts import CERTAIN, find_doubts, is_inside, measure_contrast
-from kaggle_utils.data.exchange.positions import Positions, is_part, match_names, place, strip_name
+from kaggle_utils.data.exchange.positions import Positions, is_part, list_some, match_names, place, strip_name
 from kaggle_utils.data.exchange.volumes import Source, check_spacing, name_run, read_volume
 from kaggle_utils.data.picks import make_picks, write_picks
 from kaggle_utils.data.tomograms import TOMOGRAM_TYPES, write_ome_zarr
@@ -83,7 +83,7 @@ def _share_out(positions: Sequence[Positions], runs: Sequence[str]) -> list[pd.S
             if run is None:
                 raise ValueError(
                     f"{path}: does not say in which of the given tomograms its picks are; add a column run, or put "
-                    f"the tomogram's name into the file's ({_list(runs)})"
+                    f"the tomogram's name into the file's ({list_some(runs)})"
                 )
             owners.append(names.mask(names == "", run))
             continue
@@ -91,13 +91,13 @@ def _share_out(positions: Sequence[Positions], runs: Sequence[str]) -> list[pd.S
         loose |= {name: run for name, run in meant.items() if run not in (None, strip_name(name, runs))}
         if not any(meant.values()):
             raise ValueError(
-                f"{path}: its picks are in {_list(list(meant))}, but the tomograms are {_list(runs)}; rename the one "
+                f"{path}: its picks are in {list_some(meant)}, but the tomograms are {list_some(runs)}; rename the one "
                 "or the other"
             )
         if strange := [name for name, run in meant.items() if run is None]:
             count = names.isin(strange).sum()
             warnings.warn(
-                f"{path}: {count} picks are left out, their tomograms are not given: {_list(strange)}", stacklevel=3
+                f"{path}: {count} picks are left out, their tomograms are not given: {list_some(strange)}", stacklevel=3
             )
         owners.append(names.map(meant))
     if loose:
@@ -230,7 +230,9 @@ def _check_free(run: str, home: Path, folder: Path, record: dict, source: str) -
     files = list(record.get("files", []))
     strange = sorted(path.name for path in folder.glob("*.json") if path.name not in files)
     if strange:
-        raise ValueError(f"{folder}: holds {_list(strange)}, which no import wrote; move them, or choose another --out")
+        raise ValueError(
+            f"{folder}: holds {list_some(strange)}, which no import wrote; move them, or choose another --out"
+        )
     return files
 
 
@@ -243,7 +245,3 @@ def _sign(path: Path, settings: list) -> str:
 
 def _write_record(path: Path, record: dict) -> None:
     write_text(path, json.dumps(record, indent=1))
-
-
-def _list(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

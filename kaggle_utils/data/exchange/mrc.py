@@ -44,8 +44,7 @@ def read_mrc(path: Path) -> Raw:
                 volume = np.ascontiguousarray(data.transpose(order), dtype=np.float32)
         except (ValueError, RuntimeError, EOFError) as error:
             raise explain_fault(path, error, "copy or write the tomogram again") from error
-    cells, counts = ([float(values[axis]) for axis in "zyx"] for values in (header.cella, _count_cells(header)))
-    edges = [cell / count if count else 0.0 for cell, count in zip(cells, counts, strict=True)]
+    edges = [float(header.cella[axis]) / int(header[f"m{axis}"]) if header[f"m{axis}"] else 0.0 for axis in "zyx"]
     for axis, edge in zip("zyx", edges, strict=True):
         if edge < 0:
             notes.append(f"the header counts {axis} backwards; if picks were made so, add --flip {axis}")
@@ -53,10 +52,6 @@ def read_mrc(path: Path) -> Raw:
         notes.append(f"{path} says that it is a stack of images, as tilt series are; give the tomogram if it is one")
     told = (str(warning.message) for warning in caught)
     return Raw(volume, tuple(map(abs, edges)), (*axes, *notes, *dict.fromkeys(told)))  # type: ignore[arg-type]
-
-
-def _count_cells(header: Any) -> dict[str, int]:
-    return {axis: int(header[f"m{axis}"]) for axis in "xyz"}
 
 
 def _give_sign(data: np.ndarray, header: Any) -> tuple[np.ndarray, list[str]]:

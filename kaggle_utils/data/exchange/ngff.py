@@ -8,7 +8,7 @@ import numpy as np
 
 from kaggle_utils.data.exchange.sizes import UNITS, Raw, check_shape
 from kaggle_utils.data.exchange.zarr3 import read_array
-from kaggle_utils.data.levels import iterate_chunks, read_chunk, read_level
+from kaggle_utils.data.levels import iterate_chunks, list_scales, read_chunk, read_level
 from kaggle_utils.system.files import read_json
 
 _MALFORMED = (LookupError, TypeError, AttributeError, ValueError)
@@ -62,13 +62,13 @@ def _read_multiscale(path: Path) -> Any:
 
 def _find_scale(entry: dict, count: int) -> list[float] | None:
     """Return the scale in an entry of the metadata, if there is any. Raises one of _MALFORMED."""
-    scales = [change["scale"] for change in entry.get("coordinateTransformations") or () if change["type"] == "scale"]
+    scales = list_scales(entry)
     if not scales:
         return None
     (scale,) = scales
     if len(scale) != count:
         raise ValueError(f"a scale of {len(scale)} numbers for {count} axes")
-    return [float(value) for value in scale]
+    return scale
 
 
 def _read_format2(group: Path, name: str) -> tuple[np.ndarray, int, int]:

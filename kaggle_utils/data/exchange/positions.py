@@ -72,13 +72,14 @@ def find_positions(
             read_positions(path, particle, unit, catalogue) for path in find_files([pattern], "file of positions")
         ]
     if found and not any(len(positions.table) for positions in found):
-        raise ValueError(f"{_list_paths(found)}: no picks are left; write them again, or leave --picks out")
+        files = list_some(positions.path for positions in found)
+        raise ValueError(f"{files}: no picks are left; write them again, or leave --picks out")
     found = [positions for positions in found if len(positions.table)]
-    own = [positions for positions in found if positions.says_unit and positions.unit != unit]
+    own = [positions.path for positions in found if positions.says_unit and positions.unit != unit]
     if unit is not None and own:
         if len(own) == len(found):
-            raise ValueError(f"{_list_paths(own)}: says its own unit; leave --unit {unit} out")
-        warnings.warn(f"{_list_paths(own)}: says its own unit; --unit {unit} is for the other files", stacklevel=2)
+            raise ValueError(f"{list_some(own)}: says its own unit; leave --unit {unit} out")
+        warnings.warn(f"{list_some(own)}: says its own unit; --unit {unit} is for the other files", stacklevel=2)
     return found
 
 
@@ -177,19 +178,17 @@ def is_part(part: str, whole: str, after: str = "") -> bool:
     return bool(part) and re.search(rf"(?<![A-Za-z0-9]){re.escape(part)}(?![A-Za-z0-9]){after}", whole) is not None
 
 
-def _list_paths(found: Sequence[Positions]) -> str:
-    paths = [str(positions.path) for positions in found]
-    return ", ".join(paths[:5]) + (f" and {len(paths) - 5} more" if len(paths) > 5 else "")
+def list_some(names: Iterable[object]) -> str:
+    """Return the first five names, and how many more there are."""
+    texts = [*map(str, names)]
+    return ", ".join(texts[:5]) + (f" and {len(texts) - 5} more" if len(texts) > 5 else "")
 
 
 def _name_particles(path: Path, table: pd.DataFrame, particle: str, catalogue: Catalogue) -> pd.DataFrame:
     """Fill in the particle where the table has none, and check it where it has one."""
     unnamed = table["particle_type"].isin(["", "nan"])
-    if particle:
-        if path.suffix.lower() == ".mod":  # objects have names that say something else
-            unnamed[:] = True
-    elif path.suffix.lower() == ".mod":
-        unnamed |= ~table["particle_type"].isin(catalogue.names)
+    if path.suffix.lower() == ".mod":  # objects have names that may say something else
+        unnamed |= bool(particle) | ~table["particle_type"].isin(catalogue.names)
     if unnamed.any() and not particle:
         inside = [name for name in catalogue.names if is_part(name, path.stem)]
         longest = [name for name in inside if len(name) == max(map(len, inside))]
@@ -216,7 +215,8 @@ def _name_particles(path: Path, table: pd.DataFrame, particle: str, catalogue: C
 
 
 def _read_copick(path: Path, catalogue: Catalogue) -> tuple[pd.DataFrame, str]:
-    run = path.parents[1].name if path.absolute().parent.name == "Picks" else str(_run_in(path) or "")
+    own = path.absolute()
+    run = own.parents[1].name if own.parent.name == "Picks" else str(_run_in(path) or "")
     table = read_picks_file(path, run, catalogue)
     if table is None:
         return pd.DataFrame(columns=["run", "particle_type", "x", "y", "z"]), "angstrom"

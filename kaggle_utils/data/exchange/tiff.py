@@ -41,13 +41,10 @@ def _read_imagej(file: Any, page: Any) -> tuple[float, float, float] | None:
     unit = UNITS.get(str(known.get("unit", "")).replace("\\u00B5", "\u00b5"))
     if unit is None or "XResolution" not in page.tags:
         return None
-    across = [denominator / numerator if numerator else 0.0 for numerator, denominator in _resolutions(page)]
+    pairs = [page.tags[name].value for name in ("YResolution", "XResolution")]
+    across = [denominator / numerator if numerator else 0.0 for numerator, denominator in pairs]
     z = float(known.get("spacing", across[1]))
     return z * unit, across[0] * unit, across[1] * unit
-
-
-def _resolutions(page: Any) -> list[tuple[int, int]]:
-    return [page.tags[name].value for name in ("YResolution", "XResolution")]
 
 
 def _read_ome(file: Any) -> tuple[float, float, float] | None:

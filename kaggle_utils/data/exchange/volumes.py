@@ -12,7 +12,7 @@ from kaggle_utils.data.exchange.mrc import read_mrc
 from kaggle_utils.data.exchange.ngff import read_ngff
 from kaggle_utils.data.exchange.sizes import Raw
 from kaggle_utils.data.exchange.tiff import read_tiff
-from kaggle_utils.data.tomograms import SPACINGS, is_plain_name
+from kaggle_utils.data.tomograms import SPACINGS, count_bad, is_plain_name
 
 # The end of a file's name -> what reads it. Of two that fit, the first counts.
 READERS: dict[str, Callable[[Path], Raw]] = {
@@ -73,10 +73,7 @@ def read_volume(path: Path, voxel_spacing: float | None = None) -> Source:
     raw = READERS[_find_ending(path)](path)
     spacing, notes = _choose_spacing(path, raw, voxel_spacing)
     volume = raw.volume
-    with np.errstate(invalid="ignore"):  # a sum of infinities of both signs
-        total = volume.sum(dtype=np.float64)
-    if not np.isfinite(total):
-        bad = int(volume.size - np.isfinite(volume).sum())
+    if bad := count_bad(volume):
         raise ValueError(f"{path}: {bad} of {volume.size} voxels are NaN or infinite; write the tomogram again")
     return Source(volume, spacing, (*raw.notes, *notes))
 

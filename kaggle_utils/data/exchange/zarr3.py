@@ -28,10 +28,8 @@ def read_array(folder: Path) -> tuple[np.ndarray, int, int]:
         metadata = read_json(folder / "zarr.json")
         if (metadata["zarr_format"], metadata["node_type"]) != (3, "array"):
             raise ValueError("it is no array of format 3")
-        shape, chunk = (
-            _read_shape(metadata["shape"]),
-            _read_shape(metadata["chunk_grid"]["configuration"]["chunk_shape"]),
-        )
+        shape = _read_shape(metadata["shape"])
+        chunk = _read_shape(metadata["chunk_grid"]["configuration"]["chunk_shape"])
         dtype, fill = np.dtype(_TYPES[metadata["data_type"]]), metadata["fill_value"]
         encoding = metadata["chunk_key_encoding"]
         separator = encoding.get("configuration", {}).get("separator", "/" if encoding["name"] == "default" else ".")
