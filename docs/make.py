@@ -103,6 +103,7 @@ def describe_settings() -> str:
 PARTS: dict[str, Callable[[], str]] = {
     "accuracy": result_tables.show_accuracy,
     "accuracy_full": partial(result_tables.show_accuracy, result_tables.FULL),
+    "accuracy_long": partial(result_tables.show_accuracy, result_tables.LONG),
     "accuracy_short": partial(result_tables.show_accuracy, result_tables.SHORT),
     "aims": result_tables.show_aims,
     "arithmetic": result_tables.count_arithmetic,

@@ -22,6 +22,7 @@ from kaggle_utils.particles import PARTICLES  # noqa: E402
 
 CONTEST = {"device": "CPU", "minutes allowed": 10.0}  # what the pages say of the contenders' training
 SHORT = {**CONTEST, "minutes allowed": 2.5}
+LONG = {**CONTEST, "minutes allowed": 60.0}
 FULL = {"scale": "full", "minutes allowed": 1.75}
 WHO = {
     "competition": "this kit, two of the competition recipe's U-Nets",

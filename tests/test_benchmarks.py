@@ -44,13 +44,10 @@ def test_the_contenders_of_every_step_agree(tmp_path, monkeypatch, capsys):
     written = json.loads(out.read_text(encoding="utf-8"))
     assert written["settings"] == {"shape": [48, 90, 100], "particles": 20, "repeats": 1, "threads": 1}
     rows = {row["step"]: row for row in written["rows"]}
-    components, scipy, torch, test, transform, reading = rows.values()
+    components, test, transform, reading = rows.values()
     assert all(row["ratio"] == pytest.approx(row["other (s)"] / row["ours (s)"]) for row in rows.values())
     count, _, difference = components["check"].partition(" components, centroids at most ")
     assert int(count) > 5 and float(difference.split()[0]) < 1e-3
-    for row in scipy, torch:
-        found, shared, dense = (int(word) for word in row["check"].replace("'", " ").split() if word.isdecimal())
-        assert found >= shared == dense > 10
     assert test["check"] == "equal for 3" and transform["check"] == reading["check"] == "equal"
     printed = capsys.readouterr().out
     assert all(step in printed for step in rows)

@@ -301,4 +301,4 @@ def test_the_picture_counts_hits_misses_and_false_picks(monkeypatch):
     assert picture.keep_scored(truth.assign(particle_type="beta-amylase")).empty
     tomogram = Tomogram("TS_1", np.eye(60, dtype=np.float32)[None].repeat(8, axis=0), 10.0)
     figure = picture.draw(tomogram, 0, truth, picks)
-    assert "1 particles found, 1 missed, 2 false picks" in {axes.get_title() for axes in figure.axes}
+    assert "scored particles: 1 found, 1 missed, 2 false picks" in {axes.get_title() for axes in figure.axes}

@@ -59,6 +59,11 @@ class Calibration:
     held_out: tuple[str, ...]
     truth: pd.DataFrame
 
+    @property
+    def picks(self) -> pd.DataFrame:
+        """The candidates that reach the chosen thresholds."""
+        return apply_thresholds(self.candidates, {name: curve.chosen for name, curve in self.curves.items()})
+
 
 def calibrate(runs: Sequence[Run], folder: str | Path, device: str = "cpu", views: int = 1) -> Calibration:
     """Compare all variants on the runs that the models below `folder` left out, tune thresholds and offset of the best

@@ -22,7 +22,6 @@ from kaggle_utils.preprocessing.subvolumes import load_runs
 from kaggle_utils.recipes import get_recipe
 from kaggle_utils.scoring.levels import level_confidences, measure_volume
 from kaggle_utils.scoring.metrics import score_submission
-from kaggle_utils.scoring.thresholds import apply_thresholds
 from kaggle_utils.scoring.trust import find_chances, keep_surest
 from kaggle_utils.submission.pipeline import assemble, load_ensemble, predict_run
 
@@ -109,14 +108,13 @@ def test_a_calibration_is_kept_with_the_models_and_applied(trained_folds, phanto
     runs = load_runs(phantom_data, find_runs(phantom_data), SMOKE)
     folder = copy(trained_folds, tmp_path / "models")
     calibration = calibrate(runs, folder)
-    thresholds = {name: curve.chosen for name, curve in calibration.curves.items()}
-    score = score_submission(apply_thresholds(calibration.candidates, thresholds), calibration.truth).score
+    score = score_submission(calibration.picks, calibration.truth).score
     assert score == calibration.scores.loc[[calibration.best], "score"].item()
     intervals = calibration.intervals
     assert intervals["f_beta"].to_dict() == calibration.scores["score"].set_axis(intervals.index).to_dict()
     assert list(intervals.index) == list(map(", ".join, calibration.scores.index))
     assert (intervals["low"] <= intervals["high"]).all()
-    means = calibration.scores[[variant.merge in ("logits", "probabilities") for variant in calibration.scores.index]]
+    means = calibration.scores[[merge in ("logits", "probabilities") for _, merge, _ in calibration.scores.index]]
     assert means["score"].max() == means.loc[[calibration.best], "score"].iloc[0]
     for path in folder.iterdir():
         config, thresholds = read_config(path), json.loads((path / "thresholds.json").read_text())
