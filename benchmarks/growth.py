@@ -120,10 +120,10 @@ def measure_cluster(data: Path, out: Path, workers: int) -> dict:
     from distributed import Client, LocalCluster
 
     ensemble, runs, parts = make_untrained(2), find_runs(data, "test"), out.with_suffix(".parts")
-    memory: list[int] = []
+    memory: dict[str, int] = {}  # by run, when its first picks were there
 
     def keep(run: str, picks: pd.DataFrame) -> pd.DataFrame:
-        memory.append(read_memory())
+        memory.setdefault(run, read_memory())
         return picks
 
     with contextlib.ExitStack() as stack:
@@ -141,8 +141,8 @@ def measure_cluster(data: Path, out: Path, workers: int) -> dict:
     return {
         "done": sum(outcome.state == "done" for outcome in outcomes),
         "runs a minute": rate if workers in (1, 2) else "",
-        "MB after 10 runs": memory[9],
-        "MB after all": memory[-1],
+        "MB after 10 runs": [*memory.values()][9],
+        "MB after all": read_memory(),
     }
 
 

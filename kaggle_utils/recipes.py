@@ -181,6 +181,7 @@ _COMPETITION = CompetitionRecipe(
 
 # All that changes with the scale, for each recipe and its networks. `best` is 1: after short trainings the best weights
 # differ too much to be averaged.
+# fmt: off
 _SCALES: dict[str, dict[str, dict[str, Any]]] = {
     "report": {
         "full": {},
@@ -200,26 +201,23 @@ _SCALES: dict[str, dict[str, dict[str, Any]]] = {
     "competition": {
         "full": {},
         "demo": {
-            **{"subvolume_size": 48, "crops": 200, "folds": 2, "views": 1},
+            "subvolume_size": 48, "crops": 200, "folds": 2, "views": 1,
             "unet": {"width": 16, "epochs": 5, "average": 0.98, "best": 1},
-            "vnet": {"width": 8, "epochs": 5, "average": 0.98, "best": 1, "window": 96, "halo": 16}
-            | {"learning_rate": 1e-2, "mixup": 0.5},
+            "vnet": {
+                "width": 8, "learning_rate": 1e-2, "epochs": 5, "average": 0.98, "best": 1, "mixup": 0.5,
+                "window": 96, "halo": 16,
+            },
         },
         "smoke": {
-            **{"subvolume_size": 16, "crops": 4, "folds": 2, "views": 1},
+            "subvolume_size": 16, "crops": 4, "folds": 2, "views": 1,
             "unet": {"width": 2, "learning_rate": 1e-2, "epochs": 1, "average": 0.5, "best": 1},
             "vnet": {
-                "width": 2,
-                "learning_rate": 1e-2,
-                "epochs": 1,
-                "average": 0.5,
-                "best": 1,
-                "window": 32,
-                "halo": 4,
+                "width": 2, "learning_rate": 1e-2, "epochs": 1, "average": 0.5, "best": 1, "window": 32, "halo": 4,
             },
         },
     },
 }
+# fmt: on
 
 
 def get_recipe(name: str = "competition", scale: str = "demo", settings: Iterable[str] = ()) -> Recipe:

@@ -114,7 +114,8 @@ def dataset(image, untrained_pairs, tmp_path_factory):
     save_choice(folder / "work", "average", "report-full")
     code = "import sys; print('%d.%d' % sys.version_info[:2])"
     python = subprocess.run([image / "bin/python", "-c", code], capture_output=True, text=True, check=True).stdout
-    return build_folder("someone", [folder / "work/models/report-full"], folder / "out", python.strip()) / "dataset"
+    models = [folder / "work/models/report-full"]
+    return build_folder("someone", models, folder / "out", python=python.strip()) / "dataset"
 
 
 @pytest.fixture(scope="session")

@@ -131,8 +131,9 @@ def train(
     chosen, devices = get_recipe(here.recipe, here.scale, settings or here.settings), device or here.devices
     runs, scored = find_runs(data), read_particles(data).scored.names
     check_picked(data, scored, {*read_runs(runs, data)["particle_type"]})
-    found = {kind for run in runs for kind in find_tomograms(run, data)}
-    check_types(data, chosen.tomogram, chosen.other_tomograms, found)
+    if chosen.other_tomograms:
+        found = {kind for run in runs for kind in find_tomograms(run, data)}
+        check_types(data, chosen.tomogram, chosen.other_tomograms, found)
     changed = f" with {' '.join(settings or here.settings)}" if settings or here.settings else ""
     print(
         f"{chosen.name} recipe at {chosen.scale} scale{changed} on {', '.join(devices)}: {_count(len(runs), 'run')}, "

@@ -47,8 +47,8 @@ def gather_crops(points: pd.DataFrame, load: Callable[[str], Any], edge: float) 
     """Return crops as `cut_crops` does, in the order of points of several runs, and their voxel spacing.
 
     `load` gives each run with its `volume` and `voxel_spacing`, one after the other, normalised if runs are to be
-    compared. Those of another voxel
-    spacing than the first are resampled to it. Raises ValueError without any points."""
+    compared. Those of another voxel spacing than the first are resampled to it. Raises ValueError without any
+    points."""
     if not len(points):
         raise ValueError("there are no points to cut out crops at")
     parts, rows, spacing = [], [], 0.0

@@ -17,7 +17,7 @@ from kaggle_utils.recipes import CompetitionRecipe, ModelRecipe, Recipe
 # particles the first six are drawn.
 _PLACES = ((0.22, 0.25), (0.45, 0.15), (0.75, 0.2), (0.27, 0.7), (0.55, 0.46), (0.78, 0.78))
 _MIDDLE = 2.0  # the height of the pipeline
-_ROWS = "id, run,\nparticle,\nx, y, z (Å)"
+_ROWS = "id, experiment,\nparticle_type,\nx, y, z (Å)"
 
 
 @styled
@@ -61,7 +61,7 @@ def draw_pipeline(recipe: Recipe, catalogue: Catalogue = PARTICLES) -> Figure:
     title, names = draw(axes, catalogue)
     for x, name in names.items():
         axes.text(x, -1, name, ha="center", va="center", weight="bold", fontsize=10)
-    axes.set(xlim=(-0.3, 12.3), ylim=(-1.4, 4.5), aspect="equal")
+    axes.set(xlim=(-0.3, 12.4), ylim=(-1.4, 4.5), aspect="equal")
     axes.axis("off")
     set_title(figure, f"From a tomogram to picks: {title}")
     return figure
@@ -80,8 +80,8 @@ def _draw_specialists(axes: Axes, catalogue: Catalogue) -> tuple[str, dict[float
     _draw_box(axes, 7.1, _MIDDLE, 1.5, 1.4, "rule:\nfrequency,\nrecall,\nprobability", GREY)
     _draw_arrow(axes, (7.88, _MIDDLE), (8.33, _MIDDLE))
     _draw_picture(axes, 9.1, _MIDDLE, 1.5, scored)
-    _draw_arrow(axes, (9.88, _MIDDLE), (10.4, _MIDDLE))
-    _draw_box(axes, 11.3, _MIDDLE, 1.7, 1.4, _ROWS, GREY)
+    _draw_arrow(axes, (9.88, _MIDDLE), (10.3, _MIDDLE))
+    _draw_box(axes, 11.3, _MIDDLE, 1.96, 1.4, _ROWS, GREY)
     count = len(catalogue.scored)
     return f"{_count(count, 'specialist')}, one rule where they disagree", {
         0.6: "tomogram",
@@ -107,8 +107,8 @@ def _draw_committee(axes: Axes, catalogue: Catalogue) -> tuple[str, dict[float, 
         _draw_picture(axes, 6.45, y, 0.66, [None] * place + [particle])
         _draw_arrow(axes, (6.85, y), (7.6, _MIDDLE + 0.22 * (y - _MIDDLE)))
     _draw_box(axes, 8.6, _MIDDLE, 1.95, 1.4, "candidates\nthat reach their\nparticle's\nthreshold", GREY)
-    _draw_arrow(axes, (9.62, _MIDDLE), (10.4, _MIDDLE))
-    _draw_box(axes, 11.3, _MIDDLE, 1.7, 1.4, _ROWS, GREY)
+    _draw_arrow(axes, (9.62, _MIDDLE), (10.3, _MIDDLE))
+    _draw_box(axes, 11.3, _MIDDLE, 1.96, 1.4, _ROWS, GREY)
     return "networks for all particles, averaged, and a threshold for each particle", {
         0.6: "tomogram",
         2.85: "networks for\nall particles",

@@ -73,9 +73,9 @@ def seek_centres(
     """Return the peaks (n, 3) among the voxels `index` of a map smoothed over a ball, and the centres (n, 3) near them.
     `smooth` has the map's shape; it is zero before and after.
 
-    A saturated blob has no single highest voxel, and of two such blobs that touch, one would be lost. Smoothing
-    makes each rise towards its middle. Mean shift refines the places afterwards, so smoothing uses only some voxels of
-    the ball."""
+    A saturated blob has no single highest voxel, and of two such blobs that touch, one would be lost. So the map is
+    smoothed, which makes each rise towards its middle. Mean shift refines the places afterwards, so smoothing uses only
+    some voxels of the ball."""
     stride = max(1, int(ball / 2))
     flat, high = volume.reshape(-1), smooth.view(-1)
     steps = stride * _list_ball(ball / stride).to(flat.device)

@@ -113,15 +113,15 @@ def find_candidates(
 
     Returns
     -------
-    Candidates table: particles in the order given, and for each the most confident candidate first. A candidate starts
-    from a voxel with 0.001 at least that is among a map's highest: as many as a thousand trained spheres have, but
-    262,144 at least and two million at most. `confidence` is the mean probability in a ball around the centre, of the
-    trained sphere's radius but at least 2 voxels, so that one bright voxel ranks below a blob. Of candidates within
-    half of their particle's radius, only the most confident one stays. At the volume's faces only what is inside
-    counts: the centre of a sphere that a face cuts in half comes out 3/8 of its radius too far inside.
+    Candidates table: particles in the order given, and for each the most confident candidate first. With "peaks",
+    one starts from a voxel with 0.001 at least that is among a map's highest: as many as a thousand trained spheres
+    have, but 262,144 at least and two million at most. `confidence` is the mean probability in a ball around the
+    centre, of the trained sphere's radius but at least 2 voxels, so that one bright voxel ranks below a blob. Of
+    candidates within half of their particle's radius, only the most confident one stays. At the volume's faces only
+    what is inside counts: the centre of a sphere that a face cuts in half comes out 3/8 of its radius too far inside.
 
-    Raises ValueError for an unknown decoder or particle, for a number of maps other than that of particles, for maps
-    that do not all have the same three-dimensional shape."""
+    Raises ValueError for an unknown decoder or particle, for a number of maps other than that of particles, and for
+    maps that do not all have the same three-dimensional shape."""
     if decoder not in DECODERS:
         raise ValueError(f"run {run}: unknown decoder {decoder!r}; choose from {', '.join(DECODERS)}")
     if len(probabilities) != len(particles):

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from kaggle_utils.kaggle.notebooks import find_notebooks
-from kaggle_utils.kaggle.wheels import collect_wheels, find_imports, find_wheel_faults
+from kaggle_utils.kaggle.wheels import PYTHON, collect_wheels, find_imports, find_wheel_faults
 from kaggle_utils.recipes import RECIPE_NAMES, Recipe, get_recipe, list_changes
 from kaggle_utils.system.environment import COMPETITION, NAME_PART
 from kaggle_utils.system.files import replacing_folder, write_text
@@ -45,6 +45,7 @@ def build_folder(
     out: str | Path = OUT,
     recipe: str = RECIPE_NAMES[0],
     settings: Sequence[str] = (),
+    python: str = PYTHON,
 ) -> Path:
     """Write OUT/dataset and OUT/kernels/<slug>, check them, and return OUT; it is replaced as a whole or not at all.
 
@@ -56,6 +57,7 @@ def build_folder(
     out : the folder to write; if it exists, it must be empty or written by this function.
     recipe : recipe that the notebooks run.
     settings : changes of it, such as "unet.epochs=20".
+    python : version of the Python that the wheels are for.
 
     Raises
     ------
@@ -86,7 +88,7 @@ def build_folder(
         dataset = folder / "dataset"
         dataset.mkdir()
         copy_models(models, dataset, full)
-        collect_wheels(dataset)
+        collect_wheels(dataset, python)
         shutil.copyfile(_REPOSITORY / "LICENSE", dataset / "LICENSE")
         _write_json(dataset / "dataset-metadata.json", _describe_dataset(user))
         for kernel in _describe_kernels(user, notebooks, with_models=(dataset / "ensemble.json").is_file()):
@@ -95,7 +97,7 @@ def build_folder(
             _write_json(place / "kernel-metadata.json", kernel)
             notebook = (notebooks[0].parent / kernel["code_file"]).read_text(encoding="utf-8")
             write_text(place / kernel["code_file"], _choose_recipe(notebook, recipe, settings))
-        faults = find_faults(folder)
+        faults = find_faults(folder, python)
         if faults:
             raise ValueError("\n".join(["nothing was written, because it would fail on Kaggle:", *faults]))
     return out
@@ -240,7 +242,7 @@ def _list_needed(choice: str, names: set[str]) -> set[str]:
     }
 
 
-def find_faults(folder: Path) -> list[str]:
+def find_faults(folder: Path, python: str = PYTHON) -> list[str]:
     """Return a line for each fault in a folder of `build_folder` at which the CLI, Kaggle or a notebook would fail."""
     dataset = json.loads((folder / "dataset" / "dataset-metadata.json").read_text(encoding="utf-8"))
     kernels = {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in find_kernels(folder)}
@@ -273,7 +275,7 @@ def find_faults(folder: Path) -> list[str]:
         ]
         faults += [f"{path.name}/kernel-metadata.json: {fault}" for holds, fault in rules if not holds]
         modules |= find_imports(code) if code.is_file() else set()
-    return faults + find_wheel_faults(sorted((folder / "dataset").glob("*.whl")), modules)
+    return faults + find_wheel_faults(sorted((folder / "dataset").glob("*.whl")), modules, python)
 
 
 def find_kernels(folder: Path) -> list[Path]:

@@ -220,7 +220,10 @@ class Sources:
     def intensities(self) -> pd.DataFrame:
         """Lengths and raw intensities of training runs, of the type of tomogram that the networks see."""
         data = self.require_data()
-        return measure_intensities(data, "train", find_runs(data)[:_MEASURED], self.recipe.tomogram)
+        table = measure_intensities(data, "train", find_runs(data)[:_MEASURED], self.recipe.tomogram)
+        if table.empty:
+            raise ValueError("no training tomogram can be read")
+        return table
 
     @cached_property
     def _last(self) -> dict[tuple[str, str], Tomogram]:

@@ -29,8 +29,8 @@ _MALFORMED = (OSError, ValueError, KeyError, TypeError, AttributeError, Overflow
 @dataclass(frozen=True)
 class Outcome:
     """What a run has given: its picks table, or a function that reads it, its problems in words, its level, how many
-    seconds it took, of one that was read the fingerprint of the models and settings that made it, and the `count` of
-    its picks, which only a function leaves to say. The level is None when nothing could be computed."""
+    seconds it took, and, of one that was read, the fingerprint of the models and settings that made it. The level is
+    None when nothing could be computed. `count` is the number of picks: counted in a table, given with a function."""
 
     run: str
     table: pd.DataFrame | Callable[[], pd.DataFrame] = field(default_factory=make_picks)

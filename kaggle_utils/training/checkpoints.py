@@ -183,6 +183,7 @@ class OtherSettings(ValueError):
 def find_changes(wanted: dict, found: dict) -> str:
     """Return in words which settings of `found` differ from `wanted`; empty when none does."""
     wanted = json.loads(json.dumps(wanted))
+    found = {"threshold": 0.5, **found}  # configs of 0.1.0 do not have it; it could not be set
     return "; ".join(
         f"{key} was {found.get(key)!r}, is {wanted[key]!r}" for key in wanted if found.get(key) != wanted[key]
     )

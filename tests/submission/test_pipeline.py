@@ -192,6 +192,15 @@ def test_a_part_file_that_is_lost_costs_its_own_run_alone(content, call, tmp_pat
         call(fates=fates, strict=True, views=2)
 
 
+def test_picks_that_are_not_wanted_do_not_count_nor_come_back(call):
+    """In runs that are computed now, and in those of an earlier call."""
+    first = {"keep": lambda run, picks: picks[:1]}
+    for predictions in 3, 0:
+        outcomes, rows, predicted = call(**first)
+        assert list(summarise(outcomes)["picks"]) == [1, 1, 1] and len(rows) == 3 and len(predicted) == predictions
+    assert list(summarise(call()[0])["picks"]) == [4, 4, 4]
+
+
 def test_tomograms_of_another_voxel_spacing_than_the_models_are_resampled_and_told_once(call, untrained, tmp_path):
     """Particles have another size in voxels there: as they are, the picks would be few and wrong."""
     for run, spacing in ("TS_1", 10.012), ("TS_2", 13.48), ("TS_3", 10.1):

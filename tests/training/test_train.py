@@ -437,6 +437,16 @@ def test_other_settings_or_data_are_refused_and_nothing_is_overwritten(change, c
     assert contents(folder) == before
 
 
+def test_a_model_of_before_the_threshold_was_a_setting_is_kept(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "fit", None)
+    config = json.loads((folder / "config.json").read_text())
+    assert config.pop("threshold") == 0.5
+    (folder / "config.json").write_text(json.dumps(config))
+    assert train_model(RUNS, "unet", "apo-ferritin", RECIPE, tmp_path) == folder
+    with pytest.raises(ValueError, match="threshold was 0.5, is 0.4"):
+        train_model(RUNS, "unet", "apo-ferritin", replace(RECIPE, threshold=0.4), tmp_path)
+
+
 def test_what_a_finished_models_weights_do_not_depend_on_is_changed_without_training(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "fit", None)
     before, other = read_config(folder), replace(RECIPE, min_size_fraction=0.3)
