@@ -209,6 +209,7 @@ def leads(monkeypatch):
     return module
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("one_thread")
 def test_a_change_is_measured_once_beside_the_base(leads, phantom, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(picking, "_MOST", 1000)
