@@ -13,7 +13,7 @@ from kaggle_utils.figures.panels import GREYS, add_scale_bar, draw_circle, find_
 from kaggle_utils.figures.style import set_title, styled
 from kaggle_utils.particles import PARTICLES, Catalogue
 
-_COLUMNS = 3  # of picks that went wrong
+_COLUMNS = 3  # of crops
 _GAP = 2  # voxels between the three slices of a crop
 _THICK = 1 / 3  # radii of the particle to either side of the middle: a single slice of one particle is mostly noise
 _ERRORS = {"false": "false pick", "missed": "missed"}

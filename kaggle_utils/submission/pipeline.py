@@ -154,8 +154,10 @@ def submit(
     remove_leftovers(Path(out).with_name(escape(Path(out).name)))
     store.clean()
     sources = {run: _sign_run(run, data, split, kind) for run in runs if is_run_name(run) and is_plain_name(run)}
-    outcomes: dict[str, Any] = {run: Outcome(run, problems=(_BAD_NAME,)) for run in runs}
-    outcomes |= {run: _shelve(store, store.read(run, source), source, keep) for run, source in sources.items()}
+    outcomes: dict[str, Any] = {run: None if run in sources else Outcome(run, problems=(_BAD_NAME,)) for run in runs}
+    for run, source in sources.items():
+        if stored := store.read(run, source):
+            outcomes[run] = _shelve(store, replace(stored, table=keep(run, stored.picks)), source, keep)
     before = [run for run in sources if outcomes[run]]
     waiting = [run for run in sources if not outcomes[run]]
     if hours is None:
@@ -194,7 +196,7 @@ def _keep_each(
             found = replace(outcome, table=keep(outcome.run, outcome.picks))
             try:
                 if store.write(outcome, sources[outcome.run]):
-                    found = _shelve(store, outcome, sources[outcome.run], keep)
+                    found = _shelve(store, found, sources[outcome.run], keep)
             except OSError as error:
                 warnings.warn(f"run {outcome.run} has no part file: {error}", stacklevel=3)
             if outcome.level or not outcomes[outcome.run]:  # what was found before is better than nothing
@@ -209,15 +211,11 @@ def _keep_each(
             write_submission(list_picks(outcomes), out, store.catalogue)
 
 
-def _shelve(
-    store: Parts, outcome: Outcome | None, source: str, keep: Callable[[str, pd.DataFrame], pd.DataFrame]
-) -> Outcome | None:
-    """Return an outcome that is in its part file as one that reads its picks there, each time, and returns those that
-    are wanted: thousands of outcomes then need no memory for them. None, which is no outcome, stays None."""
-    if outcome is None:
-        return None
-    run, count = outcome.run, len(keep(outcome.run, outcome.picks))  # the function must not hold the outcome's table
-    return replace(outcome, table=lambda: keep(run, store.read_picks(run, source)), count=count)
+def _shelve(store: Parts, outcome: Outcome, source: str, keep: Callable[[str, pd.DataFrame], pd.DataFrame]) -> Outcome:
+    """Return an outcome, with the picks that are wanted, whose part file is there as one that reads them there, each
+    time: thousands of outcomes then need no memory for them."""
+    run = outcome.run  # the function must not hold the outcome, which has the table
+    return replace(outcome, table=lambda: keep(run, store.read_picks(run, source)))
 
 
 def _list_known(outcomes: dict[str, Any]) -> list[Outcome]:
