@@ -89,7 +89,6 @@ FOLDS = 2
 OVERLAP = 0.25  # of the field's windows
 LOG_EVERY = 20  # seconds
 MEASURED = 16  # sub-volumes that tell what an epoch costs
-A_GPU_MEASURES = 50  # times as many crops: it takes a millisecond for each
 SCORED = [particle.name for particle in PARTICLES if particle.weight]
 
 
@@ -539,19 +538,27 @@ def putting_in(network: Callable[[], nn.Module] | None) -> AbstractContextManage
 
 
 def measure_fold(runs: list[Run], architecture: str, recipe: CompetitionRecipe, job: Job) -> tuple[float, float]:
-    """Return the machine minutes that an epoch takes beside its crops, and those of a crop."""
-    settings, crops = replace(getattr(recipe, architecture), epochs=1), MEASURED
-    if job.device != "cpu":
-        crops *= A_GPU_MEASURES
-    minutes, counts = [], (settings.batch_size, 2 * crops, 4 * crops)
-    with tempfile.TemporaryDirectory() as folder:
-        for count in counts:
+    """Return the machine minutes that an epoch takes beside its crops, and those of a crop.
+
+    Epochs are measured with more and more crops, until one takes twice as long as that with the fewest: a difference
+    no larger than chance would say that crops cost nothing, and their number would have no bounds."""
+    settings = replace(getattr(recipe, architecture), epochs=1)
+
+    def measure(crops: int) -> float:
+        with tempfile.TemporaryDirectory() as folder:
             clock = job.start_clock()
-            short = replace(recipe, crops=count, **{architecture: settings})
-            train_fold(runs, architecture, 0, short, Path(folder) / str(count), job.device)
-            minutes.append(clock.minutes)
-    a_crop = max((minutes[2] - minutes[1]) / (counts[2] - counts[1]), 1e-9)  # the first was a warm-up
-    return max(0.0, minutes[1] - a_crop * counts[1]), a_crop
+            short = replace(recipe, crops=crops, **{architecture: settings})
+            train_fold(runs, architecture, 0, short, Path(folder), job.device)
+            return clock.minutes
+
+    fewest = most = 2 * MEASURED
+    measure(fewest)  # a warm-up
+    shortest = longest = measure(fewest)
+    while longest < 2 * shortest:
+        most *= 2
+        longest = measure(most)
+    a_crop = (longest - shortest) / (most - fewest)
+    return max(0.0, shortest - a_crop * fewest), a_crop
 
 
 # The kit's report recipe.

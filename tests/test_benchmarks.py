@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -92,6 +93,16 @@ def phantom(tmp_path_factory):
     for seed, name in enumerate(("one", "other")):
         write_phantom(folder / name, runs=3, test_runs=2, shape=(48, 72, 72), seed=seed)
     return folder
+
+
+def test_a_crop_is_never_measured_to_cost_nothing(accuracy, monkeypatch):
+    """Where the clock shows no difference between few crops and many, more are measured: else a contender would train
+    for ever."""
+    minutes = iter([9.0, 1.0, 0.9, 1.2, 3.0])
+    monkeypatch.setattr(accuracy, "train_fold", lambda *_: None)
+    job = SimpleNamespace(start_clock=lambda: SimpleNamespace(minutes=next(minutes)), device="cpu")
+    fixed, a_crop = accuracy.measure_fold([], "unet", get_recipe("competition", "smoke"), job)
+    assert (fixed + 8 * a_crop, fixed + 64 * a_crop) == pytest.approx((1.0, 3.0))
 
 
 @pytest.mark.usefixtures("one_thread")
