@@ -4,7 +4,7 @@
 
 DIR is a folder that knows its test runs' truth: a phantom, such as work/phantom after the demo. Without --run, the run
 with the most particles in one slice is drawn. Only scored particles are shown, as far as they are within 8 nm of the
-slice: a pick is a hit, as in the competition, within half the particle's radius."""
+slice. Hits are those of the competition's score."""
 
 import argparse
 from pathlib import Path
@@ -19,6 +19,7 @@ from kaggle_utils.data.tomograms import Tomogram, find_runs, load_tomogram, norm
 from kaggle_utils.figures import panels as parts
 from kaggle_utils.figures.style import HALO, make_handles, styled
 from kaggle_utils.particles import PARTICLES
+from kaggle_utils.scoring.metrics import find_matches
 from kaggle_utils.submission.csv_file import read_submission
 
 DEPTH = 80.0  # Angstrom
@@ -57,13 +58,10 @@ def find_slice(tomogram: Tomogram, truth: pd.DataFrame) -> tuple[int, int]:
 
 
 def judge(truth: pd.DataFrame, picks: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Return which true particles were found, and for each pick the true particle that it hits, or -1."""
-    gaps = np.linalg.norm(picks[["x", "y", "z"]].to_numpy()[:, None] - truth[["x", "y", "z"]].to_numpy(), axis=2)
-    reach = np.array([PARTICLES.get(name).radius / 2 for name in truth["particle_type"]])
-    same = picks["particle_type"].to_numpy()[:, None] == truth["particle_type"].to_numpy()
-    gaps[~same | (gaps > reach)] = np.inf
-    hit = np.where(np.isfinite(gaps).any(axis=1), gaps.argmin(axis=1), -1)
-    return np.isfinite(gaps).any(axis=0), hit
+    """Return which true particles were found, and for each pick the nearest true particle that it hits, or -1."""
+    pairs, hit = find_matches(picks, truth), np.full(len(picks), -1)
+    hit[pairs[::-1, 0]] = pairs[::-1, 1]  # the nearest, which comes first, is written last
+    return np.isin(np.arange(len(truth)), pairs[:, 1]), hit
 
 
 @styled

@@ -1,9 +1,8 @@
 """A folder that the official Kaggle CLI takes as it is: one dataset (wheels and trained models), one kernel a notebook.
 
 `datasets create` skips sub-folders and `kernels push` sends one file, so the dataset is flat: the files of
-models/<recipe>-<scale>/<model>/ are called models--<recipe>-<scale>--<model>--<file> there. Everything is checked here,
-because a fault that shows only on Kaggle costs a run: the CLI checks little, and nothing checks wheels for another
-Python."""
+models/<recipe>-<scale>/<model>/ are called models--<recipe>-<scale>--<model>--<file> there. Wheels and models are
+checked here, because nobody else does before a run on Kaggle fails by them."""
 
 import json
 import re
@@ -26,13 +25,6 @@ NAME = "kaggle-utils"
 _NEEDS = {"03": (True, ()), "04": (True, ("03",)), "05": (True, ("03", "04")), "06": (True, ("03", "04", "05"))}
 _SUBMISSION = "06"
 _MACHINE = "NvidiaTeslaT4"  # the CLI's name of "GPU T4 x2"; its default was a P100, which the image's torch cannot use
-# The fields that the CLI reads (kaggle 2.2.4: kernels_push, dataset_create_new, dataset_create_version).
-_KERNEL_FIELDS = set(
-    "id id_no title code_file language kernel_type is_private enable_gpu enable_tpu enable_internet machine_shape "
-    "dataset_sources competition_sources kernel_sources model_sources keywords docker_image docker_image_pinning_type"
-    .split()
-)  # fmt: skip
-_DATASET_FIELDS = {"id", "id_no", "title", "subtitle", "description", "licenses", "resources", "keywords"}
 _MODEL_FILES = ("config.json", "weights.safetensors", "thresholds.json", "history.csv")
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
@@ -97,8 +89,8 @@ def build_folder(
             _write_json(place / "kernel-metadata.json", kernel)
             notebook = (notebooks[0].parent / kernel["code_file"]).read_text(encoding="utf-8")
             write_text(place / kernel["code_file"], _choose_recipe(notebook, recipe, settings))
-        faults = find_faults(folder, python)
-        if faults:
+        modules = set().union(*(find_imports(path) for path in folder.glob("kernels/*/*.ipynb")))
+        if faults := find_wheel_faults(sorted(dataset.glob("*.whl")), modules, python):
             raise ValueError("\n".join(["nothing was written, because it would fail on Kaggle:", *faults]))
     return out
 
@@ -240,42 +232,6 @@ def _list_needed(choice: str, names: set[str]) -> set[str]:
     return {
         name_model(kind, particle.name) for particle in PARTICLES.scored for kind in ENSEMBLES[choice](particle.name)
     }
-
-
-def find_faults(folder: Path, python: str = PYTHON) -> list[str]:
-    """Return a line for each fault in a folder of `build_folder` at which the CLI, Kaggle or a notebook would fail."""
-    dataset = json.loads((folder / "dataset" / "dataset-metadata.json").read_text(encoding="utf-8"))
-    kernels = {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in find_kernels(folder)}
-    owner, _, slug = dataset.get("id", "").partition("/")
-    rules = [
-        (set(dataset) <= _DATASET_FIELDS, f"unknown fields {sorted(set(dataset) - _DATASET_FIELDS)}"),
-        (6 <= len(dataset.get("title", "")) <= 50, "a title has 6 to 50 characters"),
-        (6 <= len(slug) <= 50 and _slugify(slug) == slug, "a slug has 6 to 50 characters out of a-z, 0-9 and -"),
-        (len(dataset.get("licenses", ())) == 1, "there must be exactly one licence"),
-        (not any(path.is_dir() for path in (folder / "dataset").iterdir()), "the CLI would skip the sub-folders"),
-    ]
-    faults = [f"dataset-metadata.json: {fault}" for holds, fault in rules if not holds]
-    ids, modules = {kernel.get("id") for kernel in kernels.values()}, set()
-    for path, kernel in kernels.items():
-        title, code = kernel.get("title", ""), path / kernel.get("code_file", "")
-        booleans = ("is_private", "enable_gpu", "enable_tpu", "enable_internet")
-        rules = [
-            (set(kernel) <= _KERNEL_FIELDS, f"unknown fields {sorted(set(kernel) - _KERNEL_FIELDS)}"),
-            *((isinstance(kernel.get(key), bool), f"{key} must be true or false") for key in booleans),
-            (5 <= len(title) <= 50, "a title has 5 to 50 characters"),
-            (kernel.get("id") == f"{owner}/{_slugify(title)}", "the id's slug is not the title's"),
-            (path.name == _slugify(title), "the folder's name is not the title's slug"),
-            (code.suffix == ".ipynb" and code.is_file(), f"no notebook {code.name} beside it"),
-            (kernel.get("language") == "python", "language must be python"),
-            (kernel.get("kernel_type") == "notebook", "kernel_type must be notebook"),
-            (kernel.get("dataset_sources") == [dataset.get("id")], "dataset_sources must be the dataset"),
-            (kernel.get("competition_sources") == [COMPETITION], f"competition_sources must be {COMPETITION}"),
-            (set(kernel.get("kernel_sources", ())) <= ids - {kernel.get("id")}, "kernel_sources must be other kernels"),
-            (kernel.get("enable_internet") is not True, "enable_internet must be false for a submission"),
-        ]
-        faults += [f"{path.name}/kernel-metadata.json: {fault}" for holds, fault in rules if not holds]
-        modules |= find_imports(code) if code.is_file() else set()
-    return faults + find_wheel_faults(sorted((folder / "dataset").glob("*.whl")), modules, python)
 
 
 def find_kernels(folder: Path) -> list[Path]:
