@@ -141,8 +141,10 @@ def show_leads() -> str:
 
 def name_contender(group: list[dict]) -> str:
     """Return in words what a contender is: one of WHO, or the competition recipe with other settings."""
-    settings = " ".join(f"{key}={value}" for key, value in group[0]["recipe"].items())
-    return f"this kit with `{settings}`" if settings else WHO[group[0]["contender"]]
+    record = group[0]
+    settings = " ".join(f"{key}={value}" for key, value in record["recipe"].items())
+    networks = record["scaled"].rpartition(", ")[2]
+    return f"this kit, {networks} with `{settings}`" if settings else WHO[record["contender"]]
 
 
 def _pair(scores: dict[str, float], digits: int) -> str:

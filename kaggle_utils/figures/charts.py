@@ -150,17 +150,17 @@ def draw_confusions(confusions: pd.DataFrame, title: str) -> Figure:
 
 
 @styled
-def draw_forest(scores: pd.DataFrame, title: str, chosen: str = "") -> Figure:
+def draw_forest(scores: pd.DataFrame, title: str, *chosen: str) -> Figure:
     """Draw scores with their intervals (columns `f_beta`, `low` and `high`), a row for each of the index, the best
     first; the index has its name, or they are ways. Those of networks, ensembles or recipes can be joined with
-    `pd.concat`. The `chosen` one stands out."""
+    `pd.concat`. Those that are `chosen` stand out."""
     scores = scores.sort_values("f_beta", ascending=False, kind="stable")
     names = [", ".join(name) if isinstance(name, tuple) else str(name) for name in scores.index]
     figure, axes = plt.subplots(figsize=(8, 1.1 + 0.3 * len(scores)))
     for row, (name, (f_beta, low, high)) in enumerate(
         zip(names, scores[["f_beta", "low", "high"]].to_numpy(), strict=True)
     ):
-        colour = VERMILION if name == chosen else BLUE
+        colour = VERMILION if name in chosen else BLUE
         axes.plot([low, high], [row, row], "-", color=colour, lw=2)
         axes.plot(f_beta, row, "s", color=colour, ms=7)
         axes.annotate(f"{f_beta:.3f}", (1.01, row), xycoords=("axes fraction", "data"), va="center")
@@ -168,7 +168,7 @@ def draw_forest(scores: pd.DataFrame, title: str, chosen: str = "") -> Figure:
     axes.set_yticks(range(len(scores)), names)
     axes.set(xlabel="F-beta, and its 90 % interval", ylabel=scores.index.name or "way", ylim=(len(scores) - 0.5, -0.5))
     for label in axes.get_yticklabels():
-        label.set_fontweight("bold" if label.get_text() == chosen else "normal")
+        label.set_fontweight("bold" if label.get_text() in chosen else "normal")
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     set_title(figure, title)

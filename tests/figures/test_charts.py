@@ -21,11 +21,13 @@ def test_confusions_show_counts_and_colours_the_shares_of_a_column():
     assert (classes, classes) not in cells and (0, classes) in cells  # a missed "again" is nothing
 
 
-def test_a_forest_has_the_best_on_top_and_marks_the_chosen_one():
+def test_a_forest_has_the_best_on_top_and_marks_the_chosen():
     axes = figures.draw_forest(FOREST, "ways", "unet").axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["average", "unet"]
     assert [label.get_fontweight() for label in axes.get_yticklabels()] == ["normal", "bold"]
     assert axes.lines[0].get_xdata().tolist() == [0.5, 0.7] and axes.lines[1].get_xdata().tolist() == [0.6]
+    several = figures.draw_forest(FOREST, "ways", "unet", "average").axes[0]
+    assert {label.get_fontweight() for label in several.get_yticklabels()} == {"bold"}
     joined = pd.concat({"report": FOREST, "competition": FOREST})
     assert len(figures.draw_forest(joined, "recipes").axes[0].get_yticklabels()) == 4
 
