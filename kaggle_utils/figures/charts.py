@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from kaggle_utils.figures.style import BLUE, GREY, VERMILION, contrast, make_handles, set_title, styled
 from kaggle_utils.particles import PARTICLES, Catalogue
 
+_NAMES = {"unet": "U-Net", "vnet": "V-Net", "f_beta": "F-beta"}  # of columns in legends
+
 
 @styled
 def draw_particles_3d(points: pd.DataFrame, catalogue: Catalogue = PARTICLES) -> Figure:
@@ -169,6 +171,7 @@ def draw_forest(scores: pd.DataFrame, title: str, *chosen: str) -> Figure:
     axes.set(xlabel="F-beta, and its 90 % interval", ylabel=scores.index.name or "way", ylim=(len(scores) - 0.5, -0.5))
     for label in axes.get_yticklabels():
         label.set_fontweight("bold" if label.get_text() in chosen else "normal")
+    axes.locator_params("x", nbins=6)
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     set_title(figure, title)
@@ -186,7 +189,8 @@ def _draw_bars(axes: Axes, table: pd.DataFrame, number: str, catalogue: Catalogu
     for index, (name, colour) in enumerate(zip(table.columns, colours, strict=True)):
         values = table[name].to_numpy(dtype=float)
         places = centres + (index - (len(table.columns) - 1) / 2) * width
-        bars = axes.bar(places, values, width, color=colour, edgecolor="black", linewidth=0.4, label=name)
+        style = {"color": colour, "edgecolor": "black", "linewidth": 0.4, "label": _NAMES.get(name, name)}
+        bars = axes.bar(places, values, width, **style)
         texts = [number.format(value) if np.isfinite(value) else "" for value in values]
         axes.bar_label(bars, texts, padding=1, fontsize=7.5)
     slope = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if len(table) > 8 else {}

@@ -145,7 +145,8 @@ def draw_aims(scores: pd.DataFrame, catalogue: Catalogue = PARTICLES) -> Figure:
     for axes, aim in zip(panels[0], aims, strict=True):
         f1 = 2 * recall * precision / (recall + precision)
         lines = axes.contour(recall, precision, f1, [0.2, 0.4, 0.6, 0.8], colors=GREY, linewidths=0.6)
-        axes.clabel(lines, fmt="F1 %g", fontsize=7)
+        places = [(0.9 * level / (1.8 - level), 0.9) for level in lines.levels]  # at a precision of 0.9
+        axes.clabel(lines, fmt="F1 %g", fontsize=8, manual=places)
         for name in names:
             colour = catalogue.get(name).colour
             points = scores.loc[aim].xs(name, level="particle").fillna(0.0)

@@ -28,17 +28,19 @@ def draw_averages(
 
     A column has one range of greys, that of its first mean. A circle has the particle's radius."""
     names = [name for name in catalogue.names if any(name in means for means in averages.values())]
-    size = (1.1 + 1.45 * len(names), 0.7 + 2.75 * len(averages))
+    size = (1.1 + 1.45 * len(names), 0.9 + 2.6 * len(averages))
     figure, grid = plt.subplots(len(averages), len(names), figsize=size, squeeze=False)
     for column, name in enumerate(names):
         particle, limits = catalogue.get(name), None
-        for axes, (what, means) in zip(grid[:, column], averages.items(), strict=True):
+        for row, (axes, (what, means)) in enumerate(zip(grid[:, column], averages.items(), strict=True)):
             axes.set(xticks=[], yticks=[])
+            heading = f"{name}\n" if row == 0 else ""
             if column == 0:
                 axes.set_ylabel(what)
             if name not in means:
-                axes.set_title(f"{name}\nnone")
+                axes.set_title(f"{heading}none")
                 axes.spines[:].set_visible(False)
+                axes.set_box_aspect(2)  # like an image, so that the words beside a row stand at one place
                 continue
             mean, count = means[name]
             middle = len(mean) // 2
@@ -48,7 +50,7 @@ def draw_averages(
             for y in (middle, len(mean) + _GAP + middle):
                 circle = np.array([middle, y, particle.radius / voxel_spacing]) * voxel_spacing / 10
                 draw_circle(axes, circle, particle.colour, 0.6)
-            axes.set_title(f"{name}\n{count}")
+            axes.set_title(f"{heading}{count}")
     shown = next(axes for axes in grid.T.flat if axes.images)  # the first particle may have no crops in the first row
     add_scale_bar(shown, shown.get_xlim()[1])
     set_title(figure, "Means of crops, across z (above) and across y (below), and how many crops each has")

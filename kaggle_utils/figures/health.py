@@ -20,11 +20,13 @@ def draw_intensities(raw: np.ndarray, normalised: np.ndarray) -> Figure:
         values = np.asarray(volume).reshape(-1)
         values = values[:: max(1, values.size // 1_000_000) | 1].astype(float)  # an odd step meets all columns
         mean, std = values.mean(), values.std()
-        counts, *_ = axes.hist(values, bins=100, color=SKY, label="voxels")
-        axes.axvline(mean, color="black", label=f"mean {mean:.2g}")
-        axes.axvspan(mean - std, mean + std, color=ORANGE, alpha=0.3, label=f"± standard deviation {std:.2g}")
-        axes.set(title=name, yscale="log", ylabel="voxels", ylim=(0.7, 100 * counts.max()))
-        axes.legend(loc="upper left")
+        axes.hist(values, bins=100, color=SKY)
+        axes.axvline(mean, color="black", label="mean")
+        axes.axvspan(mean - std, mean + std, color=ORANGE, alpha=0.3, label="± standard deviation")
+        shown = mean if abs(mean) > std / 1000 else 0.0  # of a mean of zero, rounding leaves a rest
+        axes.set(title=f"{name}: mean {shown:.2g}, standard deviation {std:.2g}")
+        axes.set(yscale="log", ylabel="voxels", ylim=(0.7, None))
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     panels[0].set_xlabel("raw intensity (arbitrary units)")
     panels[1].set_xlabel("normalised intensity (standard deviations)")
     set_title(figure, "Intensities before and after the normalisation: tails clipped, mean 0, standard deviation 1")
@@ -80,13 +82,12 @@ def draw_power_spectrum(spectrum: Spectrum) -> Figure:
     for kz in (-0.8, 0.8):
         axes.text(0, kz * spectrum.nyquist, "missing wedge", ha="center", va="center", weight="bold", path_effects=HALO)
     axes.set(xlabel="kx (1/nm)", ylabel="kz (1/nm)", xlim=ends, ylim=ends)
-    figure.legend(loc="outside lower left")
     figure.colorbar(image, label="log10 of the power (arbitrary units)", extend="min")
     lines.plot(spectrum.radial["measured"], color=BLUE, lw=2, label="within the range of tilts")
     lines.plot(spectrum.radial["missing"], color=VERMILION, lw=2, ls="--", label="in the missing wedge")
     lines.set(yscale="log", xlabel="frequency (1/nm)", ylabel="mean power (arbitrary units)")
     lines.grid(alpha=0.3)
-    lines.legend()
+    figure.legend(loc="outside lower center", ncols=3)
     set_title(figure, f"Power spectrum: tilts of ±{tilt} leave out a wedge about kz")
     return figure
 
@@ -97,7 +98,7 @@ def draw_places(places: pd.DataFrame, catalogue: Catalogue = PARTICLES) -> Figur
     `places` as from `data.measure_places`. Lines mark twice the match radius, below which one pick can match two, and
     the radius."""
     names = [name for name in catalogue.names if (places["particle_type"] == name).any()]
-    figure, panels = plt.subplots(1, 2, figsize=(9, 1.3 + 0.5 * len(names)), sharey=True)
+    figure, panels = plt.subplots(1, 2, figsize=(9, 1.6 + 0.5 * len(names)), sharey=True)
     rng = np.random.default_rng(0)
     for row, name in enumerate(names):
         own, particle = places[places["particle_type"] == name], catalogue.get(name)
@@ -110,13 +111,13 @@ def draw_places(places: pd.DataFrame, catalogue: Catalogue = PARTICLES) -> Figur
             axes.plot([mark, mark], [row - 0.4, row + 0.4], "-", color="black", lw=2, path_effects=HALO)
             place = {"xy": (1, row), "xycoords": ("axes fraction", "data"), "xytext": (5, 0)}
             axes.annotate(f"{(nm < mark).sum()} of {len(own)}", **place, textcoords="offset points", va="center")
-    panels[0].set(title="nearest of its type (line: twice the match radius)", xlabel="distance (nm)")
-    panels[1].set(title="nearest face (line: its radius)", xlabel="distance (nm)")
-    panels[0].set(yticks=range(len(names)), yticklabels=names, xlim=(0, None))
+    panels[0].set_title("nearest of its type\n(nearer: one pick can match both)")
+    panels[1].set_title("nearest face\n(nearer: the face cuts the particle)")
+    for axes in panels:
+        axes.set(xlabel="distance (nm)", xlim=(0, None))
+    panels[0].set(yticks=range(len(names)), yticklabels=names)
     panels[0].invert_yaxis()
-    set_title(
-        figure, "Where picks stand, and how many are nearer than the line: one pick can match both, a face cuts it"
-    )
+    set_title(figure, "Where picks stand, and how many are nearer than the line")
     return figure
 
 

@@ -37,11 +37,11 @@ def draw_label_steps(
     for axes, title in zip(panels, ("tomogram", "centroids", "spheres"), strict=True):
         show_slice(axes, volume[z], voxel_spacing, title)
     panels[1].scatter(centroids[:, 2], centroids[:, 1], s=45, color=colour, edgecolor="white", linewidth=1.2)
-    fill_mask(panels[2], mask[z] > 0, voxel_spacing, [colour], alpha=0.6)
+    fill_mask(panels[2], mask[z] > 0, voxel_spacing, [colour])
     label = f"centroid of a {name} that the slice cuts: one voxel, drawn larger"
     handles = [
         Line2D([], [], color=colour, marker="o", linestyle="", label=label),
-        Patch(color=colour, alpha=0.6, label="labelled voxels"),
+        Patch(color=colour, label="labelled voxels"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
     set_title(figure, f"From picks to labels, {name_slice(z, voxel_spacing)}: each centroid grows into a sphere")
@@ -68,12 +68,11 @@ def draw_subvolumes(volumes: np.ndarray, masks: np.ndarray, voxel_spacing: float
     for axes, index in zip(panels, chosen, strict=True):
         areas = np.count_nonzero(masks[index], axis=(1, 2))
         z = int(areas.argmax()) if filled[index] else len(areas) // 2
-        kind = "positive" if filled[index] else "background"
-        share = f"{areas.sum() / masks[index].size:.1%} of voxels labelled"
-        show_slice(axes, volumes[index, z], voxel_spacing, f"{kind}, {name_slice(z, voxel_spacing)}\n{share}")
+        what = f"{areas.sum() / masks[index].size:.1%} labelled" if filled[index] else "background"
+        show_slice(axes, volumes[index, z], voxel_spacing, f"{name_slice(z, voxel_spacing)}, {what}")
         outline(axes, masks[index, z], voxel_spacing, VERMILION)
     figure.legend(handles=[Line2D([], [], color=VERMILION, label="mask")], loc="outside lower center")
-    set_title(figure, "Sub-volumes and their masks")
+    set_title(figure, "Sub-volumes with their masks, and how many of their voxels are labelled")
     return figure
 
 

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
+from matplotlib.patheffects import withStroke
 
 from kaggle_utils.data.picks import angstrom_to_voxel
 from kaggle_utils.figures.style import HALO
@@ -68,10 +69,10 @@ def show_slice(
     axes.set_title(title)
 
 
-def fill_mask(axes: Axes, labels: np.ndarray, voxel_spacing: float, colours: Sequence[str], alpha: float = 1.0) -> None:
+def fill_mask(axes: Axes, labels: np.ndarray, voxel_spacing: float, colours: Sequence[str]) -> None:
     """Show labels (y, x), 1 and above, in their colours."""
     norm = BoundaryNorm(np.arange(len(colours) + 1) + 0.5, len(colours))
-    settings = {"cmap": ListedColormap(colours), "norm": norm, "alpha": alpha, "interpolation": "nearest"}
+    settings = {"cmap": ListedColormap(colours), "norm": norm, "interpolation": "nearest"}
     show_image(axes, np.ma.masked_equal(np.asarray(labels, np.uint8), 0), voxel_spacing, **settings)
 
 
@@ -137,7 +138,8 @@ def add_scale_bar(axes: Axes, width: float) -> None:
     transform = axes.get_xaxis_transform()  # x in nanometres, y as a share of the height
     left = axes.get_xlim()[0] + 0.04 * width
     bar = axes.plot([left, left + length], [0.06, 0.06], "-", color="black", lw=3, transform=transform)[0]
-    bar.set(path_effects=HALO, solid_capstyle="butt", gid="scale bar")
+    border = [withStroke(linewidth=6, foreground="white")]  # the bar is as wide as the lines that HALO is made for
+    bar.set(path_effects=border, solid_capstyle="butt", gid="scale bar")
     style = {"ha": "left", "va": "bottom", "fontsize": 11, "path_effects": HALO}
     axes.text(left, 0.09, f"{length} nm", transform=transform, **style)
 

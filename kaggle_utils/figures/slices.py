@@ -86,7 +86,7 @@ def draw_picks(
         draw_cuts(axes, *cut_spheres(picks, voxel_spacing, catalogue, z), catalogue)
     add_scale_bar(panels[0], volume.shape[2] * voxel_spacing / 10)
     figure.legend(handles=make_handles(picks["particle_type"], True, catalogue), loc="outside right center")
-    set_title(figure, f"{name_runs(picks)}: circles are where a slice cuts the sphere of one of {len(picks)} picks")
+    set_title(figure, f"{name_runs(picks)}: {len(picks)} picks, and circles where slices cut their spheres")
     return figure
 
 

@@ -56,8 +56,12 @@ def test_the_missing_wedge_is_about_kz():
 
 
 def test_nothing_stands_on_the_words_of_the_data_health_figures():
-    """A legend hid "missing wedge", and the axis's exponent its label."""
-    assert figures.draw_power_spectrum(measure_spectrum(VOLUME, SPACING)).axes[0].get_legend() is None
+    """Legends hid "missing wedge", a curve and a histogram, and the axis's exponent its label."""
+    for figure in (
+        figures.draw_power_spectrum(measure_spectrum(VOLUME, SPACING)),
+        figures.draw_intensities(VOLUME, VOLUME),
+    ):
+        assert figure.legends and not any(axes.get_legend() for axes in figure.axes)
     figure = figures.draw_run_intensities(INTENSITIES)
     figure.draw_without_rendering()
     for axes in figure.axes:

@@ -3,6 +3,7 @@
 import io
 import re
 from base64 import b64decode
+from itertools import combinations
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -49,7 +50,7 @@ CASES = {
     "spectrum": (lambda: figures.draw_power_spectrum(measure_spectrum(VOLUME, SPACING)), r"1/nm|power", "60°"),
     "intensities": (lambda: figures.draw_intensities(VOLUME, 1e5 * VOLUME), "intensity|voxels", "standard deviation"),
     "steps": (lambda: figures.draw_label_steps(VOLUME, MASK, MASK, SPACING), r"\(nm\)", "labelled voxels"),
-    "subvolumes": (lambda: figures.draw_subvolumes(VOLUME[None], MASK[None], SPACING), r"\(nm\)", "mask"),
+    "subvolumes": (lambda: figures.draw_subvolumes([VOLUME] * 4, [MASK] * 4, SPACING), r"\(nm\)", "mask"),
     "balance": (lambda: figures.draw_balance(COUNTS), "sub-volumes|%|particle", "background after"),
     "unet": (lambda: figures.draw_unet(get_recipe("report")), None, "concatenated"),
     "vnet": (lambda: figures.draw_vnet(get_recipe("report")), None, "added"),
@@ -82,7 +83,7 @@ CASES = {
         "missed",
     ),
     "masks": (lambda: figures.draw_annotated_masks(VOLUME, {"unet": 4 * MASK}, SPACING), r"\(nm\)", "4 thyroglobulin"),
-    "scores": (lambda: figures.draw_score_bars(SCORES, "F-beta"), "particle|F-beta", "vnet"),
+    "scores": (lambda: figures.draw_score_bars(SCORES, "F-beta"), "particle|F-beta", "V-Net"),
     "picks": (lambda: figures.draw_picks_and_truth(VOLUME, SPACING, POINTS, POINTS), r"\(nm\)", "true particle"),
 }
 
@@ -99,6 +100,9 @@ def test_every_figure_is_complete_and_released(name):
     assert dict(plt.rcParams) == settings
     figure.draw_without_rendering()
     assert len(figure.get_suptitle()) > 4
+    titles = [axes.title.get_window_extent() for axes in figure.axes if axes.get_title()]
+    titles.append(figure.texts[0].get_window_extent())  # the whole figure's
+    assert not any(one.overlaps(other) for one, other in combinations(titles, 2))
     assert in_legend in legend_texts(figure)
     assert figure.get_size_inches().max() * figure.dpi < 1000  # pixels: else notebooks grow beyond a megabyte
     if axis_label:
@@ -121,7 +125,7 @@ def test_figures_of_no_picks():
     """Runs without annotations, and models that find nothing, must not break a notebook."""
     nothing = POINTS[:0]
     assert "no picks" in figures.draw_run(VOLUME, SPACING, nothing).get_suptitle()
-    assert "of 0 picks" in figures.draw_picks(VOLUME, SPACING, nothing).get_suptitle()
+    assert "0 picks" in figures.draw_picks(VOLUME, SPACING, nothing).get_suptitle()
     figures.draw_particles_3d(nothing)
     figures.draw_picks_and_truth(VOLUME, SPACING, nothing, POINTS)
     figures.draw_picks_and_truth(VOLUME, SPACING, nothing, nothing)
