@@ -292,10 +292,10 @@ def test_the_picture_counts_hits_misses_and_false_picks(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "docs")
     picture = importlib.import_module("picture")
     columns = ["particle_type", "x", "y", "z"]
-    truth = pd.DataFrame([["ribosome", 0, 0, 0], ["ribosome", 500, 0, 0]], columns=columns)
+    truth = pd.DataFrame([["ribosome", 0, 0, 0], ["ribosome", 500, 0, 0]], columns=columns).assign(experiment="TS_1")
     picks = pd.DataFrame(
         [["apo-ferritin", 500, 0, 0], ["ribosome", 574, 0, 0], ["ribosome", 76, 0, 0]], columns=columns
-    )
+    ).assign(experiment="TS_1")
     found, hit = picture.judge(truth, picks)
     assert found.tolist() == [False, True] and hit.tolist() == [-1, 1, -1]
     assert picture.keep_scored(truth.assign(particle_type="beta-amylase")).empty
