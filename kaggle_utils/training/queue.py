@@ -1,9 +1,11 @@
 """Many trainings on several devices: a process for each device, and one queue of jobs.
 
 A training that fails, or whose process dies, is tried once more from its last checkpoint, on another device if there is
-one. If it fails again, it is left out, and the others go on."""
+one. If it fails again, it is left out, and the others go on. Where time is limited, none begins that would not end."""
 
+import math
 import os
+import time
 import traceback
 import warnings
 from collections import deque
@@ -32,10 +34,12 @@ class Job(NamedTuple):
 
 
 class Queue:
-    """Jobs that wait, and the outcomes of the others."""
+    """Jobs that wait, and the outcomes of the others. None begins that could not end before the `deadline`, in seconds
+    of `time.monotonic`, if it took as long as the longest one so far."""
 
-    def __init__(self, jobs: Sequence[Job]):
+    def __init__(self, jobs: Sequence[Job], deadline: float = math.inf):
         self._jobs, self._waiting = jobs, deque(range(len(jobs)))
+        self._deadline, self._longest = deadline, 0.0
         self._failed: dict[int, list[str]] = {}  # job -> the devices that it failed on
         self._outcomes: dict[int, Path | Exception] = {}
 
@@ -44,17 +48,22 @@ class Queue:
 
     def take(self, device: str, devices: Sequence[str] = ()) -> tuple[int, Job] | None:
         """The next job for a device, or None. A job that failed on it stays in the queue while another one of
-        `devices` can still try it."""
+        `devices` can still try it. Without time for another job, all that wait are left out."""
+        if time.monotonic() + self._longest > self._deadline:
+            self._outcomes |= dict.fromkeys(self._waiting, TimeoutError("too little time is left for it"))
+            self._waiting.clear()
         for number in self._waiting:
             if device not in self._failed.get(number, ()) or not set(devices) - {*self._failed[number]}:
                 self._waiting.remove(number)
                 return number, self._jobs[number]
         return None
 
-    def settle(self, number: int, outcome: Path | Exception, device: str) -> None:
-        """Note a job's outcome. Raises it if it is OtherSettings, because another try would end the same way."""
+    def settle(self, number: int, outcome: Path | Exception, device: str, seconds: float) -> None:
+        """Note a job's outcome, and how long it took. Raises it if it is OtherSettings, because another try would end
+        the same way."""
         if isinstance(outcome, OtherSettings):
             raise outcome
+        self._longest = max(self._longest, seconds)
         if isinstance(outcome, Exception):
             self._failed.setdefault(number, []).append(device)
             if len(self._failed[number]) < _TRIES:
@@ -71,31 +80,33 @@ class Queue:
             for outcome in outcomes:
                 if isinstance(outcome, Exception):
                     raise outcome
-        for job, outcome in zip(self._jobs, outcomes, strict=True):
+        for number, (job, outcome) in enumerate(zip(self._jobs, outcomes, strict=True)):
             if isinstance(outcome, Exception):
-                warnings.warn(
-                    f"{job.name} is left out: it failed {_TRIES} times, the last time with {explain(outcome)}; "
-                    "run again to train it",
-                    stacklevel=4,
-                )
+                tried = len(self._failed.get(number, ())) == _TRIES
+                why = f"it failed {_TRIES} times, the last time with {explain(outcome)}" if tried else str(outcome)
+                warnings.warn(f"{job.name} is left out: {why}; run again to train it", stacklevel=4)
         return folders
 
 
-def run_jobs(load: Callable[[], list[Run]], jobs: Sequence[Job], devices: Sequence[str]) -> list[Path]:
+def run_jobs(
+    load: Callable[[], list[Run]], jobs: Sequence[Job], devices: Sequence[str], deadline: float = math.inf
+) -> list[Path]:
     """Run jobs on devices and return the folders of those that succeed. One device is used from this process; several
     get one process each, with their share of the CPU's threads. `load` returns the runs; each process calls it once.
     After a failure the device's process is replaced, because some CUDA errors break a process for good. With one device
     nothing is replaced: the failed job's memory is freed, but after such a CUDA error all later jobs fail too.
-    Raises and warns as `Queue` does, and with one device raises what `load` does."""
-    queue = Queue(jobs)
+    `Queue` says what the `deadline` means. Raises and warns as it does, and with one device raises what `load` does."""
+    queue = Queue(jobs, deadline)
     if len(devices) == 1:
         runs = load()
         while taken := queue.take(devices[0]):
-            queue.settle(taken[0], _try(runs, taken[1], devices[0], 0), devices[0])
+            begun = time.monotonic()
+            outcome: Any = _try(runs, taken[1], devices[0], 0)
+            queue.settle(taken[0], outcome, devices[0], time.monotonic() - begun)
         return queue.finish()
     threads, devices = max(1, (os.cpu_count() or 1) // len(devices)), devices[: len(jobs)]
     processes: dict[int, Process] = {}  # by position among the devices
-    running: dict[int, tuple[int, Future]] = {}
+    running: dict[int, tuple[int, Future, float]] = {}  # by position, the job's number, and when it began
     try:
         while queue:
             for position, device in enumerate(devices):
@@ -104,18 +115,18 @@ def run_jobs(load: Callable[[], list[Run]], jobs: Sequence[Job], devices: Sequen
                     if position not in processes:
                         processes[position] = Process()
                     future = processes[position].submit(_train, load, job, device, position, threads)
-                    running[position] = number, future
-            wait([future for _, future in running.values()], return_when=FIRST_COMPLETED)
-            for position in [position for position, (_, future) in running.items() if future.done()]:
-                number, future = running.pop(position)
-                outcome: Any = future.exception() or future.result()
+                    running[position] = number, future, time.monotonic()
+            wait([future for _, future, _ in running.values()], return_when=FIRST_COMPLETED)
+            for position in [position for position, (_, future, _) in running.items() if future.done()]:
+                number, future, begun = running.pop(position)
+                outcome = future.exception() or future.result()
                 if isinstance(outcome, Exception):
                     status = processes.pop(position).end()
                 if isinstance(outcome, BrokenExecutor):
                     outcome = ChildProcessError(
                         f"its training process on {devices[position]} has died (exit code {status})"
                     )
-                queue.settle(number, outcome, devices[position])
+                queue.settle(number, outcome, devices[position], time.monotonic() - begun)
     finally:
         for process in processes.values():
             process.end()

@@ -1,5 +1,6 @@
 """Training by a recipe, from runs to model folders: a model for each particle or for each fold, on all devices."""
 
+import math
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -32,6 +33,7 @@ from kaggle_utils.preprocessing.subvolumes import (
     preprocess_and_filter_subvolumes,
 )
 from kaggle_utils.recipes import CompetitionRecipe, ModelRecipe, Recipe, list_changes
+from kaggle_utils.system.environment import STARTED, check_hours
 from kaggle_utils.training.board import check_log
 from kaggle_utils.training.checkpoints import telling
 from kaggle_utils.training.claims import claiming
@@ -39,6 +41,8 @@ from kaggle_utils.training.fitting import fit
 from kaggle_utils.training.judging import evaluate, judge_maps
 from kaggle_utils.training.parallel import choose_share, find_rank, is_launched, joining
 from kaggle_utils.training.queue import Job, run_jobs
+
+_RESERVE = 0.05  # of the hours, for what follows the trainings, and for one that takes longer than those before
 
 
 def train_models(
@@ -49,6 +53,7 @@ def train_models(
     recipe: Recipe,
     folder: str | Path,
     devices: Sequence[str] = ("cpu",),
+    hours: float | None = None,
 ) -> list[Path]:
     """Train models of one architecture, or of several, and return their model folders, below `folder`. The report
     recipe trains one model for each of `particles`; the competition recipe ignores `particles` and trains one for each
@@ -61,9 +66,13 @@ def train_models(
     devices, and an error ends the process.
 
     A training that fails, or whose process dies, is tried once more; if it fails again, it is left out with a warning,
-    and the others go on. When none is left, raises what `load_runs`, `check_datasets` and `fit` raise. OtherSettings is
-    raised at once."""
+    and the others go on. With `hours`, counted from the start of this process (`environment.STARTED`), a training that
+    would not end in time is left out, too: a notebook that Kaggle has to end is not complete, and the next ones need
+    complete ones. When none is left, raises what `load_runs`, `check_datasets` and `fit` raise, and TimeoutError when
+    time was too short for the first. OtherSettings is raised at once, and ValueError for `hours` that are none."""
     check_log(recipe.log)
+    hours = check_hours(hours)
+    deadline = math.inf if hours is None else STARTED + (1 - _RESERVE) * 3600 * hours
     train: Callable[..., Path] = train_model
     targets: dict[str, object] = {particle: particle for particle in particles}
     if isinstance(recipe, CompetitionRecipe):
@@ -76,7 +85,7 @@ def train_models(
         for name, target in targets.items()
     ]
     if not is_launched():
-        return run_jobs(partial(load_runs, data, tuple(runs), recipe), jobs, devices)
+        return run_jobs(partial(load_runs, data, tuple(runs), recipe), jobs, devices, deadline)
     with joining(devices) as device:
         for kind in architectures:
             settings = getattr(recipe, kind)

@@ -33,7 +33,8 @@ from kaggle_utils.models.weights import load_tensors, save_tensors
 from kaggle_utils.particles import PARTICLES
 from kaggle_utils.preprocessing.subvolumes import Run, build_datasets, load_runs
 from kaggle_utils.recipes import Augmentation, get_recipe, list_changes
-from kaggle_utils.training import checkpoints, claims, fitting, learner, parallel, train
+from kaggle_utils.system.environment import STARTED
+from kaggle_utils.training import checkpoints, claims, fitting, learner, parallel, queue, train
 from kaggle_utils.training.checkpoints import OtherSettings
 from kaggle_utils.training.fitting import fit, read_history
 from kaggle_utils.training.judging import evaluate
@@ -788,6 +789,36 @@ def test_what_fails_is_tried_once_more_and_left_out_then(devices, tmp_path):
         assert sorted((tmp_path / target).read_text().split()) == sorted((2 * devices)[:2])
     with pytest.raises(MemoryError, match="never needs more"):
         run_jobs(load_nothing, jobs[:1], devices)
+
+
+def test_a_training_that_would_not_end_in_time_does_not_begin(tmp_path, monkeypatch):
+    """A notebook that Kaggle has to end is not complete. What was trained is kept, and the others are told of."""
+    clock, hours = [0.0], {"a": 2.0, "b": 3.0, "c": 1.0, "d": 1.0}
+    monkeypatch.setattr(queue, "time", Mock(monotonic=lambda: clock[0]))
+
+    def train_for_hours(runs, target, device, position) -> Path:
+        clock[0] += hours[target]
+        return tmp_path / target
+
+    jobs = [Job(target, train_for_hours, (target,)) for target in hours]
+    assert run_jobs(load_nothing, jobs, ["cpu"], 9.0) == [tmp_path / target for target in hours]  # the last begins at 6
+    clock[0] = 0.0
+    with pytest.warns(UserWarning) as told:
+        assert run_jobs(load_nothing, jobs, ["cpu"], 8.5) == [tmp_path / target for target in "abc"]
+    (message,) = (str(one.message) for one in told)
+    assert message == "d is left out: too little time is left for it; run again to train it"
+    for devices in (["cpu"], ["cpu", "cpu:0"]):
+        with pytest.raises(TimeoutError, match="too little time is left"):
+            run_jobs(load_nothing, jobs, devices, clock[0] - 1)
+
+
+def test_hours_count_from_the_start_of_the_process_and_leave_a_twentieth_for_the_rest(monkeypatch):
+    monkeypatch.setattr(train, "run_jobs", asked := Mock())
+    for hours in (12, None):
+        train_models("data", ["A", "B"], "unet", ["ribosome"], RECIPE, "models", hours=hours)
+    assert [call.args[-1] for call in asked.call_args_list] == [STARTED + 11.4 * 3600, float("inf")]
+    with pytest.raises(ValueError, match="give a number above 0"):
+        train_models("data", ["A", "B"], "unet", ["ribosome"], RECIPE, "models", hours=0)
 
 
 class Network:
