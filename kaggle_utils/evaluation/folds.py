@@ -11,10 +11,11 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+from kaggle_utils.inference.device import DeviceVolume
 from kaggle_utils.inference.ensemble import find_models
 from kaggle_utils.inference.merging import COMMITTEES, MERGES, Merger, make_committee
 from kaggle_utils.inference.picking import DECODERS
-from kaggle_utils.inference.predictor import Predictor, load_volume
+from kaggle_utils.inference.predictor import Predictor
 from kaggle_utils.inference.ranks import match_ranks
 from kaggle_utils.models.folder import TrainedModel, check_particles, load_model, save_config
 from kaggle_utils.particles import PARTICLES, Catalogue
@@ -165,7 +166,7 @@ def predict_held_out(
     tables: dict[Variant, list[pd.DataFrame]] = {variant: [] for variant in variants}
     for run, members in tqdm(chosen, desc="runs left out", unit="tomogram"):
         predictors = [Predictor(model, device, views) for model in members]
-        volume = load_volume(run.volume, predictors)
+        volume = DeviceVolume(run.volume, predictors[0].device)
         outputs = [predictor.predict_logits(volume, run.name) for predictor in predictors]
         del volume
         for variant, table in _decode(run, members, outputs, variants).items():

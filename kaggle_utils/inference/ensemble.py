@@ -16,7 +16,8 @@ from reprlib import repr as shorten
 import numpy as np
 import torch
 
-from kaggle_utils.inference.predictor import Predictor, load_volume
+from kaggle_utils.inference.device import DeviceVolume
+from kaggle_utils.inference.predictor import Predictor
 from kaggle_utils.models.config import read_catalogue, read_config
 from kaggle_utils.models.folder import TrainedModel, check_particles, drop_surplus_folds, load_model, name_model
 from kaggle_utils.particles import PARTICLES, Catalogue
@@ -163,7 +164,7 @@ def annotate(
     particle are done. Beside the volume and what `Predictor.run` needs for one model, this takes at most 14 bytes a
     voxel (the two results, the particle's mean and its claims), however many models there are. Raises as
     `Predictor.run`."""
-    loaded = load_volume(volume, predictors)
+    loaded = DeviceVolume(volume, predictors[0].device)
     return _decide(ensemble, (p.predict_probabilities(loaded, run, report)[0] for p in predictors))
 
 

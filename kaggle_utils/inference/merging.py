@@ -15,7 +15,7 @@ from kaggle_utils.data.picks import voxel_to_angstrom
 from kaggle_utils.inference.device import DeviceVolume, is_out_of_memory, make_sum
 from kaggle_utils.inference.ensemble import Claims, Ensemble, RuleWeights, annotate
 from kaggle_utils.inference.picking import CLAIMED, DECODERS, find_candidates, pick_particles
-from kaggle_utils.inference.predictor import Predictor, load_volume, soften, to_probabilities
+from kaggle_utils.inference.predictor import Predictor, soften, to_probabilities
 from kaggle_utils.inference.ranks import match_ranks
 from kaggle_utils.models.folder import TrainedModel, agree, check_particles
 from kaggle_utils.particles import Catalogue
@@ -242,7 +242,7 @@ def find_by_committee(
     chance that it is right; the committee's offset is subtracted. `predictors` are those of the committee's models.
     They run one after the other over a volume that is uploaded once; `Merger` says what else is in memory. `report` is
     called as by `Predictor.run`. Raises as `Predictor.run`."""
-    merger, loaded = Merger(committee, voxel_spacing, run, masks), load_volume(volume, predictors)
+    merger, loaded = Merger(committee, voxel_spacing, run, masks), DeviceVolume(volume, predictors[0].device)
     for predictor in predictors:
         merger.add(predictor, loaded, report)
     del loaded

@@ -4,7 +4,7 @@ normalised by `tomograms.normalise`."""
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from itertools import product
 from typing import Any
@@ -122,7 +122,7 @@ class Predictor:
         `report` is called with the number of voxels of a view that have just been computed. Raises FloatingPointError,
         naming model and run, for outputs that are not finite, and MemoryError when not even the smallest slab or window
         fits."""
-        volume = load_volume(volume, [self])
+        volume = volume if isinstance(volume, DeviceVolume) else DeviceVolume(volume, self.device)
         networks, precision = self._networks, self._type
         for view in range(self.views):
             done = 0
@@ -227,13 +227,6 @@ class Predictor:
         budget = _SHARE * find_free_memory(str(self.device)) / self._sharers / itemsize
         plane = math.prod(shape) // shape[axis]
         return int(max(1, min((budget - least) / per_plane, _MOST_VOXELS[self.device.type] / plane)))
-
-
-def load_volume(volume: np.ndarray | DeviceVolume, predictors: Sequence[Predictor]) -> DeviceVolume:
-    """Return a volume for several predictors, which share a device; a `DeviceVolume` is returned as it is."""
-    if isinstance(volume, DeviceVolume):
-        return volume
-    return DeviceVolume(volume, predictors[0].device)
 
 
 def to_probabilities(logits: torch.Tensor) -> torch.Tensor:

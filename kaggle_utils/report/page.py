@@ -114,7 +114,7 @@ def make_parts(sources: Sources) -> dict[str, Any]:
         "outcomes": lambda: _list_outcomes(sources),
         "submission": lambda: _check_submission(sources),
         "makers": lambda: _check_makers(sources),
-        "hours": lambda: write_time(sources.train_seconds()),
+        "hours": lambda: write_time(sum(history["seconds"].sum() for history in sources.histories.values())),
         "seconds": lambda: write_time(sum(outcome.seconds for outcome in sources.outcomes)),
     }
     made = {name: _make(sources, part) for name, part in parts.items()}

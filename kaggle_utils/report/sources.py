@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from kaggle_utils.data.health import measure_intensities
@@ -239,7 +238,3 @@ class Sources:
     @cached_property
     def _left_out_truth(self) -> pd.DataFrame:
         return self.read_points(self.record.held_out)
-
-    def train_seconds(self) -> float:
-        """Return how long all trainings took, one after the other."""
-        return float(np.nansum([history["seconds"].sum() for history in self.histories.values()]))

@@ -94,7 +94,7 @@ def resample_counts(
 
 
 def resample_f_beta(
-    items: pd.DataFrame, drawn: np.ndarray, thresholds: np.ndarray, seed: tuple[int, int], beta: float = 4.0
+    items: pd.DataFrame, drawn: np.ndarray, thresholds: np.ndarray, seed: tuple[int, int]
 ) -> np.ndarray:
     """Return F-beta of one particle's items at the thresholds, (1 + samples, t): of the data, then of each resample."""
-    return compute_f_beta(*resample_counts(items, drawn, thresholds, seed), beta)
+    return compute_f_beta(*resample_counts(items, drawn, thresholds, seed))
