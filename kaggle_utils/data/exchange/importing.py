@@ -63,11 +63,20 @@ def import_runs(
     for path in tomograms:
         if (other := runs.setdefault(name_run(path), path)) is not path:
             raise ValueError(f"{path} and {other} would both be run {name_run(path)}; rename one of them")
-    owners = _share_out(positions, list(runs))
+    owners, flips = _share_out(positions, list(runs)), sorted(set(flip))
     if not re.fullmatch(r"\w[\w.+-]{0,99}", kind):
         raise ValueError(f"--type is {kind!r}, but must be letters, digits and . + - _, such as {TOMOGRAM_TYPES[0]}")
-    flips = sorted(set(flip))
-    return _import_each(runs, positions, owners, Path(out), draw, split, voxel_spacing, flips, kind, catalogue)
+
+    def attempt(run: str, path: Path) -> Imported:
+        tables = zip(positions, (owner == run for owner in owners), strict=True)
+        own = [replace(source, table=source.table[mine]) for source, mine in tables if mine.any()]
+        try:
+            lines = _import_run(run, path, own, Path(out), draw, split, voxel_spacing, flips, kind, catalogue)
+            return Imported(run, tuple(lines))
+        except (OSError, ValueError, MemoryError) as error:
+            return Imported(run, failure=str(error) or "not enough memory; bin the tomogram, or close other programs")
+
+    return (attempt(run, path) for run, path in runs.items())
 
 
 def _share_out(positions: Sequence[Positions], runs: Sequence[str]) -> list[pd.Series]:
@@ -106,36 +115,6 @@ def _share_out(positions: Sequence[Positions], runs: Sequence[str]) -> list[pd.S
     return owners
 
 
-def _import_each(
-    runs: dict[str, Path],
-    positions: Sequence[Positions],
-    owners: Sequence[pd.Series],
-    out: Path,
-    draw: Draw,
-    split: str,
-    voxel_spacing: float | None,
-    flip: list[str],
-    kind: str,
-    catalogue: Catalogue,
-) -> Iterator[Imported]:
-    for run, path in runs.items():
-        own = [
-            replace(source, table=source.table[owner == run])
-            for source, owner in zip(positions, owners, strict=True)
-            if (owner == run).any()
-        ]
-        settings = [
-            voxel_spacing,
-            flip,
-            kind,
-            [[str(s.path), s.unit, s.table.to_json(double_precision=15)] for s in own],
-        ]
-        try:
-            yield Imported(run, tuple(_import_run(run, path, own, out, draw, split, settings, catalogue)))
-        except (OSError, ValueError, MemoryError) as error:
-            yield Imported(run, failure=str(error) or "not enough memory; bin the tomogram, or close other programs")
-
-
 def _import_run(
     run: str,
     path: Path,
@@ -143,30 +122,34 @@ def _import_run(
     out: Path,
     draw: Draw,
     split: str,
-    settings: list,
+    voxel_spacing: float | None,
+    flip: list[str],
+    kind: str,
     catalogue: Catalogue,
 ) -> Iterator[str]:
+    """Import a run, and yield what to say of it."""
     home = out / split / "static" / "ExperimentRuns" / run
     overlay = out / ("test_truth" if split == "test" else split) / "overlay" / "ExperimentRuns"
     record_path = out / _PICTURES / split / f"{run}.json"
     record = read_json(record_path) if record_path.is_file() else {}
-    source, signature = str(path.absolute()), _sign(path, settings)
+    tables = [[str(one.path), one.unit, one.table.to_json(double_precision=15)] for one in own]
+    source, signature = str(path.absolute()), _sign(path, [voxel_spacing, flip, kind, tables])
     if record.get("signature") == signature and home.is_dir():
         yield "was imported before"
         return
     files = _check_free(run, home, overlay / run / "Picks", record, source)
 
-    tomogram = read_volume(path, settings[0])
+    tomogram = read_volume(path, voxel_spacing)
     if not np.ptp(tomogram.volume):
         raise ValueError(f"{path}: all voxels are the same; write the tomogram again")
-    picks, doubts = _place_picks(run, path, own, tomogram, settings[1], catalogue)
+    picks, doubts = _place_picks(run, path, own, tomogram, flip, catalogue)
     names = sorted({f"{name}.json" for name in picks["particle_type"]})
     picture = record_path.with_suffix(".png")
     figure = draw(tomogram.volume, tomogram.voxel_spacing, picks)  # before the run is there: this may fail
     with replacing(picture) as temporary:
         figure.savefig(temporary, format="png")
     with replacing_folder(home) as partial:
-        folder = partial / f"VoxelSpacing{tomogram.voxel_spacing:.3f}" / f"{settings[2]}.zarr"
+        folder = partial / f"VoxelSpacing{tomogram.voxel_spacing:.3f}" / f"{kind}.zarr"
         write_ome_zarr(folder, tomogram.volume, tomogram.voxel_spacing)
         _write_record(record_path, {"tomogram": source, "signature": "", "files": sorted({*files, *names})})
         write_picks(picks, overlay, prefix=False, catalogue=catalogue)
@@ -181,8 +164,8 @@ def _import_run(
     yield f"{shape} voxels (z, y, x) of {tomogram.voxel_spacing:g} A; {told}"
     contrast, certainty = measure_contrast(tomogram.volume, tomogram.voxel_spacing, picks, catalogue)
     if abs(certainty) >= CERTAIN:
-        kind = "darker" if contrast < 0 else "brighter"
-        yield f"picks are {kind} than what is around them, by {abs(contrast):.2f} standard deviations"
+        change = "darker" if contrast < 0 else "brighter"
+        yield f"picks are {change} than what is around them, by {abs(contrast):.2f} standard deviations"
     yield from (f"note: {note}" for note in tomogram.notes)
     if split == "train" and not len(picks):
         yield "warning: training needs picks in each run of train/; give some, or import this one with --split test"
