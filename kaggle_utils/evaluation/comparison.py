@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from kaggle_utils.evaluation.aims import check_aims
 from kaggle_utils.evaluation.folds import Calibration, calibrate, check_thresholds
-from kaggle_utils.evaluation.records import Record, write_record
+from kaggle_utils.evaluation.records import Record, sort_ways, write_record
 from kaggle_utils.inference.ensemble import ENSEMBLES, combine, make_ensemble
 from kaggle_utils.inference.predictor import Predictor
 from kaggle_utils.models.config import read_catalogue, read_config
@@ -57,8 +57,7 @@ class Comparison:
     @property
     def leaders(self) -> pd.DataFrame:
         """The columns of the four best contenders, as many as fit into a chart."""
-        order = self.scores.loc["score"] if "score" in self.scores.index else self.scores.mean()
-        return self.scores[order.nlargest(4).index]
+        return sort_ways(self.scores).iloc[:, :4]
 
 
 def read_scores(folder: str | Path, architecture: str, split: str) -> dict[str, dict]:

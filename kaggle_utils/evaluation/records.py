@@ -30,6 +30,12 @@ class Record:
     candidates: pd.DataFrame | None = None
 
 
+def sort_ways(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return scores with a column for each contender, such as a record's, with the best contender first."""
+    order = scores.loc["score"] if "score" in scores.index else scores.mean()
+    return scores[order.sort_values(ascending=False, kind="stable").index]
+
+
 def write_record(record: Record, folder: str | Path) -> None:
     """Write FOLDER/comparison.json and, where there are candidates, FOLDER/candidates.csv. Raises OSError."""
     tables = {name: json.loads(getattr(record, name).to_json(orient="split", double_precision=15)) for name in _FRAMES}

@@ -19,6 +19,7 @@ from kaggle_utils import figures
 from kaggle_utils.data.phantom import is_phantom
 from kaggle_utils.data.picks import PICK_COLUMNS
 from kaggle_utils.data.tomograms import find_runs, list_tomograms
+from kaggle_utils.evaluation.records import sort_ways
 from kaggle_utils.figures.pages import fill_template
 from kaggle_utils.recipes import list_settings
 from kaggle_utils.report.gallery import (
@@ -93,7 +94,7 @@ def make_parts(sources: Sources) -> dict[str, Any]:
         "networks": lambda: _list_networks(sources),
         "losses": lambda: draw(figures.draw_learning_curves(sources.histories, "All networks")),
         "best": lambda: sources.record.best,
-        "ways": lambda: tabulate(_sort_ways(sources)),
+        "ways": lambda: tabulate(sort_ways(sources.record.scores).T.rename_axis(sources.record.metric)),
         "check": lambda: tabulate(_require_rows(sources.record.check, "only one run was left out")),
         "curves": lambda: draw(figures.draw_threshold_curves(sources.curves, sources.catalogue)),
         "reliability": lambda: draw(figures.draw_reliability(sources.reliability, sources.catalogue)),
@@ -181,12 +182,6 @@ def _list_networks(sources: Sources) -> Table:
             "minutes": round(history["seconds"].sum() / 60, 1),
         }
     return tabulate(pd.DataFrame.from_dict(rows, orient="index").rename_axis("network"))
-
-
-def _sort_ways(sources: Sources) -> pd.DataFrame:
-    scores = sources.record.scores
-    order = scores.loc["score"] if "score" in scores.index else scores.mean()
-    return scores[order.sort_values(ascending=False, kind="stable").index].T.rename_axis(sources.record.metric)
 
 
 def _judge(judged: Judged) -> dict[str, Any]:
