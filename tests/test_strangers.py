@@ -678,7 +678,7 @@ def check_collected(folders, drawn) -> str:
         assert all(after[name] == content for name, content in before.items())
         assert all(name.split("/")[:2] == ["kaggle", "working"] for name in new if name != "kaggle/working")
         files = {Path(name).name: content for name, content in new.items() if content is not None}
-        assert files.keys() <= {*environment._MOST_BYTES, "ensemble.json"} and b"secret" not in files.values()
+        assert files.keys() <= {*environment.MODEL_FILES, "ensemble.json"} and b"secret" not in files.values()
         assert all(len(Path(name).parts) == 6 for name, content in new.items() if content is not None)
     return "warned" if caught else "sound" if copied else "refused"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from kaggle_utils.kaggle.notebooks import find_notebooks
 from kaggle_utils.kaggle.wheels import PYTHON, collect_wheels, find_imports, find_wheel_faults
 from kaggle_utils.recipes import RECIPE_NAMES, Recipe, get_recipe, list_changes
-from kaggle_utils.system.environment import COMPETITION, NAME_PART
+from kaggle_utils.system.environment import COMPETITION, MODEL_FILES, NAME_PART
 from kaggle_utils.system.files import replacing_folder, write_text
 
 # The package's name in the letters of a Kaggle slug (6 to 50 of a-z, 0-9 and -): the dataset's title and slug. In
@@ -25,7 +25,6 @@ NAME = "kaggle-utils"
 _NEEDS = {"03": (True, ()), "04": (True, ("03",)), "05": (True, ("03", "04")), "06": (True, ("03", "04", "05"))}
 _SUBMISSION = "06"
 _MACHINE = "NvidiaTeslaT4"  # the CLI's name of "GPU T4 x2"; its default was a P100, which the image's torch cannot use
-_MODEL_FILES = ("config.json", "weights.safetensors", "thresholds.json", "history.csv")
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 OUT = _REPOSITORY / "work" / "publish"
@@ -198,7 +197,7 @@ def copy_models(models: Iterable[str | Path], dataset: Path, recipe: Recipe) -> 
                 f"{folder} was made with {' '.join(found) or 'the recipe as it is'}, not with "
                 f"{' '.join(wanted) or 'the recipe as it is'}: the notebooks on Kaggle would refuse it; set the same"
             )
-        for name in _MODEL_FILES:
+        for name in MODEL_FILES:
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, dataset / f"models--{group}--{folder.name}--{name}")
         if len(folder.parents) > 2 and (folder.parents[2] / "ensemble.json").is_file():

@@ -22,11 +22,12 @@ COMPETITION = "czii-cryo-et-object-identification"
 # A file of a model folder in a dataset without sub-folders: models--report-full--vnet_model_ribosome--config.json. A
 # part has no separator and begins with no dot, so it cannot lead out of the work folder.
 NAME_PART = r"([A-Za-z0-9_]+(?:[.-][A-Za-z0-9_]+)*)"
-# Inputs may come from strangers. Only these files of a model folder are copied, and none that has more bytes.
-_MOST_BYTES = {"config.json": 2**26, "thresholds.json": 2**26, "history.csv": 2**26, "weights.safetensors": 2**31}
+# The files of a model folder that travel to other notebooks and machines, and how many bytes each may have: inputs may
+# come from strangers.
+MODEL_FILES = {"config.json": 2**26, "thresholds.json": 2**26, "history.csv": 2**26, "weights.safetensors": 2**31}
 # Of a folder of model folders: what the comparison found, for the report.
 _RECORD = ("candidates.csv", "comparison.json")
-_FLAT_FILE = re.compile(rf"models--{NAME_PART}--{NAME_PART}--({'|'.join(map(re.escape, _MOST_BYTES))})")
+_FLAT_FILE = re.compile(rf"models--{NAME_PART}--{NAME_PART}--({'|'.join(map(re.escape, MODEL_FILES))})")
 # What the package needs but the images of Kaggle and Colab lack: module -> distribution.
 _NOT_IN_IMAGES = {"zarr": "zarr", "cc3d": "connected-components-3d"}
 _REPOSITORY = Path(__file__).resolve().parents[2]
@@ -161,9 +162,10 @@ def collect_outputs(here: Environment, root: Path = Path("/")) -> list[str]:
     Inputs may come from strangers. Only known files of a model folder are copied. If one is too large (2 GB for the
     weights, else 64 MB), or a link that leads out of its input, a warning says so and the model is left out."""
     copied = []
-    # The latest notebook first: each hands an ensemble's choice on, so an early notebook may have an outdated one.
-    places = sorted(_mounted(root), key=lambda place: place.name, reverse=True) if here.platform == "kaggle" else []
-    for place in sorted(places, key=_is_flat):
+    places = _mounted(root) if here.platform == "kaggle" else []
+    # Datasets last, and the latest notebook first: each hands an ensemble's choice on, so an early notebook may have an
+    # outdated one.
+    for place in sorted(places, key=lambda place: (not any(place.glob("models--*")), place.name), reverse=True):
         for target, files in {**_find_folders(place), **_find_flat(place)}.items():
             if (here.work / target).exists() or not all(_is_copied(file, name, place) for name, file in files.items()):
                 continue
@@ -209,7 +211,7 @@ def _find_folders(place: Path) -> dict[Path, dict[str, Path]]:
     """Return the finished model folders below PLACE/models: {folder relative to the work folder: {name: file}}."""
     folders = [config.parent for config in sorted(place.glob("models/[!.]*/[!.]*/config.json"))]
     return {
-        folder.relative_to(place): {name: folder / name for name in _MOST_BYTES if (folder / name).is_file()}
+        folder.relative_to(place): {name: folder / name for name in MODEL_FILES if (folder / name).is_file()}
         for folder in folders
     }
 
@@ -226,16 +228,12 @@ def _find_flat(place: Path) -> dict[Path, dict[str, Path]]:
 
 def _is_copied(file: Path, name: str, place: Path) -> bool:
     """Whether a file below `place` may be copied as `name`. If not, a warning says why."""
-    most, inside = _MOST_BYTES.get(name, 2**26), file.resolve().is_relative_to(place.resolve())
+    most, inside = MODEL_FILES.get(name, 2**26), file.resolve().is_relative_to(place.resolve())
     if inside and file.stat().st_size <= most:
         return True
     fault = f"has more than {most} bytes" if inside else f"is a link that leads out of {place}"
     warnings.warn(f"{file} {fault}: neither it nor the model that it belongs to is copied", stacklevel=3)
     return False
-
-
-def _is_flat(place: Path) -> bool:
-    return any(place.glob("models--*"))
 
 
 def find_platform(environ: Mapping[str, str] = os.environ) -> str:
