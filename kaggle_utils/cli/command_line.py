@@ -6,9 +6,9 @@
 import argparse
 import sys
 import warnings
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from kaggle_utils.cli.commands import import_data, notebooks, phantom, predict, publish, report, score, train, validate
 from kaggle_utils.recipes import RECIPE_NAMES, SCALES
@@ -38,23 +38,25 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    # Only given options are passed on, so that each default stands in one place.
-    settings: dict[str, Any] = {"argument_default": argparse.SUPPRESS}
     name = "kaggle-utils" if Path(sys.argv[0]).stem == "kaggle-utils" else "python -m kaggle_utils"
     parser = argparse.ArgumentParser(name, description="From a tomogram to submission.csv.", epilog=_STATUS)
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(required=True, metavar="command")
 
-    command = commands.add_parser("phantom", help="write synthetic tomograms in the competition's layout", **settings)
-    command.set_defaults(command=phantom)
+    def add(name: str, function: Callable[..., int], words: str, epilog: str | None = None) -> argparse.ArgumentParser:
+        # Only given options are passed on, so that each default stands in one place.
+        command = commands.add_parser(name, help=words, epilog=epilog, argument_default=argparse.SUPPRESS)
+        command.set_defaults(command=function)
+        return command
+
+    command = add("phantom", phantom, "write synthetic tomograms in the competition's layout")
     command.add_argument("out", type=Path, help="folder for train/, test/ and test_truth/")
     command.add_argument("--runs", type=int, metavar="N", help="training runs (4)")
     command.add_argument("--test-runs", type=int, metavar="N", help="test runs (2)")
     command.add_argument("--shape", type=int, nargs=3, metavar=("Z", "Y", "X"), help="in voxels (64 160 160)")
     command.add_argument("--seed", type=int, metavar="S", help="the same seed gives the same data (0)")
 
-    command = commands.add_parser("notebooks", help="run the notebooks in order and keep their figures", **settings)
-    command.set_defaults(command=notebooks)
+    command = add("notebooks", notebooks, "run the notebooks in order and keep their figures")
     command.add_argument(
         "--data",
         type=Path,
@@ -69,10 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--only", nargs="+", metavar="03", help="run only these notebooks, by number")
     command.add_argument("--refresh", action="store_true", help="write outputs into the notebooks, to commit them")
 
-    command = commands.add_parser(
-        "import", help="make runs of other programs' tomograms and picks", epilog=_STATUS, **settings
-    )
-    command.set_defaults(command=import_data)
+    command = add("import", import_data, "make runs of other programs' tomograms and picks", epilog=_STATUS)
     command.add_argument(
         "--tomograms",
         nargs="+",
@@ -110,18 +109,14 @@ def _parser() -> argparse.ArgumentParser:
         help="of the tomograms, for the setting tomogram; a run has one (denoised)",
     )
 
-    command = commands.add_parser("train", help="train and calibrate models on all runs of train/", **settings)
-    command.set_defaults(command=train)
+    command = add("train", train, "train and calibrate models on all runs of train/")
     _add_data(command, "train/")
     command.add_argument("--models", type=Path, required=True, metavar="DIR", help="folder for the model folders")
     _add_recipe(command)
     _add_settings(command)
     _add_device(command)
 
-    command = commands.add_parser(
-        "predict", help="run models over tomograms and write a submission", epilog=_STATUS, **settings
-    )
-    command.set_defaults(command=predict)
+    command = add("predict", predict, "run models over tomograms and write a submission", epilog=_STATUS)
     _add_data(command, "train/ and test/")
     command.add_argument(
         "--models",
@@ -186,8 +181,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--pictures", action="store_true", help="also draw slices of each run with its picks")
 
-    command = commands.add_parser("score", help="the competition's F-beta of a submission", **settings)
-    command.set_defaults(command=score)
+    command = add("score", score, "the competition's F-beta of a submission")
     command.add_argument("submission", type=Path, help="the CSV")
     command.add_argument(
         "--truth",
@@ -201,8 +195,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--json", dest="as_json", action="store_true", help="print JSON instead of a table")
 
-    command = commands.add_parser("validate", help="check a submission against every rule of the format", **settings)
-    command.set_defaults(command=validate)
+    command = add("validate", validate, "check a submission against every rule of the format")
     command.add_argument("submission", type=Path, help="the CSV")
     _add_data(command, "train/ and test/")
     command.add_argument("--split", choices=("train", "test"), help="part of the data (test)")
@@ -210,15 +203,13 @@ def _parser() -> argparse.ArgumentParser:
         "--particles", type=Path, metavar="PATH", help="particles.json, or the data folder that has it (of the data)"
     )
 
-    command = commands.add_parser("report", help="write all that a work folder knows into one page", **settings)
-    command.set_defaults(command=report)
+    command = add("report", report, "write all that a work folder knows into one page")
     command.add_argument("--work", type=Path, required=True, metavar="DIR", help="of the notebooks; gets report.html")
     command.add_argument(
         "--data", type=Path, metavar="DIR", help="folder with train/ and test/ (the work's phantom, else what is found)"
     )
 
-    command = commands.add_parser("publish", help="make a dataset and the notebooks ready for Kaggle", **settings)
-    command.set_defaults(command=publish)
+    command = add("publish", publish, "make a dataset and the notebooks ready for Kaggle")
     command.add_argument("--user", required=True, metavar="NAME", help="as in kaggle.com/NAME")
     command.add_argument(
         "--models",

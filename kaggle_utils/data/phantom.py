@@ -226,12 +226,12 @@ def write_run(
 ) -> None:
     """Write one run's tomograms and picks below OUT/<split>; a test run's picks go to OUT/test_truth instead."""
     names, centres = place_particles(shape, rng)
-    folder = Path(out) / split / "static" / "ExperimentRuns" / run / "VoxelSpacing10.000"
+    folder = out / split / "static" / "ExperimentRuns" / run / "VoxelSpacing10.000"
     for kind, volume in image_specimen(draw_particles(shape, names, centres, rng), rng, kinds):
         write_ome_zarr(folder / f"{kind}.zarr", volume, SPACING)
     picks = make_picks(run, names, voxel_to_angstrom(centres, VOXEL))
     truth = "test_truth" if split == "test" else split
-    write_picks(picks, Path(out) / truth / "overlay" / "ExperimentRuns", prefix=False)
+    write_picks(picks, out / truth / "overlay" / "ExperimentRuns", prefix=False)
 
 
 def write_phantom(
