@@ -495,16 +495,16 @@ def train_competition(job: Job, network: Callable[[], nn.Module] | None = None, 
     runs, crops, epochs = job.load_runs(recipe), 0, settings.epochs
     with putting_in(network):
         parameters = count_parameters(build(settings, recipe))
-        fixed, a_crop = measure_fold(runs, architecture, recipe, job)
+        once, fixed, a_crop = measure_fold(runs, architecture, recipe, job)
         clock, folds = job.start_clock(), list_folds(len(runs), recipe)
         for number, fold in enumerate(folds):
             before = clock.minutes
-            an_epoch = (job.minutes - before) / (len(folds) - number) / epochs
+            an_epoch = ((job.minutes - before) / (len(folds) - number) - once) / epochs
             chosen = replace(recipe, crops=max(settings.batch_size, int((an_epoch - fixed) / a_crop)))
             train_fold(runs, architecture, fold, chosen, job.folder, job.device)
             crops += epochs * chosen.crops
             # The next fold knows better what a crop takes.
-            a_crop = max(((clock.minutes - before) / epochs - fixed) / chosen.crops, a_crop / 2)
+            a_crop = max(((clock.minutes - before - once) / epochs - fixed) / chosen.crops, a_crop / 2)
             log(f"{job.folder.name}: {epochs} epochs of {chosen.crops} crops; {clock.minutes:.1f} minutes spent")
     steps = crops // settings.batch_size
     return Training(parameters, steps, crops * recipe.subvolume_size**3, clock.minutes, clock.wall_minutes)
@@ -537,28 +537,29 @@ def putting_in(network: Callable[[], nn.Module] | None) -> AbstractContextManage
     return patch.dict(ARCHITECTURES, {"unet": lambda *_, **__: network()}) if network else nullcontext()
 
 
-def measure_fold(runs: list[Run], architecture: str, recipe: CompetitionRecipe, job: Job) -> tuple[float, float]:
-    """Return the machine minutes that an epoch takes beside its crops, and those of a crop.
+def measure_fold(runs: list[Run], architecture: str, recipe: CompetitionRecipe, job: Job) -> tuple[float, float, float]:
+    """Return the machine minutes that a training takes once, those of an epoch beside its crops, and those of a crop.
 
-    Epochs are measured with more and more crops, until one takes twice as long as that with the fewest: a difference
-    no larger than chance would say that crops cost nothing, and their number would have no bounds."""
-    settings = replace(getattr(recipe, architecture), epochs=1)
+    More and more crops are measured, until they make a training half as long again: a difference no larger than chance
+    would say that crops cost nothing, and their number would have no bounds."""
+    settings = getattr(recipe, architecture)
 
-    def measure(crops: int) -> float:
+    def measure(crops: int, epochs: int = 1) -> float:
         with tempfile.TemporaryDirectory() as folder:
             clock = job.start_clock()
-            short = replace(recipe, crops=crops, **{architecture: settings})
+            short = replace(recipe, crops=crops, **{architecture: replace(settings, epochs=epochs)})
             train_fold(runs, architecture, 0, short, Path(folder), job.device)
             return clock.minutes
 
     fewest = most = 2 * MEASURED
     measure(fewest)  # a warm-up
     shortest = longest = measure(fewest)
-    while longest < 2 * shortest:
-        most *= 2
+    an_epoch = max(0.0, measure(fewest, epochs=3) - shortest) / 2
+    while longest < 1.5 * shortest:
+        most *= 4
         longest = measure(most)
     a_crop = (longest - shortest) / (most - fewest)
-    return max(0.0, shortest - a_crop * fewest), a_crop
+    return max(0.0, shortest - an_epoch), max(0.0, an_epoch - a_crop * fewest), a_crop
 
 
 # The kit's report recipe.
