@@ -86,7 +86,8 @@ def draw_picks(
         draw_cuts(axes, *cut_spheres(picks, voxel_spacing, catalogue, z), catalogue)
     add_scale_bar(panels[0], volume.shape[2] * voxel_spacing / 10)
     figure.legend(handles=make_handles(picks["particle_type"], True, catalogue), loc="outside right center")
-    set_title(figure, f"{name_runs(picks)}: {len(picks)} picks, and circles where slices cut their spheres")
+    many = f": {len(picks)} picks, and circles where slices cut their spheres" if len(picks) else ""
+    set_title(figure, f"{name_runs(picks)}{many}")
     return figure
 
 

@@ -38,7 +38,7 @@ def build_folder(
     settings: Sequence[str] = (),
     python: str = PYTHON,
 ) -> Path:
-    """Write OUT/dataset and OUT/kernels/<slug>, check them, and return OUT; it is replaced as a whole or not at all.
+    """Write OUT/dataset and OUT/kernels/<slug>, check the wheels, return OUT; it is replaced as a whole or not at all.
 
     Parameters
     ----------
@@ -60,8 +60,8 @@ def build_folder(
         When pip fails.
     ValueError
         For a name that no Kaggle user can have, for settings that `get_recipe` refuses at full scale (for the demo
-        scale it is a warning), for models that cannot be published, and with a line for every fault that the check
-        finds.
+        scale it is a warning), for models that cannot be published, and with a line for every fault of the
+        wheels.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", user):
         raise ValueError(f"{user!r} is not a Kaggle user name; give NAME of your profile's address, kaggle.com/NAME")

@@ -36,9 +36,14 @@ def claiming(folder: Path, config: dict, free: dict) -> Iterator[bool]:
         yield bool(told)
 
 
+def has_model(folder: Path) -> bool:
+    """Whether a folder has a finished model, of whichever settings."""
+    return (folder / "config.json").is_file() and (folder / "weights.safetensors").is_file()
+
+
 def _is_finished(folder: Path, config: dict) -> bool:
     """Whether a folder has a finished model; raises ValueError when it was trained with other settings or data."""
-    if not (folder / "config.json").is_file() or not (folder / "weights.safetensors").is_file():
+    if not has_model(folder):
         return False
     found, advice = read_config(folder), "delete it, or choose another folder for models (in notebooks CZII_WORK)"
     if changes := compare_particles(read_catalogue(found), read_catalogue(config)):

@@ -26,11 +26,12 @@ _TRIES = 2
 
 class Job(NamedTuple):
     """A model to train. `train` takes the runs, `settings`, a device and the line of the progress bar, and returns the
-    model's folder."""
+    model's folder. A job that is `done` takes no time."""
 
     name: str
     train: Callable[..., Path]
     settings: tuple
+    done: bool = False
 
 
 class Queue:
@@ -40,7 +41,7 @@ class Queue:
     def __init__(self, jobs: Sequence[Job], deadline: float = math.inf):
         self._jobs, self._waiting = jobs, deque(range(len(jobs)))
         self._deadline, self._longest = deadline, 0.0
-        self._failed: dict[int, list[str]] = {}  # job -> the devices that it failed on
+        self._failed: dict[int, list[tuple[str, Exception]]] = {}  # job -> the devices that it failed on, and how
         self._outcomes: dict[int, Path | Exception] = {}
 
     def __bool__(self) -> bool:
@@ -48,12 +49,15 @@ class Queue:
 
     def take(self, device: str, devices: Sequence[str] = ()) -> tuple[int, Job] | None:
         """The next job for a device, or None. A job that failed on it stays in the queue while another one of
-        `devices` can still try it. Without time for another job, all that wait are left out."""
+        `devices` can still try it. Without time for another job, all that wait and are not done are left out."""
         if time.monotonic() + self._longest > self._deadline:
-            self._outcomes |= dict.fromkeys(self._waiting, TimeoutError("too little time is left for it"))
-            self._waiting.clear()
+            for number in [number for number in self._waiting if not self._jobs[number].done]:
+                self._waiting.remove(number)
+                late = TimeoutError(f"too little time is left for {self._jobs[number].name}; give more hours")
+                self._outcomes[number] = self._failed[number][-1][1] if number in self._failed else late
         for number in self._waiting:
-            if device not in self._failed.get(number, ()) or not set(devices) - {*self._failed[number]}:
+            failed = {device for device, _ in self._failed.get(number, ())}
+            if device not in failed or not set(devices) - failed:
                 self._waiting.remove(number)
                 return number, self._jobs[number]
         return None
@@ -65,7 +69,7 @@ class Queue:
             raise outcome
         self._longest = max(self._longest, seconds)
         if isinstance(outcome, Exception):
-            self._failed.setdefault(number, []).append(device)
+            self._failed.setdefault(number, []).append((device, outcome))
             if len(self._failed[number]) < _TRIES:
                 self._waiting.append(number)
                 return
@@ -82,8 +86,11 @@ class Queue:
                     raise outcome
         for number, (job, outcome) in enumerate(zip(self._jobs, outcomes, strict=True)):
             if isinstance(outcome, Exception):
-                tried = len(self._failed.get(number, ())) == _TRIES
-                why = f"it failed {_TRIES} times, the last time with {explain(outcome)}" if tried else str(outcome)
+                tries, why = len(self._failed.get(number, ())), "too little time is left for it"
+                if tries == _TRIES:
+                    why = f"it failed {_TRIES} times, the last time with {explain(outcome)}"
+                elif tries:
+                    why = f"it failed with {explain(outcome)}, and too little time is left for another try"
                 warnings.warn(f"{job.name} is left out: {why}; run again to train it", stacklevel=4)
         return folders
 

@@ -36,7 +36,7 @@ from kaggle_utils.recipes import CompetitionRecipe, ModelRecipe, Recipe, list_ch
 from kaggle_utils.system.environment import STARTED, check_hours
 from kaggle_utils.training.board import check_log
 from kaggle_utils.training.checkpoints import telling
-from kaggle_utils.training.claims import claiming
+from kaggle_utils.training.claims import claiming, has_model
 from kaggle_utils.training.fitting import fit
 from kaggle_utils.training.judging import evaluate, judge_maps
 from kaggle_utils.training.parallel import choose_share, find_rank, is_launched, joining
@@ -68,8 +68,9 @@ def train_models(
     A training that fails, or whose process dies, is tried once more; if it fails again, it is left out with a warning,
     and the others go on. With `hours`, counted from the start of this process (`environment.STARTED`), a training that
     would not end in time is left out, too: a notebook that Kaggle has to end is not complete, and the next ones need
-    complete ones. When none is left, raises what `load_runs`, `check_datasets` and `fit` raise, and TimeoutError when
-    time was too short for the first. OtherSettings is raised at once, and ValueError for `hours` that are none."""
+    complete ones. Processes of torchrun know no such limit. When none is left, raises what `load_runs`,
+    `check_datasets` and `fit` raise, and TimeoutError when time was too short for the first. OtherSettings is raised at
+    once, and ValueError for `hours` that are none."""
     check_log(recipe.log)
     hours = check_hours(hours)
     deadline = math.inf if hours is None else STARTED + (1 - _RESERVE) * 3600 * hours
@@ -80,7 +81,12 @@ def train_models(
         _check_runs(data, runs, recipe)  # before hours of training, not when a run's fold comes
     architectures = [architecture] if isinstance(architecture, str) else architecture
     jobs = [
-        Job(name_model(kind, name), train, (kind, target, recipe, Path(folder)))
+        Job(
+            model := name_model(kind, name),
+            train,
+            (kind, target, recipe, Path(folder)),
+            done=has_model(Path(folder) / model),
+        )
         for kind in architectures
         for name, target in targets.items()
     ]

@@ -125,7 +125,7 @@ def test_figures_of_no_picks():
     """Runs without annotations, and models that find nothing, must not break a notebook."""
     nothing = POINTS[:0]
     assert "no picks" in figures.draw_run(VOLUME, SPACING, nothing).get_suptitle()
-    assert "0 picks" in figures.draw_picks(VOLUME, SPACING, nothing).get_suptitle()
+    assert figures.draw_picks(VOLUME, SPACING, nothing).get_suptitle() == "no picks"
     figures.draw_particles_3d(nothing)
     figures.draw_picks_and_truth(VOLUME, SPACING, nothing, POINTS)
     figures.draw_picks_and_truth(VOLUME, SPACING, nothing, nothing)

@@ -808,8 +808,28 @@ def test_a_training_that_would_not_end_in_time_does_not_begin(tmp_path, monkeypa
     (message,) = (str(one.message) for one in told)
     assert message == "d is left out: too little time is left for it; run again to train it"
     for devices in (["cpu"], ["cpu", "cpu:0"]):
-        with pytest.raises(TimeoutError, match="too little time is left"):
+        with pytest.raises(TimeoutError, match="too little time is left for a; give more hours"):
             run_jobs(load_nothing, jobs, devices, clock[0] - 1)
+    finished = [jobs[0], jobs[1]._replace(done=True), jobs[2]]
+    with pytest.warns(UserWarning, match="a is left out.*time|c is left out.*time"):
+        assert run_jobs(load_nothing, finished, ["cpu"], clock[0] - 1) == [tmp_path / "b"]
+
+
+def test_a_training_without_time_for_another_try_says_what_was_wrong(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(queue, "time", Mock(monotonic=lambda: clock[0]))
+
+    def fail(runs, target, device, position) -> Path:
+        clock[0] += 2.0
+        if target == "bad":
+            raise ArithmeticError("the loss is not finite")
+        return tmp_path / target
+
+    jobs = [Job(name, fail, (name,)) for name in ("bad", "good")]
+    with pytest.warns(UserWarning, match="bad is left out: it failed with .*not finite.*time is left for another try"):
+        assert run_jobs(load_nothing, jobs, ["cpu"], 4.5) == [tmp_path / "good"]
+    with pytest.raises(ArithmeticError, match="not finite"):
+        run_jobs(load_nothing, jobs[:1], ["cpu"], clock[0] + 1)
 
 
 def test_hours_count_from_the_start_of_the_process_and_leave_a_twentieth_for_the_rest(monkeypatch):
