@@ -446,7 +446,9 @@ texts = st.sampled_from(
 
 def write_rows(rows: list[list[str]], bom: bytes = b"", end: str = "\n") -> bytes:
     file = io.StringIO(newline="")
-    csv.writer(file, lineterminator=end).writerows(rows)
+    # Before Python 3.13 a lone \r is not quoted by itself, and then it ends a line.
+    quoting = csv.QUOTE_ALL if any("\r" in field for row in rows for field in row) else csv.QUOTE_MINIMAL
+    csv.writer(file, lineterminator=end, quoting=quoting).writerows(rows)
     return bom + file.getvalue().encode("utf-8", "surrogatepass")
 
 

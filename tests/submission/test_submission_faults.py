@@ -204,13 +204,13 @@ def test_data_models_and_package_may_be_read_only(six_runs, models, undisturbed,
     real = Path(sys.base_prefix).resolve()
     mounts = {real: ("ro", real), python: ("ro", python)} if python != real else {real: ("ro", real)}
     mounts |= {"/kit/kaggle_utils": ("ro", package), "/data": ("ro", six_runs), "/models": ("ro", models)}
-    mounts["/work"] = ("rw", work)
-    arguments = ["--data", "/data", "--models", "/models", "--out", "/work/submission.csv", "--device", "cpu"]
+    mounts["/kit-work"] = ("rw", work)
+    arguments = ["--data", "/data", "--models", "/models", "--out", "/kit-work/submission.csv", "--device", "cpu"]
     done = run_in_machine(
         [sys.executable, "-m", "kaggle_utils", "predict", *arguments],
         mounts,
         {"PYTHONPATH": "/kit", "OMP_NUM_THREADS": "1"},
-        cwd="/work",
+        cwd="/kit-work",
     )
     assert done.returncode == 0, done.stderr
     assert (work / "submission.csv").read_bytes() == undisturbed[0]
